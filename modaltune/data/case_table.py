@@ -1,0 +1,205 @@
+"""The cases table of a site: local columns and codes become canonical columns and vocabulary values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+
+import pandas as pd
+
+from modaltune.data.cohort import SPLITS
+from modaltune.data.tables import identifiers, rows
+from modaltune.errors import CaseTableError, LabelError
+
+CANONICAL = ("case_id", "split", "diagnosis", "stage", "grade", "time_months", "event", "age", "sex")
+SURVIVAL_COLUMNS = ("time_months", "event")
+OLDEST_AGE = 120
+SEXES = {"m": "male", "f": "female"}
+SHORT_LABEL = 60
+"""Label values up to this many characters may be shown in a message."""
+
+_AJCC = re.compile(r"(?:stage\s+)?(I{1,3}|IV)\s*[A-D]?[0-9]?", re.IGNORECASE)
+
+
+def task_columns(task: str) -> tuple[str, ...]:
+    """The canonical columns that hold a task's labels."""
+    return SURVIVAL_COLUMNS if task == "survival" else (task,)
+
+
+def labelled(cases: pd.DataFrame, task: str) -> pd.Series:
+    """Mask of the cases that have a label for a task."""
+    return cases[list(task_columns(task))].notna().all(axis=1)
+
+
+def clean_cases(
+    table: pd.DataFrame,
+    *,
+    site: str,
+    where: str,
+    tasks: Collection[str],
+    columns: Mapping[str, str],
+    codes: Mapping[str, Mapping[str, str]],
+    labels: Mapping[str, Collection[str]],
+) -> pd.DataFrame:
+    """Check a cases table and bring it into canonical form.
+
+    Args:
+        table: one row a patient, local column names.
+        site: name of the site, for messages.
+        where: what messages call the table.
+        tasks: tasks that the site labels; label columns of other tasks are left out.
+        columns: canonical column name -> local one; names beyond the canonical ones are kept as extra columns.
+        codes: per task, local code -> vocabulary value; an empty value means unlabelled.
+        labels: per task, the vocabulary values; a task that is absent here takes any text.
+    Returns:
+        Index ``case_id``; ``split`` if the table has it, label columns of the tasks, ``age``, ``sex``, extra columns.
+    """
+    renamed = _canonical(table, columns, where)
+    cases = pd.DataFrame(index=renamed.index)
+    cases["case_id"] = identifiers(renamed, "case_id", where=where, error=CaseTableError, unique=True)
+    if "split" in renamed:
+        cases["split"] = _split(renamed["split"], where)
+    for task in tasks:
+        _require_columns(renamed, task, where)
+        if task == "survival":
+            cases[list(SURVIVAL_COLUMNS)] = _survival(renamed, where)
+        else:
+            values = _coded(renamed[task], task, codes.get(task, {}), labels.get(task))
+            _require_known(values, task, site, labels.get(task), set(cases["case_id"]))
+            cases[task] = values
+    if "age" in renamed:
+        cases["age"] = _age(renamed["age"], where)
+    if "sex" in renamed:
+        cases["sex"] = _sex(renamed["sex"])
+    for extra in (name for name in columns if name not in CANONICAL and name not in tasks):
+        cases[extra] = renamed[extra]
+    return cases.set_index("case_id")
+
+
+def _canonical(table: pd.DataFrame, columns: Mapping[str, str], where: str) -> pd.DataFrame:
+    missing = sorted(local for local in columns.values() if local not in table.columns)
+    if missing:
+        raise CaseTableError(
+            f"{where}: column {missing[0]!r} named in [columns] of site.toml is missing; "
+            f"the table has {', '.join(map(str, table.columns[:12]))}"
+        )
+    untouched = [name for name in table.columns if name not in columns]
+    renamed = table[untouched].copy()
+    for canonical, local in columns.items():
+        renamed[canonical] = table[local]
+    return renamed
+
+
+def _require_columns(table: pd.DataFrame, task: str, where: str) -> None:
+    missing = [column for column in task_columns(task) if column not in table]
+    if missing:
+        raise CaseTableError(
+            f"{where}: task {task!r} needs column {' and '.join(map(repr, missing))}, which is missing; "
+            f"map it in [columns] of site.toml or take {task!r} out of 'tasks'"
+        )
+
+
+def _text(values: pd.Series) -> pd.Series:
+    """Values as stripped text, None when blank; whole numbers lose a trailing ``.0``."""
+    if pd.api.types.is_float_dtype(values) and bool((values.dropna() % 1 == 0).all()):
+        values = values.astype("Int64")
+    text = values.astype("string").str.strip()
+    return text.astype(object).where(text.notna() & (text != ""), None)
+
+
+def _coded(values: pd.Series, task: str, codes: Mapping[str, str], known: Collection[str] | None) -> pd.Series:
+    spelling = {value.casefold(): value for value in known or ()}
+
+    def vocabulary_value(local: str | None) -> str | None:
+        if local is None:
+            return None
+        if local in codes:
+            return codes[local] or None
+        if local.casefold() in spelling:
+            return spelling[local.casefold()]
+        if task == "stage" and (level := _AJCC.fullmatch(local)):
+            return level[1].upper()
+        return local
+
+    mapped = [vocabulary_value(local) for local in _text(values)]
+    return pd.Series(mapped, index=values.index, dtype=object)
+
+
+def _require_known(
+    values: pd.Series, task: str, site: str, known: Collection[str] | None, case_ids: Collection[str]
+) -> None:
+    if known is None:
+        return
+    unknown = values.notna() & ~values.isin(list(known))
+    if not unknown.any():
+        return
+    value = str(values[unknown].iloc[0])
+    shown = f" such as {value!r}" if _may_be_shown(value, case_ids) else ""
+    raise LabelError(
+        f"site {site}: task {task!r} has labels outside the vocabulary{shown} in {rows(unknown)}; "
+        f"known: {', '.join(map(repr, known))}. Map local codes under [labels.{task}] in site.toml ('' = unlabelled)"
+    )
+
+
+def _may_be_shown(value: str, case_ids: Collection[str]) -> bool:
+    """A label value is a category, not patient data; numbers, long texts and identifiers may be something else."""
+    words = len(value) <= SHORT_LABEL and value.isprintable() and any(letter.isalpha() for letter in value)
+    return words and not any(case in value for case in case_ids)
+
+
+def _split(values: pd.Series, where: str) -> pd.Series:
+    text = _text(values)
+    unknown = ~text.isin(SPLITS)
+    if unknown.any():
+        raise CaseTableError(
+            f"{where}: 'split' is not one of {', '.join(SPLITS)} in {rows(unknown)}; correct or drop the column"
+        )
+    return text
+
+
+def _numbers(values: pd.Series, column: str, where: str) -> pd.Series:
+    numbers = pd.to_numeric(values, errors="coerce").astype("float64")
+    broken = numbers.isna() & values.notna() & (values.astype("string").str.strip() != "")
+    if broken.astype(bool).any():
+        raise CaseTableError(f"{where}: {column!r} is not a number in {rows(broken)}; expected a number or a blank")
+    return numbers
+
+
+def _survival(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    time, event = (_numbers(table[column], column, where) for column in SURVIVAL_COLUMNS)
+    checks = (
+        (
+            event.notna() & ~event.isin([0, 1]),
+            "'event' is neither 0 nor 1",
+            "expected 1 = death observed, 0 = censored",
+        ),
+        (event.notna() & time.isna(), "'event' is given but 'time_months' is blank", "fill in or blank both"),
+        (time.notna() & event.isna(), "'time_months' is given but 'event' is blank", "fill in or blank both"),
+        (
+            time.notna() & ~((time > 0) & (time < float("inf"))),
+            "'time_months' is not above 0",
+            "expected months of follow-up",
+        ),
+    )
+    for wrong, problem, remedy in checks:
+        if wrong.any():
+            raise CaseTableError(f"{where}: {problem} in {rows(wrong)}; {remedy}")
+    return pd.DataFrame({"time_months": time, "event": event})
+
+
+def _age(values: pd.Series, where: str) -> pd.Series:
+    age = _numbers(values, "age", where)
+    implausible = age.notna() & ~age.between(0, OLDEST_AGE)
+    if implausible.any():
+        raise CaseTableError(
+            f"{where}: 'age' is outside 0 to {OLDEST_AGE} in {rows(implausible)}; expected years, not days"
+        )
+    return age
+
+
+def _sex(values: pd.Series) -> pd.Series:
+    text = _text(values)
+    lower = [None if value is None else str(value).lower() for value in text]
+    return pd.Series(
+        [None if value is None else SEXES.get(value, value) for value in lower], index=values.index, dtype=object
+    )

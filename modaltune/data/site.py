@@ -1,0 +1,239 @@
+"""A hospital's folder: ``site.toml`` and the files that it names become one validated cohort."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import tomllib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from modaltune.data.bags import BagFiles, SlideFile
+from modaltune.data.case_table import clean_cases, labelled, task_columns
+from modaltune.data.cohort import Bag, Cohort
+from modaltune.data.tables import clean_expression, identifiers, read_table, rows
+from modaltune.errors import CaseTableError, ExpressionError, FeatureFileError, LabelError, SiteFolderError
+
+SITE_FILE = "site.toml"
+HASH_SPLIT = {"train": 0.65, "val": 0.10, "test": 0.25}
+SLIDE_COLUMNS = ("slide_id", "case_id", "file")
+
+logger = logging.getLogger(__name__)
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+
+
+class SitePaths(BaseModel):
+    """Files of a site, relative to its folder; an absent key is an absent modality."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cases: str = "cases.parquet"
+    expression: str | None = None
+    slides: str | None = None
+    features: str | None = None
+
+    @model_validator(mode="after")
+    def _slides_with_features(self) -> SitePaths:
+        if (self.slides is None) != (self.features is None):
+            raise ValueError("'slides' and 'features' go together: give both or neither")
+        return self
+
+
+class SitePolicy(BaseModel):
+    """What a site allows to leave."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_cell: int = Field(default=5, ge=1)
+
+
+class SiteConfig(BaseModel):
+    """The content of ``site.toml``.
+
+    Attributes:
+        name: name of the site in the federation's roster.
+        tasks: tasks that the site labels.
+        paths: its files.
+        columns: canonical column name -> local column name.
+        labels: per task, local code -> vocabulary value; ``""`` means unlabelled.
+        policy: what may leave.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name
+    tasks: tuple[Name, ...] = Field(min_length=1)
+    paths: SitePaths = SitePaths()
+    columns: dict[str, str] = {}
+    labels: dict[str, dict[str, str]] = {}
+    policy: SitePolicy = SitePolicy()
+
+    @model_validator(mode="after")
+    def _tasks_are_consistent(self) -> SiteConfig:
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError("'tasks' names a task twice")
+        strangers = sorted(set(self.labels) - set(self.tasks))
+        if strangers:
+            raise ValueError(f"[labels.{strangers[0]}] is for a task that 'tasks' does not list")
+        return self
+
+
+def read_site_config(folder: Path) -> SiteConfig:
+    """Read and check ``site.toml`` of a site folder.
+
+    Raises:
+        SiteFolderError: folder or file is absent, not TOML, or has an unknown, missing or wrong key.
+    """
+    if not folder.is_dir():
+        raise SiteFolderError(f"{folder}: no such site folder; make one as docs/data.md describes, or correct the path")
+    path = folder / SITE_FILE
+    if not path.is_file():
+        raise SiteFolderError(f"{folder}: {SITE_FILE} is missing; see docs/data.md for an example")
+    try:
+        return SiteConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SiteFolderError(f"{path}: not valid TOML ({error}); correct that line") from error
+    except ValidationError as error:
+        raise SiteFolderError(f"{path}: {_first_problem(error)}") from error
+
+
+def load_site(folder: Path, *, split_salt: str, labels: Mapping[str, Collection[str]] | None = None) -> Cohort:
+    """Read and check everything in a site folder.
+
+    Args:
+        folder: folder with ``site.toml``.
+        split_salt: salt of the hash split, used when the cases table has no ``split`` column.
+        labels: per task, the vocabulary values; a task that is absent takes any text.
+    Returns:
+        The usable cases: those with a slide or an expression row. Others are left out and counted in the log.
+    Raises:
+        DataError: one line that says what is wrong where, and how to correct it.
+    """
+    config = read_site_config(folder)
+    cases = _load_cases(folder, config, labels or {})
+    expression = _load_expression(folder, config, cases.index)
+    bags = _load_bags(folder, config, cases.index)
+    usable = cases.index.isin([*bags, *(expression.index if expression is not None else ())])
+    if not usable.any():
+        raise SiteFolderError(
+            f"site {config.name}: none of {len(cases)} cases has a slide or an expression row; "
+            "set paths.expression or paths.slides and paths.features in site.toml"
+        )
+    if not usable.all():
+        logger.warning(
+            "site %s: %d of %d cases left out: neither slide nor expression", config.name, (~usable).sum(), len(usable)
+        )
+    cases = cases[usable]
+    if "split" not in cases:
+        cases.insert(0, "split", [hash_split(str(case), split_salt) for case in cases.index])
+    _require_labels(cases, config)
+    return Cohort(site=config.name, tasks=config.tasks, cases=cases, expression=expression, bags=bags)
+
+
+def hash_split(case_id: str, salt: str) -> str:
+    """The split of a case: fixed for ever by its identifier and the salt, so new patients move nobody."""
+    digest = hashlib.sha256(f"{salt}:{case_id}".encode()).digest()
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    train, val = HASH_SPLIT["train"], HASH_SPLIT["train"] + HASH_SPLIT["val"]
+    return "train" if place < train else "val" if place < val else "test"
+
+
+def _where(config: SiteConfig, file: str) -> str:
+    return f"site {config.name}: {file}"
+
+
+def _load_cases(folder: Path, config: SiteConfig, labels: Mapping[str, Collection[str]]) -> pd.DataFrame:
+    where = _where(config, config.paths.cases)
+    coded = ("case_id", *(column for task in config.tasks if task != "survival" for column in task_columns(task)))
+    text = [config.columns.get(name, name) for name in coded]
+    table = read_table(folder / config.paths.cases, where=where, error=CaseTableError, text=text)
+    return clean_cases(
+        table,
+        site=config.name,
+        where=where,
+        tasks=config.tasks,
+        columns=config.columns,
+        codes=config.labels,
+        labels=labels,
+    )
+
+
+def _load_expression(folder: Path, config: SiteConfig, cases: pd.Index) -> pd.DataFrame | None:
+    """The expression rows of known cases, in the order of the cases table."""
+    if config.paths.expression is None:
+        return None
+    where = _where(config, config.paths.expression)
+    local = config.columns.get("case_id", "case_id")
+    table = read_table(folder / config.paths.expression, where=where, error=ExpressionError, text=["case_id", local])
+    key = local if local in table.columns else "case_id"
+    expression = clean_expression(table, key=key, where=where)
+    known = expression.index.isin(cases)
+    if not known.any():
+        raise ExpressionError(
+            f"{where}: none of {len(expression)} rows belongs to a case of {config.paths.cases}; "
+            "use the same case_id in both tables"
+        )
+    if not known.all():
+        logger.warning("%s: %d of %d rows belong to no case and are ignored", where, (~known).sum(), len(known))
+    return expression.loc[cases[cases.isin(expression.index)]]
+
+
+def _load_bags(folder: Path, config: SiteConfig, cases: pd.Index) -> Mapping[str, tuple[Bag, ...]]:
+    if config.paths.slides is None or config.paths.features is None:
+        return {}
+    where = _where(config, config.paths.slides)
+    table = read_table(folder / config.paths.slides, where=where, error=FeatureFileError, text=SLIDE_COLUMNS)
+    text = {
+        name: identifiers(table, name, where=where, error=FeatureFileError, unique=name == "slide_id")
+        for name in SLIDE_COLUMNS
+    }
+    features = folder / config.paths.features
+    if not features.is_dir():
+        raise SiteFolderError(f"site {config.name}: paths.features is not a folder; correct it in site.toml")
+    strangers = ~text["case_id"].isin(cases)
+    if strangers.any():
+        raise FeatureFileError(
+            f"{where}: case_id is not in {config.paths.cases} in {rows(strangers)}; add the cases or remove the rows"
+        )
+    absent = ~text["file"].map(lambda file: (features / file).is_file())
+    if absent.any():
+        raise FeatureFileError(
+            f"{where}: the feature file is absent in {rows(absent)}; expected it inside {config.paths.features}/"
+        )
+    files: dict[str, list[SlideFile]] = {}
+    for row in text["slide_id"].sort_values().index:
+        slide = SlideFile(features / text["file"][row], f"{where}, file of row {row + 1}")
+        files.setdefault(text["case_id"][row], []).append(slide)
+    return BagFiles({case: files[case] for case in cases if case in files})
+
+
+def _require_labels(cases: pd.DataFrame, config: SiteConfig) -> None:
+    for task in config.tasks:
+        if not labelled(cases, task).any():
+            raise LabelError(
+                f"site {config.name}: task {task!r} is listed but none of {len(cases)} usable cases has a label; "
+                f"fill in {' and '.join(task_columns(task))}, or take {task!r} out of 'tasks' in {SITE_FILE}"
+            )
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    place = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        known = ", ".join(_known_keys(problem["loc"]))
+        return f"unknown key {place!r}; known keys: {known}. Correct its spelling or remove it"
+    if problem["type"] == "missing":
+        return f"key {place!r} is missing; add it"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
+
+
+def _known_keys(place: tuple[int | str, ...]) -> list[str]:
+    sections: dict[str, type[BaseModel]] = {"paths": SitePaths, "policy": SitePolicy}
+    model = sections[str(place[0])] if len(place) > 1 else SiteConfig
+    return list(model.model_fields)

@@ -1,0 +1,225 @@
+"""TCGA tables (``DIR/COHORT/*.parquet``, see docs/data.md) as canonical cases, expression and image tokens.
+
+A case is eligible when it has a row in the expression table or in the image table: where every modality is missing,
+"missing" would be the label. What is left out or changed is counted, so that commands can print it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from modaltune.data.cohort import Bag
+from modaltune.data.image_tokens import IMAGE_TABLES, TOKEN_PIXELS, image_tokens
+from modaltune.data.tables import clean_expression, identifiers, read_table
+from modaltune.errors import ConfigError, DataError
+
+DIAGNOSES: Mapping[str, tuple[str, ...]] = {
+    "BLCA": ("transitional cell carcinoma", "papillary transitional cell carcinoma"),
+    "BRCA": ("invasive ductal carcinoma", "invasive lobular carcinoma"),
+    "COADREAD": ("colon adenocarcinoma", "rectal adenocarcinoma"),
+    "GBMLGG": ("glioblastoma", "lower-grade glioma"),
+    "NSCLC": ("lung adenocarcinoma", "lung squamous cell carcinoma"),
+    "RCC": ("papillary renal cell carcinoma", "clear cell renal cell carcinoma", "chromophobe renal cell carcinoma"),
+}
+"""Per cohort, the vocabulary value of ``primary_class`` 0, 1, 2; -1 is another histology, left unlabelled."""
+
+STAGES = ("I", "II", "III", "IV")
+GRADES = ("G2", "G3")
+GRADED = ("GBMLGG",)
+SHORTEST_MONTHS = 0.1
+"""Follow-up that replaces times at or below zero."""
+
+_HELP = "expected tables laid out as described in docs/data.md, which says where to get TCGA data"
+_COLUMNS = ("case_id", "hospital", "primary_class", "os_months", "os_event", "age", "sex")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TcgaTables:
+    """One cohort, eligible cases only.
+
+    Attributes:
+        cohort: its name, e.g. ``BRCA``.
+        cases: index ``case_id``; ``hospital``, ``diagnosis``, ``stage`` or ``grade`` (None when unlabelled),
+            ``time_months`` (> 0), ``event`` (1 = death observed), ``age`` (years), ``sex``.
+        expression: ``[cases, genes]`` float32, index ``case_id``.
+        image: ``[cases, measurements]``, index ``case_id``; None when the cohort has no image table.
+        gene_sets: pathway -> genes; empty when ``pathways.parquet`` is absent.
+        counts: what was left out or changed -> number of cases.
+    """
+
+    cohort: str
+    cases: pd.DataFrame
+    expression: pd.DataFrame
+    image: pd.DataFrame | None
+    gene_sets: Mapping[str, tuple[str, ...]]
+    counts: Mapping[str, int]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks that this cohort has."""
+        return cohort_tasks(self.cohort)
+
+    @property
+    def hospitals(self) -> tuple[str, ...]:
+        """Hospitals with an eligible case, by name."""
+        return tuple(sorted(self.cases["hospital"].unique()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HospitalTables:
+    """One hospital's share of a cohort.
+
+    Attributes:
+        cases: as in :class:`TcgaTables`, without ``hospital``.
+        expression: rows of its cases, None when it has none.
+        bags: case_id -> one bag of image tokens; a case without an image row has no entry.
+    """
+
+    cases: pd.DataFrame
+    expression: pd.DataFrame | None
+    bags: Mapping[str, Bag]
+
+
+def cohort_tasks(cohort: str) -> tuple[str, ...]:
+    """Tasks of a cohort: gliomas have a grade instead of a stage."""
+    return ("diagnosis", "grade" if cohort in GRADED else "stage", "survival")
+
+
+def read_tcga(data: Path, cohort: str, *, expression: str = "rna") -> TcgaTables:
+    """Read one cohort.
+
+    Args:
+        data: folder with one folder a cohort.
+        cohort: its name in any letter case.
+        expression: name of the expression table, without ``.parquet``.
+    Returns:
+        The eligible cases and their tables.
+    Raises:
+        ConfigError: the cohort is unknown.
+        DataError: the folder or a table is absent, incomplete or broken.
+    """
+    folder = _cohort_folder(data, cohort)
+    name = folder.name
+    clinical = _read(folder / "clinical.parquet")
+    missing = [column for column in (*_COLUMNS, _level_column(name)) if column not in clinical.columns]
+    if missing:
+        raise DataError(f"{name}/clinical.parquet: column {', '.join(map(repr, missing))} is missing; {_HELP}")
+    table = f"{expression}.parquet"
+    genes = clean_expression(_read(folder / table), key="case_id", where=f"{name}/{table}")
+    image = _image(folder)
+    measured = genes.index if image is None else genes.index.union(image.index)
+    cases, counts = _eligible(_canonical(clinical, name), measured, table)
+    if cases.empty:
+        raise DataError(f"{name}: no case has a hospital and a row in {table} or an image table; {_HELP}")
+    return TcgaTables(
+        cohort=name,
+        cases=cases,
+        expression=genes[genes.index.isin(cases.index)],
+        image=None if image is None else image[image.index.isin(cases.index)],
+        gene_sets=_pathways(data / "pathways.parquet"),
+        counts=counts,
+    )
+
+
+def hospital_tables(tables: TcgaTables, hospital: str) -> HospitalTables:
+    """The share of one hospital; an unknown name lists the known ones."""
+    if hospital not in tables.hospitals:
+        raise ConfigError(f"{tables.cohort}: unknown hospital {hospital!r}; it has {', '.join(tables.hospitals)}")
+    cases = tables.cases[tables.cases["hospital"] == hospital].drop(columns="hospital")
+    expression = tables.expression[tables.expression.index.isin(cases.index)]
+    bags: dict[str, Bag] = {}
+    if tables.image is not None:
+        image = tables.image[tables.image.index.isin(cases.index)]
+        features, coords, _ = image_tokens(image)
+        for case, tokens in zip(image.index, features, strict=True):
+            bags[str(case)] = Bag(features=tokens, coords=coords, patch_size_level0=TOKEN_PIXELS)
+    return HospitalTables(cases=cases, expression=None if expression.empty else expression, bags=bags)
+
+
+def _cohort_folder(data: Path, cohort: str) -> Path:
+    if not data.is_dir():
+        raise DataError(f"{data}: no such folder; {_HELP}")
+    found = [name for name in sorted(DIAGNOSES) if (data / name / "clinical.parquet").is_file()]
+    if not found:
+        raise DataError(f"{data}: no COHORT/clinical.parquet in it; {_HELP}")
+    if cohort.upper() not in found:
+        raise ConfigError(f"unknown cohort {cohort!r}; {data} has {', '.join(found)}")
+    return data / cohort.upper()
+
+
+def _read(path: Path) -> pd.DataFrame:
+    where = f"{path.parent.name}/{path.name}"
+    if not path.is_file():
+        raise DataError(f"{where}: no such file; {_HELP}")
+    return read_table(path, where=where, error=DataError)
+
+
+def _level_column(cohort: str) -> str:
+    return "grade" if cohort in GRADED else "stage_num"
+
+
+def _canonical(clinical: pd.DataFrame, cohort: str) -> pd.DataFrame:
+    """Clinical columns in canonical names and vocabulary values, index ``case_id``; times as found."""
+    ids = identifiers(clinical, "case_id", where=f"{cohort}/clinical.parquet", error=DataError, unique=True)
+    followed = clinical["os_months"].notna() & clinical["os_event"].notna()
+    if cohort in GRADED:
+        level, name = clinical["grade"].where(clinical["grade"].isin(GRADES)), "grade"
+    else:
+        level, name = clinical["stage_num"].map(dict(enumerate(STAGES, start=1))), "stage"
+    cases = {
+        "hospital": _text(clinical["hospital"]),
+        "diagnosis": _text(clinical["primary_class"].map(dict(enumerate(DIAGNOSES[cohort])))),
+        name: _text(level),
+        "time_months": clinical["os_months"].astype("float64").where(followed),
+        "event": clinical["os_event"].astype("float64").where(followed),
+        "age": clinical["age"].astype("float64"),
+        "sex": _text(clinical["sex"]),
+    }
+    return pd.DataFrame(cases).set_index(pd.Index(ids, name="case_id"))
+
+
+def _text(values: pd.Series) -> pd.Series:
+    return values.astype(object).where(values.notna(), None)
+
+
+def _eligible(cases: pd.DataFrame, measured: pd.Index, table: str) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Eligible cases with times clipped, and what was left out or changed."""
+    has_row, placed = cases.index.isin(measured), cases["hospital"].notna()
+    kept = cases[has_row & placed].copy()
+    level = "grade" if "grade" in kept else "stage"
+    early = kept["time_months"] <= 0
+    kept.loc[early, "time_months"] = SHORTEST_MONTHS
+    counts = {
+        f"left out: no row in {table} or an image table": int((~has_row).sum()),
+        "left out: no hospital": int((has_row & ~placed).sum()),
+        "kept without diagnosis: another histology": int(kept["diagnosis"].isna().sum()),
+        f"kept without {level}": int(kept[level].isna().sum()),
+        "kept without survival": int(kept["time_months"].isna().sum()),
+        f"follow-up of 0 months or less, set to {SHORTEST_MONTHS}": int(early.sum()),
+    }
+    return kept, {reason: count for reason, count in counts.items() if count}
+
+
+def _image(folder: Path) -> pd.DataFrame | None:
+    for name in IMAGE_TABLES:
+        path = folder / f"{name}.parquet"
+        if path.is_file():
+            table = _read(path)
+            where = f"{folder.name}/{path.name}"
+            ids = identifiers(table, "case_id", where=where, error=DataError, unique=True)
+            return table.drop(columns="case_id").set_index(pd.Index(ids, name="case_id"))
+    return None
+
+
+def _pathways(path: Path) -> dict[str, tuple[str, ...]]:
+    """Pathway -> genes, both in the order of the table."""
+    if not path.is_file():
+        return {}
+    table = read_table(path, where=path.name, error=DataError)
+    if not {"gene", "pathway"} <= set(table.columns):
+        raise DataError(f"{path.name}: columns 'gene' and 'pathway' are needed; {_HELP}")
+    return {str(name): tuple(members["gene"]) for name, members in table.groupby("pathway", sort=False)}

@@ -1,0 +1,77 @@
+"""Every error this project raises on purpose.
+
+ModalTuneError          exit code 2: the user or the data is at fault, one line says what to do
+├── ConfigError         a value in a study, site or model configuration
+├── DataError           a file or table of a site
+│   ├── SiteFolderError     folder, site.toml or a path it names
+│   ├── CaseTableError      cases table
+│   ├── ExpressionError     expression table
+│   ├── FeatureFileError    bag features (HDF5) or slides table
+│   └── LabelError          a label that the vocabulary does not know
+├── ModelFileError      weights that are absent, truncated or have the wrong hash
+└── FederationError     a study that cannot be run as asked
+    └── ReplyRefused        one site's reply broke the manifest; carries the site and a reason code
+RunFailed               exit code 4: the federation ended without a model
+
+Messages name what, where, found, expected and the fix. They never contain a patient identifier,
+a measured value or a row of a hospital's table: row numbers stand for patients.
+"""
+
+from __future__ import annotations
+
+
+class ModalTuneError(Exception):
+    """Root of all deliberate errors; its text is one line that may be shown to anyone."""
+
+    exit_code = 2
+
+
+class ConfigError(ModalTuneError):
+    """A configuration value is unknown, out of range or inconsistent with another."""
+
+
+class DataError(ModalTuneError):
+    """A file or table of a site cannot be used."""
+
+
+class SiteFolderError(DataError):
+    """A site folder, its ``site.toml`` or a path named there."""
+
+
+class CaseTableError(DataError):
+    """The cases table of a site."""
+
+
+class ExpressionError(DataError):
+    """The expression table of a site."""
+
+
+class FeatureFileError(DataError):
+    """Bag features or the slides table of a site."""
+
+
+class LabelError(DataError):
+    """A label value that the study's vocabulary does not know."""
+
+
+class ModelFileError(ModalTuneError):
+    """Model weights that are absent, truncated, incomplete or have the wrong hash."""
+
+
+class FederationError(ModalTuneError):
+    """A federation that cannot be run as asked."""
+
+
+class ReplyRefused(FederationError):
+    """One site's reply broke the manifest."""
+
+    def __init__(self, site: str, reason: str) -> None:
+        super().__init__(f"reply of {site} refused: {reason}")
+        self.site = site
+        self.reason = reason
+
+
+class RunFailed(ModalTuneError):
+    """The federation ended without a model."""
+
+    exit_code = 4

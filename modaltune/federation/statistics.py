@@ -1,0 +1,168 @@
+"""Federated statistics: sums that leave a site, and the exact pooled result.
+
+G genes of the panel, W patch features (times the rows of a bag when ``standardise = "position"``).
+Every sum is over training cases only. Suppression happens at the site, before anything leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from modaltune.data.cohort import Cohort
+from modaltune.data.genesets import restrict
+from modaltune.data.preprocessing import Preprocessing, Scale, TaskSpace
+from modaltune.errors import FederationError, FeatureFileError
+from modaltune.federation.study import Study, TaskSpec
+from modaltune.tasks.survival import CELLS, bin_edges, bin_times, event_histogram
+
+Sums = dict[str, NDArray[np.float64]]
+
+
+def statistics_shapes(study: Study, genes: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """The manifest of a statistics reply: name and shape of every sum (all float64)."""
+    shapes: dict[str, tuple[int, ...]] = {"cases": (1,)}
+    groups = {"expression": len(genes)} if genes else {}
+    if study.slides.standardise != "none":
+        groups["patches"] = study.slides.in_width * (study.slides.rows or 1)
+    groups |= {f"clinical.{column.name}": 1 for column in study.clinical if not column.values}
+    for group, width in groups.items():
+        shapes |= {f"{group}.count": (1,), f"{group}.sum": (width,), f"{group}.squares": (width,)}
+    for task in study.tasks:
+        shapes[f"labels.{task.name}"] = (CELLS,) if task.kind == "survival" else (len(task.labels),)
+    return shapes
+
+
+def _moments(name: str, rows: NDArray[np.float64], cases: int, minimum: int, width: int) -> Sums:
+    if cases < minimum:
+        rows = np.zeros((0, width))
+    count = np.array([float(len(rows))])
+    return {f"{name}.count": count, f"{name}.sum": rows.sum(axis=0), f"{name}.squares": (rows**2).sum(axis=0)}
+
+
+def _patch_rows(cohort: Cohort, train: pd.DataFrame, study: Study) -> tuple[NDArray[np.float64], int]:
+    bags = [bag for case_id in train.index for bag in cohort.bags.get(str(case_id), ())]
+    cases = sum(bool(cohort.bags.get(str(case_id))) for case_id in train.index)
+    width = study.slides.in_width
+    if study.slides.standardise == "position":
+        wrong = next((bag for bag in bags if len(bag.features) != study.slides.rows), None)
+        if wrong is not None:
+            raise FeatureFileError(
+                f"site {cohort.site}: a bag has {len(wrong.features)} rows but slides.standardise = 'position' needs"
+                f" {study.slides.rows}; use 'feature' or 'none'"
+            )
+        rows = [bag.features.reshape(1, -1) for bag in bags]
+        width *= study.slides.rows
+    else:
+        rows = [bag.features for bag in bags]
+    return (np.concatenate(rows).astype(np.float64) if rows else np.zeros((0, width))), cases
+
+
+def _label_counts(train: pd.DataFrame, task: TaskSpec, minimum: int) -> NDArray[np.float64]:
+    if task.kind == "survival":
+        known = train[train["time_months"].notna() & train["event"].notna()]
+        event = known["event"].to_numpy(bool)
+        if event.sum() < minimum:
+            return np.zeros(CELLS)
+        return event_histogram(known["time_months"].to_numpy(np.float64), event)
+    counts = np.array([float((train[task.name] == value).sum()) for value in task.values])
+    return np.where(counts < minimum, 0.0, counts)
+
+
+def site_statistics(cohort: Cohort, study: Study, genes: Sequence[str]) -> Sums:
+    """What one site answers in the preprocessing round: sums and counts over its training cases.
+
+    Counts below ``min_cell`` (the study's or, if larger, the site's) are zeroed; a group with fewer cases than that
+    reports nothing.
+    """
+    train = cohort.cases[cohort.cases["split"] == "train"]
+    minimum = study.privacy.min_cell
+    sums: Sums = {"cases": np.array([float(len(train) if len(train) >= minimum else 0)])}
+    if genes:
+        rows = np.zeros((0, len(genes)))
+        if cohort.expression is not None:
+            inside = cohort.expression.index.intersection(train.index)
+            rows = cohort.expression.loc[inside, list(genes)].to_numpy(np.float64)
+        sums |= _moments("expression", rows, len(rows), minimum, len(genes))
+    if study.slides.standardise != "none":
+        rows, cases = _patch_rows(cohort, train, study)
+        sums |= _moments("patches", rows, cases, minimum, rows.shape[1])
+    for column in study.clinical:
+        if not column.values:
+            values = train[column.name].dropna().to_numpy(np.float64) if column.name in train else np.zeros(0)
+            sums |= _moments(f"clinical.{column.name}", values[:, None], len(values), minimum, 1)
+    for task in study.tasks:
+        width = statistics_shapes(study, genes)[f"labels.{task.name}"]
+        held = task.name in cohort.tasks
+        sums[f"labels.{task.name}"] = _label_counts(train, task, minimum) if held else np.zeros(width)
+    return sums
+
+
+def pool_sums(replies: Mapping[str, Sums]) -> Sums:
+    """Sum over sites, in the order of their names."""
+    names = sorted(replies)
+    return {key: np.sum([replies[name][key] for name in names], axis=0) for key in replies[names[0]]}
+
+
+def _scale(pooled: Sums, name: str) -> Scale | None:
+    count = float(pooled[f"{name}.count"][0])
+    if count == 0:
+        return None
+    mean = pooled[f"{name}.sum"] / count
+    variance = np.maximum(pooled[f"{name}.squares"] / count - mean**2, 0.0)
+    variance[variance < 1e-12 * np.maximum(1.0, mean**2)] = 0.0  # rounding of a constant
+    return Scale(mean=tuple(mean.tolist()), deviation=tuple(np.sqrt(variance).tolist()))
+
+
+def _task_space(task: TaskSpec, counts: NDArray[np.float64]) -> TaskSpace:
+    if task.kind == "survival":
+        edges = bin_edges(counts, len(task.bins))
+        if not edges:
+            raise FederationError(
+                f"task {task.name}: {int(counts.sum())} deaths reported in training cases, {len(task.bins)} time bins"
+                " need at least as many; leave the task out or lower privacy.min_cell"
+            )
+        texts = tuple(task.template.format(text=text) for text in task.bins)
+        return TaskSpace(candidates=task.bins, texts=texts, bin_edges=edges, bin_times=bin_times(counts, edges))
+    present = [label for label, count in zip(task.labels, counts, strict=True) if count > 0]
+    if len(present) < 2:
+        raise FederationError(
+            f"task {task.name}: {len(present)} label value(s) reported by the sites' training cases, at least two are"
+            " needed; check the label mapping, or lower privacy.min_cell"
+        )
+    return TaskSpace(
+        candidates=tuple(label.value for label in present),
+        texts=tuple(task.template.format(text=label.text) for label in present),
+    )
+
+
+def suppressed_groups(replies: Mapping[str, Sums]) -> dict[str, tuple[str, ...]]:
+    """Sites whose sums of a group are absent or were held back: group -> site names."""
+    groups = [key.removesuffix(".count") for key in next(iter(replies.values())) if key.endswith(".count")]
+    out = {group: tuple(s for s in sorted(replies) if replies[s][f"{group}.count"][0] == 0) for group in groups}
+    return {group: sites for group, sites in out.items() if sites}
+
+
+def pooled_preprocessing(replies: Mapping[str, Sums], study: Study, genes: Sequence[str]) -> Preprocessing:
+    """Pool the sites' sums into the study's preprocessing; equals the centralised statistics exactly."""
+    pooled = pool_sums(replies)
+    if pooled["cases"][0] == 0:
+        raise FederationError(
+            f"no site reported {study.privacy.min_cell} or more training cases; lower privacy.min_cell or add cases"
+        )
+    sets = restrict(study.gene_sets, genes, study.model.gene_minimum) if genes else {}
+    numbers = [column.name for column in study.clinical if not column.values]
+    scales = {name: _scale(pooled, f"clinical.{name}") for name in numbers}
+    return Preprocessing(
+        study=study.digest,
+        genes=tuple(genes),
+        gene_sets=sets,
+        expression=_scale(pooled, "expression") if genes else None,
+        patches=_scale(pooled, "patches") if study.slides.standardise != "none" else None,
+        clinical={name: scale for name, scale in scales.items() if scale is not None},
+        tasks={task.name: _task_space(task, pooled[f"labels.{task.name}"]) for task in study.tasks},
+        suppressed=suppressed_groups(replies),
+    )

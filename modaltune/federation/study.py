@@ -1,0 +1,225 @@
+"""The study: everything a federation agrees on, in one file with one digest."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from modaltune.errors import ConfigError
+from modaltune.storage import canonical_json, digest_text
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Label(_Part):
+    """One value of a task and the text that stands for it."""
+
+    value: str
+    text: str
+
+
+class TaskSpec(_Part):
+    """A task: its kind, its prompt and its labels.
+
+    Attributes:
+        template: prompt with ``{text}``.
+        labels: nominal and ordinal tasks; ordinal ones from low to high.
+        positive: ordinal tasks are scored as these levels against the others.
+        bins: survival tasks: one text per time bin, earliest death first.
+    """
+
+    name: Name
+    kind: Literal["nominal", "ordinal", "survival"]
+    template: str
+    labels: tuple[Label, ...] = ()
+    positive: tuple[str, ...] = ()
+    bins: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if "{text}" not in self.template:
+            raise ValueError(f"task {self.name}: template must contain {{text}}")
+        if self.kind == "survival" and len(self.bins) < 2:
+            raise ValueError(f"task {self.name}: a survival task needs at least two bins")
+        if self.kind != "survival" and len(self.labels) < 2:
+            raise ValueError(f"task {self.name}: needs at least two labels")
+        if self.kind == "ordinal" and not set(self.positive) < {label.value for label in self.labels}:
+            raise ValueError(f"task {self.name}: positive must name some of its labels")
+        return self
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """Label values in the order of the vocabulary."""
+        return tuple(label.value for label in self.labels)
+
+
+class ClinicalColumn(_Part):
+    """A clinical input; labels in disguise (see docs/data.md) are refused."""
+
+    name: Literal["age", "sex"]
+    values: tuple[str, ...] = ()  # categories; empty = a number
+
+
+class SlideSpec(_Part):
+    """The frozen slide encoder and the bags it reads.
+
+    Attributes:
+        in_width: features per patch.
+        sha256: digest of the frozen weights, checked at every site.
+        standardise: ``none``, ``feature`` (pooled mean and deviation of each feature) or ``position`` (the same per
+            row of the bag, for bags whose rows mean the same thing in every case).
+        rows: patches per bag when ``standardise = "position"``.
+        max_patches: larger bags are subsampled once per case, by a seed.
+    """
+
+    encoder: Literal["small"] = "small"
+    in_width: Annotated[int, Field(gt=0)]
+    width: int = 64
+    depth: int = 4
+    sha256: Digest
+    standardise: Literal["none", "feature", "position"] = "none"
+    rows: int = 0
+    max_patches: int = 4096
+
+
+class TextSpec(_Part):
+    """The frozen text encoder that embeds labels."""
+
+    encoder: str = "minilm"
+    sha256: Digest
+
+
+class ModelSpec(_Part):
+    """What is trained."""
+
+    groups: tuple[tuple[int, int], ...] = ((0, 1), (2, 3))
+    heads: int = 4
+    width_ratio: float = 0.25
+    extra_extractors: int = 2
+    gamma: float = 0.1
+    drop_path: float = 0.0
+    residual: Literal["single", "reference"] = "single"
+    output_width: int = 64
+    head: Literal["text", "separate"] = "text"
+    centre_texts: bool = True
+    gene_encoder: Literal["compact", "paper"] = "compact"
+    gene_latent: int = 64
+    gene_tokens: int = 16
+    gene_dropout: float = 0.1
+    gene_minimum: int = 3  # measured genes a set needs
+
+
+class TrainingSpec(_Part):
+    """Local training and rounds; the learning rate warms up and then follows a cosine over the whole run."""
+
+    objective: Literal["contrastive", "distillation"] = "contrastive"
+    rounds: Annotated[int, Field(gt=0)] = 24
+    local_epochs: Annotated[int, Field(gt=0)] = 1
+    batch_size: Annotated[int, Field(gt=0)] = 16
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class PrivacySpec(_Part):
+    """What may leave a site.
+
+    Attributes:
+        min_cell: a count below it is not reported; a site with fewer training cases reports no sums.
+        min_contributors: a parameter with fewer contributing sites keeps its old value.
+        norm_bound: largest Euclidean norm of one parameter tensor in a reply.
+    """
+
+    min_cell: Annotated[int, Field(ge=1)] = 5
+    min_contributors: Annotated[int, Field(ge=1)] = 1
+    norm_bound: Annotated[float, Field(gt=0)] = 1e4
+
+
+class Study(_Part):
+    """A study. Its canonical JSON has a SHA-256, the digest, which names it."""
+
+    name: Name
+    seed: Annotated[int, Field(ge=0)] = 0
+    tasks: tuple[TaskSpec, ...]
+    roster: tuple[Name, ...]
+    quorum: Annotated[int, Field(ge=1)] = 1
+    deadline_seconds: Annotated[float, Field(gt=0)] = 600.0
+    slides: SlideSpec
+    text: TextSpec
+    gene_sets: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    clinical: tuple[ClinicalColumn, ...] = (
+        ClinicalColumn(name="age"),
+        ClinicalColumn(name="sex", values=("female", "male")),
+    )
+    model: ModelSpec = ModelSpec()
+    training: TrainingSpec = TrainingSpec()
+    privacy: PrivacySpec = PrivacySpec()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [task.name for task in self.tasks]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"tasks must be named once each, got {names}")
+        if not self.roster or len(set(self.roster)) != len(self.roster):
+            raise ValueError("roster must name each site once")
+        if self.quorum > len(self.roster):
+            raise ValueError(f"quorum {self.quorum} exceeds the roster of {len(self.roster)} sites")
+        return self
+
+    def task(self, name: str) -> TaskSpec:
+        """The task called ``name``."""
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise ConfigError(f"study {self.name} has no task {name!r}; it has {', '.join(t.name for t in self.tasks)}")
+
+    def to_json(self) -> str:
+        """Canonical JSON."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON."""
+        return digest_text(self.to_json())
+
+    @classmethod
+    def from_json(cls, text: str) -> Study:
+        """Parse canonical JSON."""
+        return _validated(text, "study")
+
+    @classmethod
+    def load(cls, path: Path) -> Study:
+        """Read ``study.toml`` or ``study.json``."""
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such study file; write one or copy study.json from a run folder")
+        if path.suffix != ".toml":
+            return _validated(path.read_text(encoding="utf-8"), str(path))
+        try:
+            return _validated(canonical_json(tomllib.loads(path.read_text(encoding="utf-8"))), str(path))
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path}: not valid TOML: {error}") from error
+
+
+def _validated(text: str, where: str) -> Study:
+    try:
+        return Study.model_validate_json(text)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """One line about the first thing pydantic found, without the offending input."""
+    problem: Any = error.errors(include_input=False, include_url=False)[0]
+    field = ".".join(str(part) for part in problem["loc"]) or "study"
+    more = error.error_count() - 1
+    return f"{field}: {problem['msg']}" + (f" (and {more} more)" if more else "")

@@ -1,0 +1,157 @@
+"""The model of a study: ModalTune with its label head, built the same way at every site and at the server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from modaltune.data.batch import Batch, CaseTensors
+from modaltune.data.preprocessing import Preprocessing, clinical_width
+from modaltune.encoders.gene import GeneEncoderConfig, set_indices
+from modaltune.encoders.longnet import LongNetViT
+from modaltune.encoders.small import small_slide_encoder
+from modaltune.encoders.text import text_encoder
+from modaltune.errors import ModelFileError
+from modaltune.federation.study import SlideSpec, Study
+from modaltune.models.adapters import AdapterConfig
+from modaltune.models.modaltune import ModalTune, ModalTuneConfig, trainable_state
+from modaltune.seeds import derive_seed
+from modaltune.storage import digest_state, load_state, save_state, write_text
+from modaltune.tasks.head import SeparateHeads, TextHead, candidate_targets
+from modaltune.tasks.projector import seeded_projector
+
+
+class Learner(nn.Module):
+    """ModalTune plus the head that scores a task's candidate labels."""
+
+    def __init__(self, modaltune: ModalTune, head: TextHead | SeparateHeads, kinds: Mapping[str, str]) -> None:
+        super().__init__()
+        self.modaltune = modaltune
+        self.head = head
+        self.kinds = dict(kinds)
+
+    def forward(self, batch: Batch, cases: Tensor, tasks: list[str]) -> Tensor:
+        """Embeddings ``[Q, O]`` of (case, task) pairs."""
+        out: Tensor = self.modaltune(batch, cases, tasks)
+        return out
+
+    def exercised_by(self, case: CaseTensors) -> set[str]:
+        """Optional modules and parameters that a training case reaches; all others are reached by every case."""
+        out = {f"modaltune.task_tokens.vectors.{task}" for task in case.targets}
+        out |= {f"head.{part}.{task}" for task in case.targets for part in ("scale", "classifiers")}
+        out.add("modaltune.gene_encoder" if case.has_expression else "modaltune.missing.expression")
+        if len(case.patches) == 0:
+            out.add("modaltune.missing.slides")
+        return out
+
+
+OPTIONAL_PREFIXES = (
+    "modaltune.task_tokens.vectors.",
+    "head.scale.",
+    "head.classifiers.",
+    "modaltune.gene_encoder.",
+    "modaltune.missing.",
+)
+
+
+def build_slide_encoder(spec: SlideSpec) -> LongNetViT:
+    """The frozen slide encoder of a study, verified by hash."""
+    encoder = small_slide_encoder(spec.in_width, width=spec.width, depth=spec.depth)
+    found = digest_state(encoder.state_dict())
+    if found != spec.sha256:
+        raise ModelFileError(
+            f"slide encoder {spec.encoder!r}: sha256 {found[:12]}... differs from the study's {spec.sha256[:12]}...;"
+            " use the torch version of the study"
+        )
+    return encoder
+
+
+def label_targets(study: Study, preprocessing: Preprocessing) -> dict[str, Tensor]:
+    """Frozen unit targets ``[C, O]`` of every task: text encoder, seeded projector, centring."""
+    encoder = text_encoder(study.text.encoder)
+    if encoder.sha256 != study.text.sha256:
+        raise ModelFileError(
+            f"text encoder {study.text.encoder!r}: sha256 {encoder.sha256[:12]}... differs from the study's"
+            f" {study.text.sha256[:12]}...; install the version that the study names"
+        )
+    targets = {}
+    for task in study.tasks:
+        texts = encoder.embed(preprocessing.tasks[task.name].texts)
+        projector = seeded_projector(study.seed, texts.shape[1], study.model.output_width)
+        targets[task.name] = candidate_targets(projector(texts), centre=study.model.centre_texts)
+    return targets
+
+
+def _gene_config(study: Study) -> GeneEncoderConfig:
+    spec = study.model
+    return GeneEncoderConfig(
+        kind=spec.gene_encoder, latent=spec.gene_latent, tokens=spec.gene_tokens, dropout=spec.gene_dropout
+    )
+
+
+def build_learner(study: Study, preprocessing: Preprocessing, targets: Mapping[str, Tensor] | None = None) -> Learner:
+    """A fresh model of the study; its initial weights depend on the study seed only.
+
+    Args:
+        targets: label targets of a released model; None computes them with the text encoder.
+    """
+    spec = study.model
+    config = ModalTuneConfig(
+        tasks=tuple(task.name for task in study.tasks),
+        gene_indices=set_indices(preprocessing.gene_sets, preprocessing.genes),
+        clinical_width=clinical_width(study),
+        output_width=spec.output_width,
+        adapter=AdapterConfig(
+            groups=spec.groups,
+            heads=spec.heads,
+            width_ratio=spec.width_ratio,
+            extra_extractors=spec.extra_extractors,
+            gamma=spec.gamma,
+            drop_path=spec.drop_path,
+            residual=spec.residual,
+        ),
+        gene_encoder=_gene_config(study),
+    )
+    encoder = build_slide_encoder(study.slides)
+    targets = label_targets(study, preprocessing) if targets is None else targets
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(study.seed, "initial-weights"))
+        head = TextHead(targets) if spec.head == "text" else SeparateHeads(targets)
+        model = ModalTune(encoder, config)
+    return Learner(model, head, {task.name: task.kind for task in study.tasks})
+
+
+def load_trainable(learner: Learner, state: Mapping[str, Tensor]) -> None:
+    """Copy trained tensors into a model; names and shapes must match exactly."""
+    own = trainable_state(learner)
+    if missing := sorted(set(own) ^ set(state)):
+        raise ModelFileError(f"weights do not fit the study: {len(missing)} tensor(s) differ, first {missing[0]}")
+    with torch.no_grad():
+        for name, value in own.items():
+            if value.shape != state[name].shape:
+                raise ModelFileError(f"weights: {name} has shape {tuple(state[name].shape)}, not {tuple(value.shape)}")
+            value.copy_(state[name])
+
+
+def save_model(folder: Path, learner: Learner, study: Study, preprocessing: Preprocessing) -> None:
+    """Everything that prediction needs: trained weights, label targets, study, preprocessing."""
+    targets = {name: value for name, value in learner.named_parameters() if name.startswith("head.candidates.")}
+    save_state(folder / "weights.safetensors", trainable_state(learner))
+    save_state(folder / "label_targets.safetensors", {name.rsplit(".", 1)[1]: value for name, value in targets.items()})
+    write_text(folder / "preprocessing.json", preprocessing.to_json())
+    write_text(folder / "study.json", study.to_json())
+
+
+def load_model(folder: Path) -> tuple[Learner, Study, Preprocessing]:
+    """Read a model folder written by :func:`save_model`."""
+    if not (folder / "study.json").is_file():
+        raise ModelFileError(f"{folder}: no study.json; expected the model/ folder of a finished run")
+    study = Study.load(folder / "study.json")
+    preprocessing = Preprocessing.from_json((folder / "preprocessing.json").read_text(encoding="utf-8"))
+    targets = load_state(folder / "label_targets.safetensors") if study.model.head == "text" else None
+    learner = build_learner(study, preprocessing, targets)
+    load_trainable(learner, load_state(folder / "weights.safetensors"))
+    return learner.eval(), study, preprocessing

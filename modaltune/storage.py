@@ -1,0 +1,92 @@
+"""Files that are either complete or absent, canonical JSON and content hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from modaltune.errors import ModelFileError
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def digest_text(text: str) -> str:
+    """SHA-256 of a text, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest_state(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of a state, independent of its order."""
+    total = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        total.update(f"{name}|{tuple(value.shape)}|{value.dtype}|".encode())
+        total.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically: readers see the old content or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically; not-a-number is refused."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def append_json_line(path: Path, value: Any) -> None:
+    """Append one JSON object to a log with one object a line."""
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(value, allow_nan=False) + "\n")
+        stream.flush()
+
+
+def save_state(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, atomically."""
+    write_bytes(path, save({name: value.detach().cpu().contiguous() for name, value in state.items()}))
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """Read tensors from safetensors; a missing or truncated file is one clear error."""
+    if not path.is_file():
+        raise ModelFileError(f"{path}: no such weights file; expected a safetensors file written by a finished run")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(f"{path}: not a complete safetensors file ({error}); copy or export it again") from error

@@ -1,0 +1,61 @@
+"""From an embedding to scores over a task's candidate labels.
+
+Shapes: Q cases of one task, C candidates, O embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_FIRST_SCALE = 10.0
+_LARGEST_SCALE = 100.0
+
+
+def candidate_targets(texts: Tensor, *, centre: bool) -> Tensor:
+    """Projected candidate texts ``[C, O]`` -> unit targets.
+
+    Sentence embeddings of one task are nearly parallel; taking away their mean keeps what tells them apart.
+    """
+    unit = F.normalize(texts, dim=-1)
+    if centre and len(unit) > 1:
+        unit = F.normalize(unit - unit.mean(dim=0), dim=-1)
+    return unit
+
+
+class TextHead(nn.Module):
+    """One space for all tasks: cosine to the task's candidate texts, times a learnt scale per task."""
+
+    def __init__(self, candidates: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.candidates = nn.ParameterDict(
+            {task: nn.Parameter(value.clone(), requires_grad=False) for task, value in candidates.items()}
+        )
+        self.scale = nn.ParameterDict({task: nn.Parameter(torch.tensor(_FIRST_SCALE).log()) for task in candidates})
+
+    def targets(self, task: str) -> Tensor:
+        """Frozen unit targets ``[C, O]``."""
+        return self.candidates[task]
+
+    def forward(self, embeddings: Tensor, task: str) -> Tensor:
+        """``[Q, O] -> [Q, C]`` logits."""
+        scale = self.scale[task].exp().clamp(max=_LARGEST_SCALE)
+        return scale * F.normalize(embeddings, dim=-1) @ self.candidates[task].T
+
+
+class SeparateHeads(nn.Module):
+    """The usual multi-task model: one linear classifier per task and no label text."""
+
+    def __init__(self, candidates: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.classifiers = nn.ModuleDict(
+            {task: nn.Linear(value.shape[1], value.shape[0]) for task, value in candidates.items()}
+        )
+
+    def forward(self, embeddings: Tensor, task: str) -> Tensor:
+        """``[Q, O] -> [Q, C]`` logits."""
+        out: Tensor = self.classifiers[task](embeddings)
+        return out

@@ -1,0 +1,193 @@
+"""Local training: the same loop at a hospital, for a local-only model and for the pooled upper bound.
+
+Q (case, task) pairs of a batch, O embedding width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modaltune.data.batch import CaseTensors, collate, without_modality
+from modaltune.federation.study import TrainingSpec
+from modaltune.models.learner import OPTIONAL_PREFIXES, Learner
+from modaltune.models.modaltune import trainable_state
+from modaltune.seeds import derive_seed, numpy_generator
+from modaltune.tasks.objectives import OBJECTIVES
+
+_EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a piece of training did.
+
+    Attributes:
+        loss: mean training loss per step; lower is better.
+        steps: optimiser steps.
+        examples: parameter name -> distinct training cases that exercised it.
+    """
+
+    loss: float
+    steps: int
+    examples: dict[str, int] = field(default_factory=dict)
+
+
+def epoch_steps(cases: int, batch_size: int) -> int:
+    """Optimiser steps of one pass over the cases."""
+    return math.ceil(cases / batch_size)
+
+
+def learning_rate(spec: TrainingSpec, progress: float) -> float:
+    """Linear warm-up, then a cosine to zero; ``progress`` runs from 0 to 1 over the whole training."""
+    if progress < spec.warmup:
+        return spec.learning_rate * (0.05 + 0.95 * progress / spec.warmup)
+    rest = (progress - spec.warmup) / (1 - spec.warmup)
+    return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * min(rest, 1.0)))
+
+
+def labelled(cases: Sequence[CaseTensors]) -> list[CaseTensors]:
+    """Cases with at least one target: the ones that can be trained on."""
+    return [case for case in cases if case.targets]
+
+
+def batches(count: int, batch_size: int, generator: np.random.Generator) -> Iterator[list[int]]:
+    """Shuffled passes over ``count`` cases, for ever; the last batch of a pass may be smaller."""
+    while True:
+        order = generator.permutation(count)
+        for start in range(0, count, batch_size):
+            yield order[start : start + batch_size].tolist()
+
+
+def drop_modalities(case: CaseTensors, rate: float, generator: np.random.Generator) -> CaseTensors:
+    """Hide slides or expression of a case that has both, so that the model learns to do without either."""
+    draw, which = generator.random(2)
+    if draw >= rate or not case.has_expression or not len(case.patches):
+        return case
+    return without_modality(case, "slides" if which < 0.5 else "expression")
+
+
+def batch_loss(learner: Learner, cases: Sequence[CaseTensors], objective: str) -> Tensor:
+    """Mean over tasks of the mean loss over the task's labelled cases; scalar, lower is better."""
+    pairs = [(row, task) for row, case in enumerate(cases) for task in case.targets]
+    rows = torch.tensor([row for row, _ in pairs])
+    names = [task for _, task in pairs]
+    embeddings = learner(collate(cases), rows, names)
+    losses = []
+    for task in sorted(set(names)):
+        inside = torch.tensor([name == task for name in names])
+        targets = [cases[row].targets[task] for row, name in pairs if name == task]
+        index = torch.tensor([target for target, _ in targets])
+        observed = torch.tensor([seen for _, seen in targets])
+        kind = learner.kinds[task]
+        losses.append(OBJECTIVES[objective](learner.head, embeddings[inside], task, kind, index, observed))
+    return torch.stack(losses).mean()
+
+
+def fit(
+    learner: Learner,
+    cases: Sequence[CaseTensors],
+    spec: TrainingSpec,
+    *,
+    steps: int,
+    seed: int,
+    start: float = 0.0,
+    end: float = 1.0,
+    after_step: Callable[[int], None] | None = None,
+) -> Outcome:
+    """Train in place for a number of optimiser steps.
+
+    Args:
+        cases: training cases; those without a target are left out.
+        steps: optimiser steps.
+        seed: of batch order, dropout and modality dropout.
+        start, end: part of the whole training that these steps cover, for the learning rate.
+        after_step: called with the number of finished steps.
+    """
+    usable = labelled(cases)
+    generator = numpy_generator(seed, "batches")
+    torch.manual_seed(derive_seed(seed, "dropout"))
+    parameters = [p for p in learner.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=spec.weight_decay, foreach=True)
+    exercised: dict[str, set[int]] = {}
+    total = 0.0
+    order = batches(len(usable), spec.batch_size, generator)
+    learner.train()
+    for step in range(steps):
+        members = next(order)
+        shown = [drop_modalities(usable[i], spec.modality_dropout, generator) for i in members]
+        for member, case in zip(members, shown, strict=True):
+            for prefix in {"", *learner.exercised_by(case)}:
+                exercised.setdefault(prefix, set()).add(member)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(spec, start + (end - start) * step / steps)
+        loss = batch_loss(learner, shown, spec.objective)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
+        optimiser.step()
+        total += float(loss.detach())
+        if after_step is not None:
+            after_step(step + 1)
+    return Outcome(loss=total / steps, steps=steps, examples=_per_parameter(learner, exercised))
+
+
+def _per_parameter(learner: Learner, exercised: dict[str, set[int]]) -> dict[str, int]:
+    """Cases per parameter: those of its optional part, or all."""
+    out = {}
+    for name in trainable_state(learner):
+        part = next((part for part in exercised if part and f"{name}.".startswith(f"{part}.")), None)
+        optional = name.startswith(OPTIONAL_PREFIXES)
+        out[name] = len(exercised[part]) if part else 0 if optional else len(exercised[""])
+    return out
+
+
+@torch.no_grad()
+def evaluation_loss(learner: Learner, cases: Sequence[CaseTensors], objective: str) -> tuple[float, int]:
+    """Sum of the loss over labelled cases and their number; nothing is dropped."""
+    usable = labelled(cases)
+    learner.eval()
+    total = 0.0
+    for start in range(0, len(usable), _EVALUATION_BATCH):
+        part = usable[start : start + _EVALUATION_BATCH]
+        total += float(batch_loss(learner, part, objective)) * len(part)
+    return total, len(usable)
+
+
+def fit_and_select(
+    learner: Learner,
+    train: Sequence[CaseTensors],
+    validation: Sequence[CaseTensors],
+    spec: TrainingSpec,
+    *,
+    steps: int,
+    seed: int,
+    checks: int = 24,
+) -> Outcome:
+    """Train and keep the weights with the lowest validation loss among evenly spaced checks (ties: the earlier).
+
+    Without validation cases the last weights are kept.
+    """
+    interval = max(1, steps // checks)
+    best: tuple[float, dict[str, Tensor]] | None = None
+
+    def check(done: int) -> None:
+        nonlocal best
+        if done % interval and done != steps:
+            return
+        total, count = evaluation_loss(learner, validation, spec.objective)
+        learner.train()
+        if count and (best is None or total / count < best[0]):
+            best = total / count, {name: value.clone() for name, value in trainable_state(learner).items()}
+
+    outcome = fit(learner, train, spec, steps=steps, seed=seed, after_step=check if labelled(validation) else None)
+    if best is not None:
+        with torch.no_grad():
+            for name, value in trainable_state(learner).items():
+                value.copy_(best[1][name])
+    return outcome

@@ -1,0 +1,298 @@
+"""What a run folder says, read once and made ready for tables and figures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from modaltune.errors import FederationError
+
+CORE_METHODS = ("local", "federated", "pooled", "linear_local", "linear")
+MIN_GAP = 0.01  # a smaller local-to-pooled gap is noise, and a share of noise says nothing
+
+_METHOD_ORDER = (*CORE_METHODS, "separate_heads", "per_task")
+_METRIC_ORDER = ("auc", "c_index", "balanced_accuracy")
+_METRIC_TITLES = {"auc": "AUC", "c_index": "C-index", "balanced_accuracy": "Balanced accuracy"}
+_METHOD_TITLES = {
+    "local": "Local",
+    "federated": "Federated",
+    "pooled": "Pooled",
+    "linear_local": "Linear, local",
+    "linear": "Linear, pooled",
+    "separate_heads": "Separate heads",
+    "per_task": "One federation per task",
+}
+_LOWER_IS_BETTER = ("loss", "brier", "error", "nll", "ece")
+
+
+class Key(NamedTuple):
+    """What one score is about."""
+
+    task: str
+    metric: str
+    hospital: str
+    method: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedScore:
+    """One row of ``metrics.json``: a value with its 95 % interval; None where undefined."""
+
+    seed: int | None
+    value: float | None
+    low: float | None
+    high: float | None
+    cases: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One method on one task, metric and hospital: means over the seeds in which it is defined.
+
+    Attributes:
+        value: mean value; None when undefined with every seed.
+        low: mean lower end of the 95 % bootstrap intervals over patients.
+        high: mean upper end of them.
+        seeds: the rows behind it, ordered by seed.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    seeds: tuple[SeedScore, ...]
+
+    @property
+    def cases(self) -> str:
+        """Number of test cases, as a range when it differs between seeds."""
+        counts = sorted({row.cases for row in self.seeds if row.cases is not None})
+        return "n/a" if not counts else " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A task of the study.
+
+    Attributes:
+        name: for example ``diagnosis``.
+        kind: ``nominal``, ``ordinal`` or ``survival``.
+        candidates: label values that the columns of ``probabilities`` stand for, in that order.
+    """
+
+    name: str
+    kind: str
+    candidates: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """Everything the report needs from a run folder; absent files are empty or None."""
+
+    folder: Path
+    study: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    rounds: tuple[Mapping[str, Any], ...]
+    scores: Mapping[Key, Score]
+    tasks: tuple[Task, ...]
+    hospitals: tuple[str, ...]
+    predictions: pd.DataFrame | None
+    embeddings: pd.DataFrame | None
+
+    @property
+    def status(self) -> str:
+        """OK, DEGRADED or FAILED; a run without any result and without a word about it has failed."""
+        said = str(self.summary.get("status", "")).upper()
+        if said:
+            return said
+        if not self.scores:
+            return "FAILED"
+        return "DEGRADED" if any(str(row.get("status")) == "DEGRADED" for row in self.rounds) else "OK"
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of all methods that were scored, in the order in which they are shown."""
+        return order_methods({key.method for key in self.scores})
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All seeds that were scored."""
+        rows = (row for score in self.scores.values() for row in score.seeds)
+        return tuple(sorted({row.seed for row in rows if row.seed is not None}))
+
+    @property
+    def training(self) -> tuple[Mapping[str, Any], ...]:
+        """Training rounds of the first seed, in order; a round that was repeated after a restart counts once."""
+        rows = [row for row in self.rounds if row.get("phase") == "train"]
+        first = rows[0].get("seed") if rows else None
+        latest = {int(row.get("round", 0)): row for row in rows if row.get("seed") == first}
+        return tuple(latest[number] for number in sorted(latest))
+
+
+def load_run(run: Path) -> RunData:
+    """Read a run folder. Files that a real federation or a failed run does not have may be absent.
+
+    Raises:
+        FederationError: the folder holds no run, or one of its files is damaged.
+    """
+    if not any((run / name).is_file() for name in ("study.json", "summary.json", "rounds.jsonl")):
+        raise FederationError(
+            f"{run}: not a run folder, found none of study.json, summary.json and rounds.jsonl. "
+            "Give the folder that a run or a simulation has written."
+        )
+    study, summary = _read_json(run / "study.json", {}), _read_json(run / "summary.json", {})
+    preprocessing = _read_json(run / "preprocessing.json", {})
+    scores = collect(_read_json(run / "metrics.json", []))
+    return RunData(
+        folder=run,
+        study=study,
+        summary=summary,
+        rounds=tuple(_read_lines(run / "rounds.jsonl")),
+        scores=scores,
+        tasks=_tasks(study, preprocessing, scores),
+        hospitals=_hospitals(study, summary, scores),
+        predictions=_read_table(run / "predictions.parquet"),
+        embeddings=_read_table(run / "embeddings.parquet"),
+    )
+
+
+def collect(rows: Iterable[Mapping[str, Any]]) -> dict[Key, Score]:
+    """Group metrics rows by task, metric, hospital and method, and average over seeds."""
+    grouped: dict[Key, list[SeedScore]] = {}
+    for row in rows:
+        key = Key(str(row["task"]), str(row["metric"]), str(row["hospital"]), str(row["method"]))
+        grouped.setdefault(key, []).append(
+            SeedScore(
+                seed=row.get("seed"),
+                value=number(row.get("value")),
+                low=number(row.get("low")),
+                high=number(row.get("high")),
+                cases=row.get("n"),
+            )
+        )
+    return {key: _average(seeds) for key, seeds in grouped.items()}
+
+
+def by_method(scores: Mapping[Key, Score], task: str, metric: str, hospital: str = "all") -> dict[str, Score]:
+    """Scores of one task and metric at one hospital (``all``: everybody's test cases), by method."""
+    return {key.method: score for key, score in scores.items() if key[:3] == (task, metric, hospital)}
+
+
+def task_metrics(scores: Mapping[Key, Score], tasks: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """All (task, metric) pairs: tasks in the order given, then others; the main metric of a task first."""
+    order = list(dict.fromkeys([*tasks, *(key.task for key in scores)]))
+    pairs = {(key.task, key.metric) for key in scores}
+    return sorted(pairs, key=lambda pair: (order.index(pair[0]), _position(pair[1], _METRIC_ORDER), pair[1]))
+
+
+def main_metrics(scores: Mapping[Key, Score], tasks: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """The (task, metric) pairs that figures show: one metric a task."""
+    first: dict[str, str] = {}
+    for task, metric in task_metrics(scores, tasks):
+        first.setdefault(task, metric)
+    return list(first.items())
+
+
+def gain(metric: str, first: Score | None, second: Score | None) -> float | None:
+    """How much better the second score is than the first; positive = better, whatever the metric's direction."""
+    if first is None or second is None or first.value is None or second.value is None:
+        return None
+    sign = -1.0 if any(word in metric for word in _LOWER_IS_BETTER) else 1.0
+    return sign * (second.value - first.value)
+
+
+def gap_closed(metric: str, methods: Mapping[str, Score]) -> float | None:
+    """Share of the way from local to pooled that federated has gone (1 = as good as pooling); None without a gap."""
+    local = methods.get("local")
+    gap = gain(metric, local, methods.get("pooled"))
+    federated = gain(metric, local, methods.get("federated"))
+    if gap is None or federated is None or gap < MIN_GAP:
+        return None
+    return federated / gap
+
+
+def order_methods(names: Iterable[str]) -> tuple[str, ...]:
+    """Method names in the order in which they are shown everywhere."""
+    return tuple(sorted(names, key=lambda name: (_position(name, _METHOD_ORDER), name)))
+
+
+def method_title(name: str) -> str:
+    """What a method is called in tables and figures."""
+    return _METHOD_TITLES.get(name, name)
+
+
+def metric_title(name: str) -> str:
+    """What a metric is called in tables and figures."""
+    return _METRIC_TITLES.get(name, name.replace("_", " "))
+
+
+def number(value: object) -> float | None:
+    """A finite float, or None for null, NaN and anything that is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _average(rows: Sequence[SeedScore]) -> Score:
+    defined = [row for row in rows if row.value is not None]
+    return Score(
+        value=_mean([row.value for row in defined]),
+        low=_mean([row.low for row in defined]),
+        high=_mean([row.high for row in defined]),
+        seeds=tuple(sorted(rows, key=lambda row: -1 if row.seed is None else row.seed)),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _position(name: str, order: Sequence[str]) -> int:
+    return order.index(name) if name in order else len(order)
+
+
+def _tasks(study: Mapping[str, Any], preprocessing: Mapping[str, Any], scores: Mapping[Key, Score]) -> tuple[Task, ...]:
+    kinds = {str(task["name"]): str(task.get("kind", "")) for task in study.get("tasks", [])}
+    kinds |= {key.task: "" for key in scores if key.task not in kinds}
+    prepared = preprocessing.get("tasks", {})
+    return tuple(
+        Task(name=name, kind=kind, candidates=tuple(map(str, prepared.get(name, {}).get("candidates") or ())))
+        for name, kind in kinds.items()
+    )
+
+
+def _hospitals(study: Mapping[str, Any], summary: Mapping[str, Any], scores: Mapping[Key, Score]) -> tuple[str, ...]:
+    roster = [str(site["name"] if isinstance(site, Mapping) else site) for site in study.get("roster", [])]
+    scored = sorted({key.hospital for key in scores} - {"all"})
+    return tuple(dict.fromkeys([*roster, *map(str, summary.get("sites", {})), *scored]))
+
+
+def _read_json(path: Path, absent: Any) -> Any:
+    if not path.is_file():
+        return absent
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FederationError(f"{path.name}: not valid JSON, the file is damaged. Restore it or run again.") from error
+
+
+def _read_lines(path: Path) -> list[Mapping[str, Any]]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    rows: list[Mapping[str, Any]] = []
+    for index, line in enumerate(lines):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if index == len(lines) - 1:  # a coordinator killed while writing leaves half a line
+                break
+            raise FederationError(f"{path.name}: line {index + 1} is not valid JSON. Restore the file.") from error
+    return rows
+
+
+def _read_table(path: Path) -> pd.DataFrame | None:
+    return pd.read_parquet(path) if path.is_file() else None

@@ -1,0 +1,139 @@
+"""Writing simulated hospitals as site folders, exactly as a real hospital would lay out its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from modaltune.data.bags import write_bag
+from modaltune.data.case_table import task_columns
+from modaltune.data.cohort import SPLITS, Bag
+from modaltune.data.site import SITE_FILE
+from modaltune.errors import ConfigError
+from modaltune.seeds import numpy_generator
+
+MODALITIES = ("expression", "slides")
+SPLIT_SHARES = {"train": 0.60, "val": 0.10, "test": 0.30}
+CLINICAL = ("age", "sex")
+
+Bags = Mapping[str, Sequence[tuple[str, Bag]]]
+"""case_id -> (slide_id, bag) of its slides."""
+
+
+def write_site(
+    folder: Path,
+    *,
+    name: str,
+    tasks: Sequence[str],
+    cases: pd.DataFrame,
+    expression: pd.DataFrame | None,
+    bags: Bags,
+    encoder: str = "simulated",
+    min_cell: int = 5,
+) -> Path:
+    """Write a site folder: complete or not at all. An earlier site folder of that name is replaced.
+
+    Args:
+        folder: the site folder.
+        name: name of the site.
+        tasks: tasks it labels; label columns of other tasks are not written.
+        cases: index ``case_id``; ``split``, the labels of the tasks, ``age``, ``sex``.
+        expression: ``[cases, genes]``, index ``case_id``; None = no genomics.
+        bags: case_id -> its slides; empty = no slides.
+        encoder: name of the patch encoder, noted in the feature files.
+        min_cell: smallest count that may leave the site.
+    Returns:
+        The folder.
+    """
+    if folder.exists() and not (folder / SITE_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: exists and is not a site folder; choose another output folder or remove it")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    wanted = ["split", *(column for task in tasks for column in task_columns(task)), *CLINICAL]
+    table = cases[[column for column in wanted if column in cases]]
+    table.rename_axis("case_id").reset_index().to_parquet(partial / "cases.parquet", index=False)
+    paths = {"cases": "cases.parquet"}
+    if expression is not None:
+        expression.rename_axis("case_id").reset_index().to_parquet(partial / "expression.parquet", index=False)
+        paths["expression"] = "expression.parquet"
+    if bags:
+        _write_slides(partial, bags, encoder)
+        paths |= {"slides": "slides.csv", "features": "features"}
+    (partial / SITE_FILE).write_text(_site_toml(name, tasks, paths, min_cell), encoding="utf-8")
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
+    return folder
+
+
+def draw_split(strata: pd.Series, seed: int, *names: object) -> pd.Series:
+    """Split cases 60/10/30, as evenly as whole cases allow inside every stratum.
+
+    Args:
+        strata: one value a case, index ``case_id``.
+        seed: seed of the draw.
+        names: what else the draw depends on, e.g. the hospital.
+    Returns:
+        train, val or test, same index.
+    """
+    draw = numpy_generator(seed, "split", *names)
+    order = np.lexsort([draw.permutation(len(strata)), strata.rank(method="dense").to_numpy()])
+    # multiples of the golden ratio are spread evenly over [0, 1) in every run of neighbours, so in every stratum
+    places = (draw.random() + np.arange(len(strata)) * (np.sqrt(5) - 1) / 2) % 1
+    bounds = np.cumsum([SPLIT_SHARES[name] for name in SPLITS])[:-1]
+    split = np.empty(len(strata), dtype=object)
+    split[order] = np.asarray(SPLITS, dtype=object)[np.searchsorted(bounds, places, side="right")]
+    return pd.Series(split, index=strata.index)
+
+
+def class_and_event(cases: pd.DataFrame) -> pd.Series:
+    """Strata of a split: diagnosis (blank is one of them) by event."""
+    return cases["diagnosis"].fillna("none").astype(str) + "/" + cases["event"].fillna(-1).astype(int).astype(str)
+
+
+def require_known(what: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Refuse an unknown name and list the known ones."""
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(f"unknown {what} {unknown[0]!r}; choose from {', '.join(known)}")
+
+
+def check_overrides(
+    hospitals: Collection[str],
+    known_tasks: Collection[str],
+    tasks: Mapping[str, Collection[str]],
+    without: Mapping[str, Collection[str]],
+) -> None:
+    """Refuse unknown hospitals, tasks and modalities, and a hospital that is left without a task or a modality."""
+    require_known("hospital", (*tasks, *without), hospitals)
+    for hospital, names in tasks.items():
+        require_known("task", names, known_tasks)
+        if not names:
+            raise ConfigError(f"hospital {hospital} is left without a task; choose from {', '.join(known_tasks)}")
+    for hospital, names in without.items():
+        require_known("modality", names, MODALITIES)
+        if set(names) >= set(MODALITIES):
+            raise ConfigError(
+                f"hospital {hospital} is left without a modality; take away expression or slides, not both"
+            )
+
+
+def _write_slides(folder: Path, bags: Bags, encoder: str) -> None:
+    slides = [(slide, case, f"{slide}.h5", bag) for case, pairs in bags.items() for slide, bag in pairs]
+    for slide, _, file, bag in slides:
+        write_bag(folder / "features" / file, bag, encoder=encoder, name=slide)
+    table = pd.DataFrame([row[:3] for row in slides], columns=["slide_id", "case_id", "file"])
+    table.to_csv(folder / "slides.csv", index=False)
+
+
+def _site_toml(name: str, tasks: Sequence[str], paths: Mapping[str, str], min_cell: int) -> str:
+    lines = [f"name = {json.dumps(name)}", f"tasks = {json.dumps(list(tasks))}", "", "[paths]"]
+    lines += [f"{key} = {json.dumps(value)}" for key, value in paths.items()]
+    return "\n".join([*lines, "", "[policy]", f"min_cell = {min_cell}", ""])

@@ -1,0 +1,130 @@
+"""TCGA by hospital: every hospital of a cohort becomes a site folder of its own."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from modaltune.data.case_table import labelled
+from modaltune.data.cohort import Bag
+from modaltune.data.genesets import restrict, write_gmt
+from modaltune.data.tcga import HospitalTables, TcgaTables, hospital_tables, read_tcga
+from modaltune.errors import ConfigError
+from simulation.sites import check_overrides, class_and_event, draw_split, require_known, write_site
+
+GENE_SETS_FILE = "gene_sets.gmt"
+MINIMUM_GENES = 3
+"""Measured genes that a gene set needs."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    hospital: str
+    tasks: tuple[str, ...]
+    cases: pd.DataFrame
+    expression: pd.DataFrame | None
+    bags: Mapping[str, Bag]
+
+
+def build_tcga(
+    data: Path,
+    cohort: str,
+    out: Path,
+    *,
+    hospitals: Sequence[str] | None = None,
+    seed: int = 0,
+    tasks: Mapping[str, Collection[str]] | None = None,
+    without: Mapping[str, Collection[str]] | None = None,
+    expression: str = "rna",
+) -> list[Path]:
+    """Write one site folder a hospital, and ``gene_sets.gmt`` beside them.
+
+    Args:
+        data: folder of the TCGA tables.
+        cohort: e.g. ``BRCA``.
+        out: folder that receives the site folders.
+        hospitals: which hospitals, default all with an eligible case.
+        seed: draws the split, 60/10/30 inside each hospital, stratified by diagnosis and event; it depends on nothing
+            else, so experiments that take tasks or modalities away share their splits.
+        tasks: hospital -> tasks it labels, default all of the cohort that it has labels for.
+        without: hospital -> modalities taken away, ``expression`` or ``slides``.
+        expression: name of the expression table.
+    Returns:
+        The site folders, in the order of the hospitals.
+    Raises:
+        ConfigError: unknown cohort, hospital, task or modality, or a hospital left without task or usable case.
+        DataError: the tables are absent or broken.
+    """
+    tables = read_tcga(data, cohort, expression=expression)
+    for reason, count in tables.counts.items():
+        logger.info("%s: %s: %d cases", tables.cohort, reason, count)
+    chosen = tuple(hospitals) if hospitals is not None else tables.hospitals
+    require_known("hospital", chosen, tables.hospitals)
+    tasks, without = tasks or {}, without or {}
+    check_overrides(tables.hospitals, tables.tasks, tasks, without)
+    plans = [_plan(tables, name, seed, tasks.get(name), without.get(name, ())) for name in chosen]
+    _write_gene_sets(tables, out)
+    return [_write(plan, out, tables.cohort) for plan in plans]
+
+
+def _plan(
+    tables: TcgaTables, hospital: str, seed: int, tasks: Collection[str] | None, without: Collection[str]
+) -> _Plan:
+    share = hospital_tables(tables, hospital)
+    split = draw_split(class_and_event(share.cases), seed, tables.cohort, hospital)
+    expression = None if "expression" in without else share.expression
+    bags = {} if "slides" in without else share.bags
+    usable = share.cases.index.isin([*bags, *(() if expression is None else expression.index)])
+    if not usable.any():
+        raise ConfigError(
+            f"{tables.cohort}: hospital {hospital} is left without a usable case "
+            f"(it has {' and '.join(_modalities(share))}); leave it out or keep a modality"
+        )
+    if not usable.all():
+        logger.info("%s: %s: %d cases left without a modality", tables.cohort, hospital, int((~usable).sum()))
+    cases = share.cases[usable].assign(split=split[usable])
+    has = tuple(task for task in tables.tasks if labelled(cases, task).any())
+    wanted = has if tasks is None else tuple(task for task in tables.tasks if task in tasks)
+    lacking = [task for task in wanted if task not in has]
+    if lacking or not wanted:
+        raise ConfigError(
+            f"{tables.cohort}: hospital {hospital} has no labelled case for {lacking[0] if lacking else 'any task'}; "
+            f"it has labels for {', '.join(has) or 'none'}"
+        )
+    return _Plan(hospital=hospital, tasks=wanted, cases=cases, expression=expression, bags=bags)
+
+
+def _modalities(share: HospitalTables) -> list[str]:
+    found = {"expression": share.expression is not None, "slides": bool(share.bags)}
+    return [name for name, present in found.items() if present]
+
+
+def _write(plan: _Plan, out: Path, cohort: str) -> Path:
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", plan.hospital).strip("-")
+    return write_site(
+        out / name,
+        name=name,
+        tasks=plan.tasks,
+        cases=plan.cases,
+        expression=plan.expression,
+        bags={case: [(f"{case}-IMG", bag)] for case, bag in plan.bags.items()},
+        encoder=f"tcga-{cohort.lower()}-image-tokens",
+    )
+
+
+def _write_gene_sets(tables: TcgaTables, out: Path) -> None:
+    if tables.gene_sets:
+        sets = restrict(tables.gene_sets, list(tables.expression.columns), MINIMUM_GENES)
+        write_gmt(out / GENE_SETS_FILE, sets)
+        logger.info("%s: %d of %d gene sets have enough genes", tables.cohort, len(sets), len(tables.gene_sets))
+    else:
+        logger.warning(
+            "%s: no pathways.parquet, so no %s; name a gene-set file yourself", tables.cohort, GENE_SETS_FILE
+        )
