@@ -51,7 +51,7 @@ test: setup
 	$(call timed,test,runs the tests,$(TEST_MINUTES),python -m pytest $(ARGS))
 
 lint: setup
-	$(call timed,lint,checks style and types,$(LINT_MINUTES),ruff check . && ruff format --check . && mypy)
+	$(call timed,lint,checks style and types,$(LINT_MINUTES),s=0; ruff check . || s=1; ruff format --check . || s=1; mypy || s=1; (exit $$s))
 
 bench: setup
 	$(call timed,bench,measures message size and speed and memory,$(BENCH_MINUTES),modaltune bench $(ARGS))

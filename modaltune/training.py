@@ -72,18 +72,29 @@ def drop_modalities(case: CaseTensors, rate: float, generator: np.random.Generat
     return without_modality(case, "slides" if which < 0.5 else "expression")
 
 
+def training_device() -> torch.device:
+    """The GPU when this process has one, otherwise the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_of(learner: Learner) -> torch.device:
+    """Where a model lives."""
+    return next(learner.parameters()).device
+
+
 def batch_loss(learner: Learner, cases: Sequence[CaseTensors], objective: str) -> Tensor:
     """Mean over tasks of the mean loss over the task's labelled cases; scalar, lower is better."""
+    device = device_of(learner)
     pairs = [(row, task) for row, case in enumerate(cases) for task in case.targets]
-    rows = torch.tensor([row for row, _ in pairs])
+    rows = torch.tensor([row for row, _ in pairs], device=device)
     names = [task for _, task in pairs]
-    embeddings = learner(collate(cases), rows, names)
+    embeddings = learner(collate(cases).to(device), rows, names)
     losses = []
     for task in sorted(set(names)):
-        inside = torch.tensor([name == task for name in names])
+        inside = torch.tensor([name == task for name in names], device=device)
         targets = [cases[row].targets[task] for row, name in pairs if name == task]
-        index = torch.tensor([target for target, _ in targets])
-        observed = torch.tensor([seen for _, seen in targets])
+        index = torch.tensor([target for target, _ in targets], device=device)
+        observed = torch.tensor([seen for _, seen in targets], device=device)
         kind = learner.kinds[task]
         losses.append(OBJECTIVES[objective](learner.head, embeddings[inside], task, kind, index, observed))
     return torch.stack(losses).mean()

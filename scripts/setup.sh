@@ -67,9 +67,8 @@ system_torch() {
     [ "${found%%+*}" = "$pinned" ] && echo "$found"
 }
 
-make_venv() {
-    local python torch
-    python=$(find_python)
+make_venv() { # PYTHON
+    local python=$1 torch
     mkdir "$venv"
     touch "$ours"
     say "making $venv with $("$python" -V) ($python)"
@@ -125,17 +124,18 @@ install() {
 }
 
 main() {
-    local start=$SECONDS
+    local start=$SECONDS python
     if up_to_date; then
         say "$venv is up to date"
         return
     fi
+    python=$(find_python) # before anything is removed
     say "installing the project and its dependencies into $venv (about ${SETUP_MINUTES:-1-4} min, needs the network)"
     if [ -e "$ours" ] && ! reusable; then
         rm -rf "$venv"
     fi
     if [ ! -e "$venv" ]; then
-        make_venv
+        make_venv "$python"
     elif ! recent "$venv/bin/python"; then
         fail "$venv exists but has no Python 3.11 or newer; move it away or run 'make clean'"
     fi

@@ -51,7 +51,7 @@ def _values(run: RunData) -> dict[str, Any]:
         "name": str(run.summary.get("title") or run.study.get("name") or run.folder.name),
         "status": run.status,
         "mark": _MARKS.get(run.status, ""),
-        "simulated": run.predictions is not None,
+        "simulated": run.simulated,
         "lead": context.lead(run),
         "facts": context.facts(run),
         "comparison": context.comparison(run),

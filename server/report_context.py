@@ -47,7 +47,7 @@ def lead(run: RunData) -> list[str]:
     if results:
         sentences.append("On the test cases of all hospitals together: " + "; ".join(results) + ".")
     elif run.status == "FAILED":
-        sentences.append("The run ended without a model that could be scored.")
+        sentences += ["The run ended without a model that could be scored.", *map(str, run.summary.get("notes") or [])]
     else:
         sentences.append("No method was scored on the test cases of all hospitals together.")
     sentences += _verdict(run)
@@ -79,7 +79,8 @@ def facts(run: RunData) -> list[tuple[str, str]]:
 
 def comparison(run: RunData) -> Table:
     """Rows of the comparison: a task and metric each, with the core methods, difference and share of the gap."""
-    methods = [name for name in CORE_METHODS if name in run.methods]
+    together = {key.method for key in run.scores if key.hospital == "all"}
+    methods = [name for name in CORE_METHODS if name in together]
     rows = []
     for task, metric in task_metrics(run.scores):
         scores = by_method(run.scores, task, metric)
@@ -96,7 +97,15 @@ def comparison(run: RunData) -> Table:
                     "bar": None if closed is None else round(100 * min(1.0, max(0.0, closed))),
                 }
             )
-    return {"methods": methods, "rows": rows, "seeds": run.seeds, "min_gap": f"{MIN_GAP:g}"}
+    has_local = {"local", "federated"} <= together
+    return {
+        "methods": methods,
+        "rows": rows,
+        "seeds": run.seeds,
+        "min_gap": f"{MIN_GAP:g}",
+        "has_local": has_local,
+        "has_pooled": has_local and "pooled" in together,
+    }
 
 
 def other_methods(run: RunData) -> Table:
@@ -129,7 +138,7 @@ def seed_rows(run: RunData) -> list[Table]:
 
 def hospital_tables(run: RunData) -> list[Table]:
     """One table a task and metric: hospitals as rows, methods as columns, each hospital's own test cases."""
-    tables = []
+    tables, main = [], set(main_metrics(run.scores))
     for task, metric in task_metrics(run.scores):
         scores = {name: by_method(run.scores, task, metric, name) for name in run.hospitals}
         methods = order_methods({method for found in scores.values() for method in found})
@@ -138,7 +147,10 @@ def hospital_tables(run: RunData) -> list[Table]:
                 {"hospital": name, "cases": _common_cases(found.values()), "cells": cells(methods, found)}
                 for name, found in scores.items()
             ]
-            tables.append({"task": task, "metric": metric_title(metric), "methods": methods, "rows": rows})
+            first = (task, metric) in main
+            tables.append(
+                {"task": task, "metric": metric_title(metric), "main": first, "methods": methods, "rows": rows}
+            )
     return tables
 
 
@@ -295,9 +307,10 @@ def _what_was_done(run: RunData) -> str:
     who = _count(len(run.hospitals), "hospital")
     tasks = f"{_count(len(run.tasks), 'task')} ({', '.join(task.name for task in run.tasks)})"
     rounds = _count(len(run.training), "round")
-    if run.predictions is not None:
-        return f"In this simulation, {who} trained one model together over {rounds} for {tasks}."
-    return f"{who} trained one model together over {rounds} for {tasks}; no case left a hospital."
+    began = "started to train" if run.status == "FAILED" else "trained"
+    if run.simulated:
+        return f"In this simulation, {who} {began} one model together for {tasks}, over {rounds}."
+    return f"{who} {began} one model together for {tasks}, over {rounds}; no case left a hospital."
 
 
 def _result(run: RunData, task: str, metric: str) -> str:
@@ -325,7 +338,9 @@ def _verdict(run: RunData) -> list[str]:
     value, metric, closed = gains[best]
     sentences = []
     if value > 0:
-        share = "" if closed is None else f", which closes {100 * closed:.0f} % of the gap between local and pooled"
+        share = "" if closed is None else f", which closes {100 * closed:.0f} % of the gap to pooled training"
+        if closed is not None and closed >= 1:
+            share = ", at least as much as pooled training gains"
         most = f"{signed(value)} {metric_title(metric)} ({best})"
         sentences.append(f"The largest gain over local training is {most}{share}.")
     worse = [name for name, (change, _, _) in gains.items() if change <= 0]

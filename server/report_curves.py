@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 
 from server.report_data import CORE_METHODS, RunData, Task, method_title
 from server.report_plots import (
-    GRID,
     INK,
     MUTED,
     WIDTH,
@@ -26,16 +26,17 @@ from server.report_plots import (
     to_plot,
 )
 
-NO_CASES = (
-    "This needs predictions of single test cases. They exist in a simulation only: in a real federation they never "
-    "leave a hospital, so the coordinator has none to draw."
+_NO_CASES = "This figure needs single test cases, and the run folder has none."
+_CASES_STAY = (
+    "This figure needs single test cases. They never leave a hospital in a real federation, so the coordinator has "
+    "none to draw; a simulation has them."
 )
 _GRID_POINTS = np.linspace(0.0, 1.0, 401)
-_LATE_STAGES = {"III", "IV"}
-_RISK_COLOURS = {2: ("#44AA99", "#AA3377"), 3: ("#44AA99", "#C99700", "#AA3377")}
+_RISK_COLOURS = {2: ("#1F8A78", "#AA3377"), 3: ("#1F8A78", "#B07D00", "#AA3377")}
 _RISK_NAMES = {2: ("Lower risk", "Higher risk"), 3: ("Low risk", "Middle", "High risk")}
 _LABEL_COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#777777")
 _ORDERED_COLOURS = ("#A6CEE3", "#5AA5D0", "#22699E", "#08264A")
+_UNLABELLED = "#D3DAE0"
 _MANY_POINTS = 2000  # more are drawn as an image inside the SVG
 
 Floats = NDArray[np.float64]
@@ -44,14 +45,14 @@ Floats = NDArray[np.float64]
 def roc(run: RunData) -> Plot:
     """ROC curves of the local, federated and pooled models, a panel a nominal or ordinal task."""
     if run.predictions is None:
-        return Plot(missing=NO_CASES)
-    curves = {task.name: _task_curves(run.predictions, task) for task in run.tasks if task.kind != "survival"}
+        return Plot(missing=_NO_CASES if run.simulated else _CASES_STAY)
+    curves = {task.name: task_curves(run.predictions, task) for task in run.tasks if task.kind != "survival"}
     curves = {name: methods for name, methods in curves.items() if methods}
     if not curves:
         return Plot(missing="No task has test cases of two classes, so no ROC curve is defined.")
     columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
-    figure = Figure(figsize=(3.75 * columns, 3.7 * rows))
+    figure = Figure(figsize=(3.3 * columns, 3.4 * rows))
     axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.22, "hspace": 0.35}).flat
     colours = method_colours(run.methods or CORE_METHODS)
     for ax, (name, methods) in zip(axes, curves.items(), strict=False):
@@ -64,7 +65,7 @@ def roc(run: RunData) -> Plot:
 def kaplan_meier(run: RunData, task: str) -> Plot:
     """Observed survival of test cases grouped by the risk that the federated model gave them."""
     if run.predictions is None:
-        return Plot(missing=NO_CASES)
+        return Plot(missing=_NO_CASES if run.simulated else _CASES_STAY)
     cases = _risk_table(run.predictions, task)
     if len(cases) < 10 or cases["event"].sum() < 2 or cases["risk"].nunique() < 2:
         return Plot(missing="Too few test cases with follow-up and deaths to compare risk groups.")
@@ -73,7 +74,7 @@ def kaplan_meier(run: RunData, task: str) -> Plot:
     cases["group"] = np.minimum((rank * groups - 1e-9).astype(int), groups - 1)
     if cases["group"].nunique() < groups:
         return Plot(missing="The predicted risks are too much alike to form risk groups.")
-    figure = Figure(figsize=(WIDTH * 0.72, 4.3))
+    figure = Figure(figsize=(WIDTH * 0.68, 4.0))
     ax, counts = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (10, 0.85 * groups), "hspace": 0.32})
     _survival_curves(ax, cases, groups)
     _numbers_at_risk(counts, cases, groups, [float(tick) for tick in ax.get_xticks()])
@@ -88,14 +89,14 @@ def embedding_map(run: RunData) -> Plot:
     """Two-dimensional map of the test cases, coloured by hospital and by the label of each task."""
     points = run.embeddings
     if points is None or points.empty:
-        return Plot(missing=NO_CASES)
+        return Plot(missing=_NO_CASES if run.simulated else _CASES_STAY)
     if "seed" in points:
         points = points[points["seed"] == points["seed"].min()]
     tasks = [task for task in run.tasks if task.name in points and points[task.name].notna().any()]
     panels = 1 + len(tasks)
     rows = -(-panels // 2)
-    figure = Figure(figsize=(WIDTH * 0.96, 3.7 * rows))
-    axes = figure.subplots(rows, 2, squeeze=False, gridspec_kw={"wspace": 0.62, "hspace": 0.22}).flat
+    figure = Figure(figsize=(WIDTH * 0.84, 3.2 * rows))
+    axes = figure.subplots(rows, 2, squeeze=False, gridspec_kw={"wspace": 0.5, "hspace": 0.16}).flat
     present = [name for name in run.hospitals if (points["hospital"] == name).any()]
     _scatter(axes[0], points, "hospital", hospital_colours(run.hospitals), present, "By hospital")
     for ax, task in zip(list(axes)[1:], tasks, strict=False):
@@ -116,9 +117,18 @@ def roc_curve(positive: NDArray[np.bool_], score: Floats) -> tuple[Floats, Float
     return false / false[-1], true / true[-1]
 
 
-def _task_curves(predictions: pd.DataFrame, task: Task) -> dict[str, tuple[list[Floats], float]]:
+def spread(heights: Sequence[float], distance: float) -> list[float]:
+    """Move label heights upwards, as little as needed, until neighbours are at least ``distance`` apart."""
+    placed = list(heights)
+    order = sorted(range(len(placed)), key=lambda i: placed[i])
+    for below, above in pairwise(order):
+        placed[above] = max(placed[above], placed[below] + distance)
+    return placed
+
+
+def task_curves(predictions: pd.DataFrame, task: Task) -> dict[str, tuple[list[Floats], float]]:
     """Method -> true positive rates on the grid, one array a model and seed, and the mean area under them."""
-    rows = predictions[(predictions["task"] == task.name) & predictions["label"].isin(list(task.candidates))]
+    rows = predictions[(predictions["task"] == task.name) & predictions["label"].notna()]
     curves: dict[str, tuple[list[Floats], float]] = {}
     for method in CORE_METHODS[:3]:
         chosen = rows[rows["method"] == method]
@@ -130,28 +140,23 @@ def _task_curves(predictions: pd.DataFrame, task: Task) -> dict[str, tuple[list[
 
 
 def _macro_curve(cases: pd.DataFrame, task: Task) -> tuple[Floats, float] | None:
-    """Mean over classes of the one-vs-rest curve; an ordinal task is its upper half against its lower half."""
+    """Mean over classes of the one-vs-rest curve; an ordinal task is its positive levels against the others."""
     probabilities = np.array([np.asarray(row, dtype=float) for row in cases["probabilities"]])
     if probabilities.shape != (len(cases), len(task.candidates)) or not np.isfinite(probabilities).all():
         return None
-    index = np.array([task.candidates.index(label) for label in cases["label"]])
+    labels = cases["label"].astype(str).to_numpy()
     if task.kind == "ordinal":
-        upper = _upper_half(task.candidates)
-        parts = [(upper[index], probabilities[:, upper].sum(axis=1))]
+        high = task.positive or task.candidates[len(task.candidates) // 2 :]
+        columns = [name in high for name in task.candidates]
+        parts = [(np.isin(labels, high), probabilities[:, columns].sum(axis=1))]
     else:
-        parts = [(index == k, probabilities[:, k]) for k in range(len(task.candidates))]
+        known = np.isin(labels, task.candidates)
+        parts = [(labels[known] == name, probabilities[known, k]) for k, name in enumerate(task.candidates)]
     curves = [roc_curve(positive, score) for positive, score in parts if 0 < positive.sum() < len(positive)]
     if not curves:
         return None
     rates = np.mean([np.interp(_GRID_POINTS, false, true) for false, true in curves], axis=0)
     return rates, float(np.mean([np.trapezoid(true, false) for false, true in curves]))
-
-
-def _upper_half(candidates: Sequence[str]) -> NDArray[np.bool_]:
-    """Which levels count as high: stage III and IV, or the upper half of any other scale."""
-    if _LATE_STAGES & set(candidates):
-        return np.array([name in _LATE_STAGES for name in candidates])
-    return np.arange(len(candidates)) >= len(candidates) / 2
 
 
 def _roc_panel(
@@ -183,6 +188,7 @@ def _risk_table(predictions: pd.DataFrame, task: str) -> pd.DataFrame:
 
 
 def _survival_curves(ax: Axes, cases: pd.DataFrame, groups: int) -> None:
+    ends: list[tuple[float, str, str]] = []
     for group, (name, colour) in enumerate(zip(_RISK_NAMES[groups], _RISK_COLOURS[groups], strict=True)):
         part = cases[cases["group"] == group]
         fitted = KaplanMeierFitter().fit(part["time_months"], part["event"])
@@ -194,7 +200,10 @@ def _survival_curves(ax: Axes, cases: pd.DataFrame, groups: int) -> None:
         censored = part.loc[part["event"] == 0, "time_months"].to_numpy()
         at = survival[np.searchsorted(time, censored, side="right") - 1]
         ax.scatter(censored, at, marker="|", s=28, color=colour, linewidth=1.0)
-        ax.text(time[-1], survival[-1], f"  {name}", color=colour, va="center", fontweight="bold")
+        ends.append((float(survival[-1]), name, colour))
+    for height, (_, name, colour) in zip(spread([end for end, _, _ in ends], 0.065), ends, strict=True):
+        label = ax.text(1.01, height, name, color=colour, va="center", fontweight="bold")
+        label.set_transform(ax.get_yaxis_transform())
     ax.set_xlim(0, float(cases["time_months"].max()) * 1.02)
     ax.set_ylim(0, 1.02)
     ax.set_ylabel("Alive")
@@ -231,8 +240,7 @@ def _scatter(
 ) -> None:
     options: dict[str, Any] = {"s": 20, "linewidth": 0.4, "rasterized": len(points) > _MANY_POINTS}
     unlabelled = points[~points[column].astype(str).isin(names)]
-    if len(unlabelled):
-        ax.scatter(unlabelled["x"], unlabelled["y"], color=GRID, label="no label", **options)
+    ax.scatter(unlabelled["x"], unlabelled["y"], color=_UNLABELLED, **options)
     order = np.random.default_rng(0).permutation(len(points))  # so that no hospital lies on top of the others
     shown = points.iloc[order]
     shown = shown[shown[column].astype(str).isin(names)]
@@ -240,6 +248,8 @@ def _scatter(
     ax.scatter(shown["x"], shown["y"], c=face, edgecolor="white", alpha=0.9, **options)
     for name in names:
         ax.scatter([], [], s=34, color=colours[name], label=short(name))
+    if len(unlabelled):
+        ax.scatter([], [], s=34, color=_UNLABELLED, label="no label")
     ax.set_title(short(title, 34))
     ax.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
     ax.spines[["left", "bottom"]].set_visible(False)

@@ -82,11 +82,13 @@ class Task:
         name: for example ``diagnosis``.
         kind: ``nominal``, ``ordinal`` or ``survival``.
         candidates: label values that the columns of ``probabilities`` stand for, in that order.
+        positive: ordinal tasks: the levels that are scored against the others.
     """
 
     name: str
     kind: str
     candidates: tuple[str, ...]
+    positive: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,11 @@ class RunData:
         if not self.scores:
             return "FAILED"
         return "DEGRADED" if any(str(row.get("status")) == "DEGRADED" for row in self.rounds) else "OK"
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the hospitals were parts of one data set: nothing else can pool or predict single cases."""
+        return self.predictions is not None or "pooled" in self.methods or bool(self.summary.get("simulated"))
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -257,12 +264,16 @@ def _position(name: str, order: Sequence[str]) -> int:
 
 
 def _tasks(study: Mapping[str, Any], preprocessing: Mapping[str, Any], scores: Mapping[Key, Score]) -> tuple[Task, ...]:
-    kinds = {str(task["name"]): str(task.get("kind", "")) for task in study.get("tasks", [])}
-    kinds |= {key.task: "" for key in scores if key.task not in kinds}
+    known = {str(task["name"]): task for task in study.get("tasks", [])}
     prepared = preprocessing.get("tasks", {})
     return tuple(
-        Task(name=name, kind=kind, candidates=tuple(map(str, prepared.get(name, {}).get("candidates") or ())))
-        for name, kind in kinds.items()
+        Task(
+            name=name,
+            kind=str(known.get(name, {}).get("kind", "")),
+            candidates=tuple(map(str, prepared.get(name, {}).get("candidates") or ())),
+            positive=tuple(map(str, known.get(name, {}).get("positive") or ())),
+        )
+        for name in dict.fromkeys([*known, *(key.task for key in scores)])
     )
 
 

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from server.report_data import (
     CORE_METHODS,
@@ -30,7 +30,7 @@ from server.report_data import (
 )
 
 INK, MUTED, GRID = "#1f2933", "#5b6770", "#e3e8ec"
-WIDTH = 10.8  # inches; a browser shows one inch as 96 px, so figures are 1,037 px wide
+WIDTH = 10.2  # inches of the axes; a browser shows one inch as 96 px, and labels to the left come on top
 
 # Okabe-Ito for methods and Tol's muted set for hospitals: colour-blind safe, and no colour means two things.
 _METHOD_COLOURS = {
@@ -44,7 +44,15 @@ _METHOD_COLOURS = {
 }
 _MORE_COLOURS = ("#332288", "#882255", "#6B7A00", "#44AA99", "#666666", "#AA4499")
 _HOSPITAL_COLOURS = ("#332288", "#CC6677", "#44AA99", "#DDAA33", "#882255", "#88CCEE", "#117733", "#AA4499", "#999933")
-_MARKERS = {"local": "s", "federated": "o", "pooled": "D", "linear_local": "v", "linear": "^"}
+_MARKERS = {
+    "local": "s",
+    "federated": "o",
+    "pooled": "D",
+    "linear_local": "v",
+    "linear": "^",
+    "separate_heads": "<",
+    "per_task": ">",
+}
 _STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#9aa5ae",
@@ -58,6 +66,10 @@ _STYLE: dict[Any, Any] = {
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "figure.dpi": 96,
+    "figure.subplot.bottom": 0,  # axes fill the figure; the tight box adds what their labels need
+    "figure.subplot.left": 0,
+    "figure.subplot.right": 1,
+    "figure.subplot.top": 1,
     "font.family": "DejaVu Sans",  # measured with a wide font, shown in the reader's own, narrower one
     "font.size": 9.5,
     "grid.color": GRID,
@@ -130,7 +142,7 @@ def hospital_colours(hospitals: Sequence[str]) -> dict[str, str]:
 
 def marker(method: str) -> str:
     """Marker of a method, so that colour is not the only difference."""
-    return _MARKERS.get(method, "P")
+    return _MARKERS.get(method, "h")
 
 
 def short(text: str, length: int = 26) -> str:
@@ -147,11 +159,13 @@ def overview(run: RunData) -> Plot:
     methods = order_methods({name for _, _, scores in panels for name in scores})
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(WIDTH, rows * (0.36 * len(methods) + 1.0)))
-    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.3, "hspace": 0.5}).flat
+    height = 0.36 * len(methods)
+    figure = Figure(figsize=(WIDTH * 0.83, rows * height + (rows - 1) * 1.1))
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.3, "hspace": 1.1 / height}).flat
+    low = _lowest(score for _, _, scores in panels for score in scores.values())
     for index, (ax, (task, metric, scores)) in enumerate(zip(axes, panels, strict=False)):
         _whiskers(ax, methods, scores)
-        _score_axis(ax, task, metric, scores.values())
+        _score_axis(ax, task, metric, low)
         ax.set_yticks(range(len(methods)), [short(method_title(m)) for m in methods] if index % columns == 0 else [])
         ax.set_ylim(len(methods) - 0.5, -0.5)
     for ax in list(axes)[len(panels) :]:
@@ -171,22 +185,26 @@ def own_hospital(run: RunData) -> Plot:
     if not pairs or not methods or not run.hospitals:
         return Plot(missing="No method was scored hospital by hospital.")
     colours = method_colours(run.methods)
-    figure = Figure(figsize=(WIDTH, 0.52 * len(run.hospitals) + 1.2))
-    axes = figure.subplots(1, len(pairs), squeeze=False, gridspec_kw={"wspace": 0.12})[0]
+    height = 0.5 * len(run.hospitals)
+    figure = Figure(figsize=(WIDTH, height))
+    axes = figure.subplots(1, len(pairs), squeeze=False, gridspec_kw={"wspace": 0.14})[0]
+    shown = (key.method in methods and key.hospital in run.hospitals and key[:2] in pairs for key in run.scores)
+    low = _lowest(score for score, use in zip(run.scores.values(), shown, strict=True) if use)
     for ax, (task, metric) in zip(axes, pairs, strict=True):
-        shown: list[Score] = []
         for row, hospital in enumerate(run.hospitals):
+            if row % 2 == 0:
+                ax.axhspan(row - 0.5, row + 0.5, color="#f5f7f9", zorder=0, linewidth=0)
             scores = by_method(run.scores, task, metric, hospital)
-            shown += scores.values()
             for offset, name in zip(np.linspace(-0.22, 0.22, len(methods)), methods, strict=True):
                 if name in scores:
                     _dot(ax, row + float(offset), scores[name], colours[name], marker(name), size=26)
-        _score_axis(ax, task, metric, shown)
+        _score_axis(ax, task, metric, low)
         ax.set_yticks(range(len(run.hospitals)), [short(h) for h in run.hospitals] if ax is axes[0] else [])
         ax.set_ylim(len(run.hospitals) - 0.5, -0.5)
     for name in methods:
         axes[0].scatter([], [], s=26, color=colours[name], marker=marker(name), label=method_title(name))
-    figure.legend(loc="upper left", bbox_to_anchor=(0.115, 1.06), ncols=3, columnspacing=1.6)
+    above = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1 + 0.5 / height), "borderaxespad": 0.0}
+    axes[0].legend(ncols=3, columnspacing=1.4, handletextpad=0.3, **above)
     return to_plot(figure, "own", "Scores of the local, federated and pooled models on each hospital's own test cases.")
 
 
@@ -195,7 +213,7 @@ def losses(run: RunData) -> Plot:
     rows = [row for row in run.training if number(row.get("loss")) is not None or row.get("losses")]
     if not rows:
         return Plot(missing="No training round was finished, so there is no loss to draw.")
-    figure = Figure(figsize=(WIDTH * 0.82, 3.4))
+    figure = Figure(figsize=(WIDTH * 0.8, 2.9))
     ax = figure.subplots()
     federated = method_colours(["federated"])["federated"]
     colours = hospital_colours(run.hospitals)
@@ -225,7 +243,7 @@ def traffic(run: RunData) -> Plot:
     rows = [row for row in run.training if row.get("bytes_down") or row.get("bytes_up")]
     if not rows:
         return Plot(missing="The round log has no byte counts.")
-    figure = Figure(figsize=(WIDTH * 0.82, 2.3))
+    figure = Figure(figsize=(WIDTH * 0.8, 1.9))
     ax = figure.subplots()
     numbers = [row["round"] for row in rows]
     down = np.array([(row.get("bytes_down") or 0) / 1e6 for row in rows])
@@ -236,7 +254,7 @@ def traffic(run: RunData) -> Plot:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("Round")
     ax.set_ylabel("MB, all hospitals")
-    ax.margins(x=0.01)
+    ax.set_xlim(numbers[0] - 0.7, max(numbers[-1], numbers[0] + 9) + 0.7)
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), reverse=True, handlelength=1.2, handleheight=1.0)
     return to_plot(figure, "traffic", f"Megabytes per training round; {down.sum() + up.sum():.0f} MB in all.")
 
@@ -250,7 +268,7 @@ def _whiskers(ax: Axes, methods: Sequence[str], scores: Mapping[str, Score]) -> 
         if score is not None:
             seeds = [seed.value for seed in score.seeds if seed.value is not None]
             if len(seeds) > 1:
-                ax.scatter(seeds, [row] * len(seeds), s=70, marker="|", color=colours[name], linewidth=1.1, zorder=4)
+                ax.scatter(seeds, [row] * len(seeds), s=40, marker="|", color=colours[name], linewidth=1.0)
             _dot(ax, row, score, colours[name], marker(name))
         value = "n/a" if score is None or score.value is None else f"{score.value:.2f}"
         weight = "bold" if name == "federated" else "normal"
@@ -262,20 +280,25 @@ def _dot(ax: Axes, row: float, score: Score, colour: str, shape: str, size: floa
         return
     if score.low is not None and score.high is not None:
         ax.plot([score.low, score.high], [row, row], color=colour, linewidth=1.8, alpha=0.75, solid_capstyle="butt")
-    ax.scatter([score.value], [row], s=size, marker=shape, color=colour, edgecolor="white", linewidth=0.9, zorder=5)
+    dot = ax.scatter([score.value], [row], s=size, marker=shape, color=colour, edgecolor="white", linewidth=0.9)
+    dot.set(zorder=5, clip_on=False)
 
 
-def _score_axis(ax: Axes, task: str, metric: str, scores: Iterable[Score]) -> None:
-    ends = [end for score in scores for end in (score.value, score.low, score.high) if end is not None]
-    ax.set_title(short(task, 32), pad=16)
-    ax.text(0, 1.02, metric_title(metric), transform=ax.transAxes, color=MUTED, va="bottom")
+def _lowest(scores: Iterable[Score]) -> float:
+    """Where the axis begins that all panels share, so that they can be compared by eye."""
+    ends = [end for score in scores for end in (score.value, score.low) if end is not None]
+    return max(0.0, float(np.floor(min([0.48, *ends]) * 20)) / 20)
+
+
+def _score_axis(ax: Axes, task: str, metric: str, low: float) -> None:
+    ax.set_title(short(task, 32), pad=20)
+    ax.annotate(metric_title(metric), (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points", color=MUTED)
     ax.grid(visible=False, axis="y")
     ax.spines["left"].set_visible(False)
     if metric in ("auc", "c_index"):
-        low = min([0.45, *ends])
-        ax.set_xlim(max(0.0, np.floor(low * 20) / 20 - 0.02), 1.005)
-        ax.axvline(0.5, color=MUTED, linewidth=1.0, linestyle=(0, (2, 2)), zorder=1)
-        ax.text(0.5, 0.0, " chance", transform=ax.get_xaxis_transform(), color=MUTED, fontsize=8, va="bottom")
+        ax.set_xlim(low, 1.0)
+        ax.xaxis.set_major_locator(MultipleLocator(0.1 if low >= 0.4 else 0.25 if low < 0.2 else 0.2, offset=0.5))
+        ax.axvline(0.5, color=MUTED, linewidth=1.2, linestyle=(0, (2, 2)), zorder=1)
 
 
 def _line(ax: Axes, series: Sequence[tuple[int, float | None]], **options: object) -> None:

@@ -8,16 +8,27 @@ PAGE = """
 {%- else %}<p class="absent">{{ figure.missing }}</p>{% endif %}
 {%- endmacro %}
 {%- macro method(name) -%}
-<i class="dot" style="background: {{ colours[name] }}"></i>{{ title(name) }}
+<span class="method"><i style="background: {{ colours[name] }}"></i>{{ title(name) }}</span>
 {%- endmacro %}
 {%- macro method_head(name) -%}
 <th{% if name == "federated" %} class="fed"{% endif %}>{{ method(name) }}</th>
 {%- endmacro %}
 {%- macro score(cell, cases, tint=false) -%}
-<td{% if tint %} class="fed"{% endif %}><b>{{ cell.value }}</b>
+<td class="{{ "fed" if tint }}{{ " off" if cell.value in ("–", "n/a") }}"><b>{{ cell.value }}</b>
 {%- if cell.interval %}<small>{{ cell.interval }}</small>{% endif %}
 {%- if not cases and cell.cases %}<small>n = {{ cell.cases }}</small>{% endif %}
 {%- if cell.note %}<small>{{ cell.note }}</small>{% endif %}</td>
+{%- endmacro %}
+{%- macro hospital_table(table) %}
+<h3>{{ table.task }}<small>{{ table.metric }}</small></h3>
+<div class="wide"><table class="full">
+<thead><tr><th>Hospital</th>{% for m in table.methods %}{{ method_head(m) }}{% endfor %}</tr></thead>
+<tbody>
+{%- for row in table.rows %}
+<tr><th>{{ row.hospital }}{% if row.cases %}<small>n = {{ row.cases }}</small>{% endif %}</th>
+{%- for cell in row.cells %}{{ score(cell, row.cases, cell.method == "federated") }}{% endfor %}</tr>
+{%- endfor %}
+</tbody></table></div>
 {%- endmacro %}
 {%- set several = comparison.seeds | length > 1 %}
 {%- set first_seed = " (first seed)" if several else "" -%}
@@ -58,23 +69,26 @@ Whisker: 95 % bootstrap interval over patients. Dotted line: chance.
 {%- if comparison.rows %}
 <div class="wide"><table class="full">
 <thead><tr><th>Task</th>{% for m in comparison.methods %}{{ method_head(m) }}{% endfor %}
-<th>Federated<br>minus local</th><th>Gap closed</th></tr></thead>
+{%- if comparison.has_local %}<th>Federated<br>minus local</th>{% endif %}
+{%- if comparison.has_pooled %}<th>Gap closed</th>{% endif %}</tr></thead>
 <tbody>
 {%- for row in comparison.rows %}
 <tr{% if loop.changed(row.task) and not loop.first %} class="first"{% endif %}>
 <th>{{ row.task }}<small>{{ row.metric }}{% if row.cases %}, n = {{ row.cases }}{% endif %}</small></th>
 {%- for cell in row.cells %}{{ score(cell, row.cases, cell.method == "federated") }}{% endfor %}
-<td><b>{{ row.difference }}</b></td>
-<td>{{ row.closed }}
-{%- if row.bar is not none %}<div class="bar"><i style="width: {{ row.bar }}%"></i></div>{% endif %}</td></tr>
+{%- if comparison.has_local %}<td><b>{{ row.difference }}</b></td>{% endif %}
+{%- if comparison.has_pooled %}<td>{{ row.closed }}
+{%- if row.bar is not none %}<div class="bar"><i style="width: {{ row.bar }}%"></i></div>{% endif %}</td>
+{%- endif %}</tr>
 {%- endfor %}
 </tbody></table></div>
-<p class="note">Below each value: its 95 % interval (bootstrap over patients). n: test cases. n/a: undefined, for example
-because only one class is present. –: not scored.
+<p class="note">Below each value: its 95 % interval (bootstrap over patients). n: test cases. n/a: undefined, for
+example because only one class is present. –: not scored.
 {%- if several %} Values and interval ends are means over {{ comparison.seeds | length }} seeds.{% endif %}
-Gap closed = (federated − local) / (pooled − local): 0 % is no better than local training, 100 % as good as bringing all
-data together; not computed where pooled is less than {{ comparison.min_gap }} better than local. A difference smaller
-than the intervals is not a finding.</p>
+{%- if comparison.has_pooled %} Gap closed = (federated − local) / (pooled − local): 0 % is no better than local
+training, 100 % as good as bringing all data together; not computed where pooled is less than {{ comparison.min_gap }}
+better than local.{% endif %}
+{%- if comparison.has_local %} A difference smaller than the intervals is not a finding.{% endif %}</p>
 {%- endif %}
 {%- if others.rows %}
 <h3>Other methods</h3>
@@ -111,20 +125,16 @@ than the intervals is not a finding.</p>
 
 <section id="by-hospital">
 <h2>By hospital</h2>
-<p>What each model does on a hospital's own test cases: the question a hospital asks before it joins.</p>
+<p>What each model does on a hospital's own test cases.</p>
 {%- call plot(figures.own) %}
-Own test cases of each hospital, with 95 % intervals. Few patients make wide intervals; a hospital without the task has no dot.
+Own test cases of each hospital, with 95 % intervals. Few patients make wide intervals; a hospital without the task has
+no dot.
 {%- endcall %}
-{%- for table in hospital_tables %}
-<h3>{{ table.task }}<small>{{ table.metric }}</small></h3>
-<div class="wide"><table class="full">
-<thead><tr><th>Hospital</th>{% for m in table.methods %}{{ method_head(m) }}{% endfor %}</tr></thead>
-<tbody>
-{%- for row in table.rows %}
-<tr><th>{{ row.hospital }}{% if row.cases %}<small>n = {{ row.cases }}</small>{% endif %}</th>
-{%- for cell in row.cells %}{{ score(cell, row.cases, cell.method == "federated") }}{% endfor %}</tr>
-{%- endfor %}
-</tbody></table></div>
+{%- for table in hospital_tables if table.main %}{{ hospital_table(table) }}{% endfor %}
+{%- for table in hospital_tables if not table.main %}
+{%- if loop.first %}
+<details><summary>Other metrics by hospital</summary>
+{%- endif %}{{ hospital_table(table) }}{% if loop.last %}</details>{% endif %}
 {%- endfor %}
 </section>
 
@@ -167,14 +177,15 @@ dashed line validation cases.
 <td>{{ row.phase }}</td><td>{{ row.what | join("; ") }}</td></tr>
 {%- endfor %}
 </tbody></table></div>
-{%- elif rounds %}<p>Every hospital of the roster took part in every round.</p>{% endif %}
+{%- elif rounds %}<p>No hospital is missing from any round in the log.</p>{% endif %}
 </section>
 
 <section id="curves">
 <h2>ROC curves</h2>
 {%- call plot(figures.roc) %}
-Test cases of all hospitals together. More than two classes: mean of the one-against-rest curves; stages: III and IV
-against I and II. Shaded: range over single models (hospitals, seeds); the legend gives their mean area.
+Test cases of all hospitals together. More than two classes: mean of the one-against-rest curves; ordered levels: the
+high ones against the low ones (stage: III and IV against I and II). Shaded: range over single models (hospitals,
+seeds); the legend gives their mean area.
 {%- endcall %}
 </section>
 
@@ -183,9 +194,9 @@ against I and II. Shaded: range over single models (hospitals, seeds); the legen
 {%- for task, figure in figures.survival %}
 {%- if figures.survival | length > 1 %}<h3>{{ task }}</h3>{% endif %}
 {%- call plot(figure) %}
-Kaplan-Meier estimate with 95 % band{{ first_seed }} in test cases grouped by equal shares of the risk that the federated
-model predicts. The groups are cut within these test cases, so they show separation and are no clinical threshold.
-Ticks: censored cases. The log-rank test is not adjusted for hospital, age or stage.
+Kaplan-Meier estimate with 95 % band{{ first_seed }} in test cases grouped by equal shares of the risk that the
+federated model predicts. The groups are cut within these test cases, so they show separation and are no clinical
+threshold. Ticks: censored cases. The log-rank test is not adjusted for hospital, age or stage.
 {%- endcall %}
 {%- else %}<p class="absent">The study has no survival task.</p>{% endfor %}
 </section>
@@ -193,8 +204,8 @@ Ticks: censored cases. The log-rank test is not adjusted for hospital, age or st
 <section id="contributions">
 <h2>Who contributed what</h2>
 {%- if contributions.rows %}
-<p>Training examples behind each group of parameters, summed over rounds{{ first_seed }}. The server averages every parameter
-over the hospitals that exercised it: one without genomics does not dilute the gene encoder.</p>
+<p>Training examples behind each group of parameters, summed over rounds{{ first_seed }}. The server averages every
+parameter over the hospitals that exercised it: one without genomics does not dilute the gene encoder.</p>
 <div class="wide"><table class="heat">
 <thead><tr><th>Parameters</th>{% for hospital in hospitals %}<th>{{ hospital }}</th>{% endfor %}
 <th>Contributors</th></tr></thead>
@@ -214,15 +225,18 @@ over the hospitals that exercised it: one without genomics does not dilute the g
 <h2>Traffic</h2>
 {%- call plot(figures.traffic) %}
 Size of the serialised messages of all hospitals together, by training round{{ first_seed }}.
+{%- if several %} The table adds up all seeds.{% endif %}
 {%- endcall %}
 {%- if traffic %}
 <div class="wide"><table>
 <thead><tr><th>Phase</th>
-{%- for name in ("Rounds", "To the hospitals", "From the hospitals", "Both") %}<th class="num">{{ name }}</th>{% endfor -%}
+{%- for name in ("Rounds", "To the hospitals", "From the hospitals", "Both") %}
+<th class="num">{{ name }}</th>
+{%- endfor %}
 </tr></thead>
 <tbody>
 {%- for row in traffic %}
-<tr><th>{{ row.phase }}</th>
+<tr{% if loop.last %} class="sum"{% endif %}><th>{{ row.phase }}</th>
 {%- for value in (row.rounds, row.down, row.up, row.total) %}<td class="num">{{ value }}</td>{% endfor %}</tr>
 {%- endfor %}
 </tbody></table></div>
@@ -232,8 +246,9 @@ Size of the serialised messages of all hospitals together, by training round{{ f
 <section id="map">
 <h2>Embedding map</h2>
 {%- call plot(figures.map) %}
-Every dot is a test case{{ first_seed }}, projected to two dimensions. Hospitals that form islands of their own hint at site
-effects (staining, scanner, case mix); labels that separate hint at signal. Distances in a projection are no measurement.
+Every dot is a test case{{ first_seed }}, projected to two dimensions. Hospitals that form islands of their own hint at
+site effects (staining, scanner, case mix); labels that separate hint at signal. Distances in a projection are no
+measurement.
 {%- endcall %}
 </section>
 
@@ -254,7 +269,7 @@ effects (staining, scanner, case mix); labels that separate hint at signal. Dist
 {%- if notes %}
 <h3>Notes of this run</h3>
 <ul>{% for note in notes %}<li>{{ note }}</li>{% endfor %}</ul>
-<h3>What no run can say</h3>
+<h3>What to keep in mind</h3>
 {%- endif %}
 <ul>
 <li><strong>Research use only. This is not a medical device:</strong> neither the model nor this report may guide the
@@ -266,8 +281,8 @@ how the model would do in another hospital, on another scanner or in later years
 <li>Intervals of two methods are not a test of their difference: both were scored on the same patients.</li>
 <li>A hospital's own scores rest on few patients; several comparisons were made and none is corrected for their
 number.</li>
-<li>The data can show discrimination on retrospective cases of these hospitals. They cannot show calibration, benefit for
-patients, fairness between groups of patients that were not compared, or performance on cases unlike these.</li>
+<li>The data can show discrimination on retrospective cases of these hospitals. They cannot show calibration, benefit
+for patients, fairness between groups of patients that were not compared, or performance on cases unlike these.</li>
 {%- if simulated %}
 <li>This is a simulation: the hospitals were parts of one data set on one machine. It says nothing about networks, local
 software or differences in local practice that the data set does not hold.</li>

@@ -67,7 +67,7 @@ def _oracle(hospitals: Sequence[SyntheticHospital]) -> dict[str, float]:
     tests = [hospital.cases["split"] == "test" for hospital in hospitals]
     cases = pd.concat([h.cases[test] for h, test in zip(hospitals, tests, strict=True)])
     truth = pd.concat([h.truth[test] for h, test in zip(hospitals, tests, strict=True)])
-    return _scores(cases, {task: truth[task].to_numpy() for task in truth})
+    return _scores(cases, {str(task): truth[task].to_numpy() for task in truth})
 
 
 def _linear(

@@ -57,15 +57,9 @@ def write_site(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     wanted = ["split", *(column for task in tasks for column in task_columns(task)), *CLINICAL]
-    table = cases[[column for column in wanted if column in cases]]
-    table.rename_axis("case_id").reset_index().to_parquet(partial / "cases.parquet", index=False)
-    paths = {"cases": "cases.parquet"}
-    if expression is not None:
-        expression.rename_axis("case_id").reset_index().to_parquet(partial / "expression.parquet", index=False)
-        paths["expression"] = "expression.parquet"
+    paths = _write_tables(partial, cases[[column for column in wanted if column in cases]], expression)
     if bags:
-        _write_slides(partial, bags, encoder)
-        paths |= {"slides": "slides.csv", "features": "features"}
+        paths |= _write_slides(partial, bags, encoder)
     (partial / SITE_FILE).write_text(_site_toml(name, tasks, paths, min_cell), encoding="utf-8")
     if folder.exists():
         shutil.rmtree(folder)
@@ -125,12 +119,20 @@ def check_overrides(
             )
 
 
-def _write_slides(folder: Path, bags: Bags, encoder: str) -> None:
+def _write_tables(folder: Path, cases: pd.DataFrame, expression: pd.DataFrame | None) -> dict[str, str]:
+    tables = {"cases": cases} if expression is None else {"cases": cases, "expression": expression}
+    for name, table in tables.items():
+        table.rename_axis("case_id").reset_index().to_parquet(folder / f"{name}.parquet", index=False)
+    return {name: f"{name}.parquet" for name in tables}
+
+
+def _write_slides(folder: Path, bags: Bags, encoder: str) -> dict[str, str]:
     slides = [(slide, case, f"{slide}.h5", bag) for case, pairs in bags.items() for slide, bag in pairs]
     for slide, _, file, bag in slides:
         write_bag(folder / "features" / file, bag, encoder=encoder, name=slide)
     table = pd.DataFrame([row[:3] for row in slides], columns=["slide_id", "case_id", "file"])
     table.to_csv(folder / "slides.csv", index=False)
+    return {"slides": "slides.csv", "features": "features"}
 
 
 def _site_toml(name: str, tasks: Sequence[str], paths: Mapping[str, str], min_cell: int) -> str:

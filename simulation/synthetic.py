@@ -153,7 +153,7 @@ def gene_sets() -> dict[str, tuple[str, ...]]:
     """The overlapping gene sets of the synthetic world."""
     members = _world().members
     return {
-        f"SYN_PATHWAY_{number + 1:02d}": tuple(_gene(index) for index in np.flatnonzero(row))
+        f"SYN_PATHWAY_{number + 1:02d}": tuple(_gene(int(index)) for index in np.flatnonzero(row))
         for number, row in enumerate(members)
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import pandas as pd
 
@@ -64,16 +64,14 @@ def clean_cases(
         if task == "survival":
             cases[list(SURVIVAL_COLUMNS)] = _survival(renamed, where)
         else:
-            values = _coded(renamed[task], task, codes.get(task, {}), labels.get(task))
-            _require_known(values, task, site, labels.get(task), set(cases["case_id"]))
-            cases[task] = values
+            cases[task] = _coded(renamed[task], task, codes.get(task, {}), labels.get(task))
+            _require_known(cases, task, site, labels.get(task))
     if "age" in renamed:
         cases["age"] = _age(renamed["age"], where)
     if "sex" in renamed:
         cases["sex"] = _sex(renamed["sex"])
-    for extra in (name for name in columns if name not in CANONICAL and name not in tasks):
-        cases[extra] = renamed[extra]
-    return cases.set_index("case_id")
+    extra = [name for name in columns if name not in CANONICAL and name not in tasks]
+    return cases.join(renamed[extra]).set_index("case_id")
 
 
 def _canonical(table: pd.DataFrame, columns: Mapping[str, str], where: str) -> pd.DataFrame:
@@ -125,23 +123,22 @@ def _coded(values: pd.Series, task: str, codes: Mapping[str, str], known: Collec
     return pd.Series(mapped, index=values.index, dtype=object)
 
 
-def _require_known(
-    values: pd.Series, task: str, site: str, known: Collection[str] | None, case_ids: Collection[str]
-) -> None:
+def _require_known(cases: pd.DataFrame, task: str, site: str, known: Collection[str] | None) -> None:
     if known is None:
         return
+    values = cases[task]
     unknown = values.notna() & ~values.isin(list(known))
     if not unknown.any():
         return
     value = str(values[unknown].iloc[0])
-    shown = f" such as {value!r}" if _may_be_shown(value, case_ids) else ""
+    shown = f" such as {value!r}" if _may_be_shown(value, cases["case_id"]) else ""
     raise LabelError(
         f"site {site}: task {task!r} has labels outside the vocabulary{shown} in {rows(unknown)}; "
         f"known: {', '.join(map(repr, known))}. Map local codes under [labels.{task}] in site.toml ('' = unlabelled)"
     )
 
 
-def _may_be_shown(value: str, case_ids: Collection[str]) -> bool:
+def _may_be_shown(value: str, case_ids: Iterable[str]) -> bool:
     """A label value is a category, not patient data; numbers, long texts and identifiers may be something else."""
     words = len(value) <= SHORT_LABEL and value.isprintable() and any(letter.isalpha() for letter in value)
     return words and not any(case in value for case in case_ids)

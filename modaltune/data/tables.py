@@ -133,7 +133,8 @@ def _header(path: Path) -> list[str]:
 
 def _read(path: Path, text: Collection[str]) -> pd.DataFrame:
     if path.suffix.lower() == ".parquet":
-        return pd.read_parquet(path)
+        table = pd.read_parquet(path)
+        return table.reset_index(drop=table.index.name is None)
     return pd.read_csv(
         path,
         sep=SEPARATORS[path.suffix.lower()],

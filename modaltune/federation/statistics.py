@@ -72,14 +72,14 @@ def _label_counts(train: pd.DataFrame, task: TaskSpec, minimum: int) -> NDArray[
     return np.where(counts < minimum, 0.0, counts)
 
 
-def site_statistics(cohort: Cohort, study: Study, genes: Sequence[str]) -> Sums:
+def site_statistics(cohort: Cohort, study: Study, genes: Sequence[str], min_cell: int = 1) -> Sums:
     """What one site answers in the preprocessing round: sums and counts over its training cases.
 
-    Counts below ``min_cell`` (the study's or, if larger, the site's) are zeroed; a group with fewer cases than that
+    Counts below the study's ``min_cell`` (or, if larger, the site's) are zeroed; a group with fewer cases than that
     reports nothing.
     """
     train = cohort.cases[cohort.cases["split"] == "train"]
-    minimum = study.privacy.min_cell
+    minimum = max(study.privacy.min_cell, min_cell)
     sums: Sums = {"cases": np.array([float(len(train) if len(train) >= minimum else 0)])}
     if genes:
         rows = np.zeros((0, len(genes)))

@@ -12,6 +12,7 @@ from modaltune.errors import ConfigError
 from modaltune.storage import canonical_json, digest_text
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+METRICS = {"nominal": ("auc", "balanced_accuracy"), "ordinal": ("auc", "balanced_accuracy"), "survival": ("c_index",)}
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

@@ -1,0 +1,162 @@
+"""What a hospital's process does with a message, apart from Flower: load, verify, train, answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from modaltune.data.batch import CaseTensors
+from modaltune.data.cohort import Cohort
+from modaltune.data.preprocessing import Preprocessing, prepare
+from modaltune.data.site import load_site, read_site_config
+from modaltune.errors import FeatureFileError, FederationError
+from modaltune.evaluation.predictions import metric_rows, predict
+from modaltune.federation.average import State, Update
+from modaltune.federation.manifest import Manifest, statistics_manifest
+from modaltune.federation.statistics import Sums, site_statistics
+from modaltune.federation.study import Study
+from modaltune.models.learner import Learner, build_learner, load_trainable
+from modaltune.models.modaltune import trainable_state
+from modaltune.seeds import derive_seed
+from modaltune.training import epoch_steps, evaluation_loss, fit, labelled, training_device
+
+PACKAGES = ("flwr", "torch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingReply:
+    """A site's update with its metrics."""
+
+    update: Update
+    metrics: dict[str, float]
+
+
+class Site:
+    """One hospital's data as one study sees it; :meth:`of` keeps it in memory between messages."""
+
+    def __init__(self, folder: Path, study: Study) -> None:
+        self.config = read_site_config(folder)
+        self.study = study
+        self._cases: dict[str, list[CaseTensors]] = {}
+        if self.config.name not in study.roster:
+            raise FederationError(
+                f"site {self.config.name} is not in the roster of study {study.name} ({', '.join(study.roster)})"
+            )
+        labels = {task.name: task.values for task in study.tasks if task.kind != "survival"}
+        self.cohort: Cohort = load_site(folder, split_salt=study.digest, labels=labels)
+        width = self.cohort.patch_width
+        if width is not None and width != study.slides.in_width:
+            raise FeatureFileError(
+                f"site {self.cohort.site}: bags have {width} features per patch but study {study.name} needs"
+                f" {study.slides.in_width}; extract them with the encoder that the study names"
+            )
+
+    @staticmethod
+    @lru_cache(maxsize=16)
+    def of(folder: Path, study_json: str) -> Site:
+        """The site of a folder in a study given as canonical JSON."""
+        return Site(folder, Study.from_json(study_json))
+
+    @property
+    def minimum(self) -> int:
+        """Counts below it do not leave."""
+        return max(self.study.privacy.min_cell, self.config.policy.min_cell)
+
+    def capability(self) -> dict[str, Any]:
+        """What the server may know before the first round: names, versions, counts that are large enough."""
+        cases = self.cohort.cases
+        splits = {name: int((cases["split"] == name).sum()) for name in ("train", "val", "test")}
+        return {
+            "site": self.cohort.site,
+            "tasks": [task.name for task in self.study.tasks if task.name in self.cohort.tasks],
+            "genes": [] if self.cohort.expression is None else sorted(map(str, self.cohort.expression.columns)),
+            "modalities": [
+                *(["slides"] if self.cohort.patch_width else []),
+                *(["expression"] if self.cohort.expression is not None else []),
+                *(["clinical"] if self.study.clinical else []),
+            ],
+            **{f"cases-{name}": count if count >= self.minimum else 0 for name, count in splits.items()},
+            **{f"version-{name}": version(name) for name in PACKAGES},
+        }
+
+    def statistics(self, genes: list[str]) -> Sums:
+        """Sums for the preprocessing round, checked against their manifest."""
+        sums = site_statistics(self.cohort, self.study, genes, self.minimum)
+        statistics_manifest(self.study, genes).check(self.cohort.site, sums)
+        return sums
+
+    def train(self, preprocessing: Preprocessing, arrays: State, round_number: int) -> TrainingReply:
+        """Score the incoming model on validation cases, train it for one round, and return what may leave."""
+        torch.set_num_threads(1)
+        learner = self._learner(preprocessing, arrays)
+        spec = self.study.training
+        cases = self._prepared(preprocessing)
+        validation = evaluation_loss(learner, self._split(cases, "val"), spec.objective)
+        train = labelled(self._split(cases, "train"))
+        if not train:
+            return self._idle(learner, validation)
+        rounds = spec.rounds
+        outcome = fit(
+            learner,
+            train,
+            spec,
+            steps=epoch_steps(len(train), spec.batch_size) * spec.local_epochs,
+            seed=derive_seed(self.study.seed, "train", self.cohort.site, round_number),
+            start=(round_number - 1) / rounds,
+            end=round_number / rounds,
+        )
+        metrics = {"loss": outcome.loss, "steps": float(outcome.steps), "train-cases": float(len(train))}
+        return self._reply(learner, outcome.examples, metrics, validation)
+
+    def evaluate(self, preprocessing: Preprocessing, arrays: State) -> dict[str, float]:
+        """Metrics of the model on this site's own test cases, with intervals; small groups are held back."""
+        torch.set_num_threads(1)
+        learner = self._learner(preprocessing, arrays)
+        table = predict(learner, self.study, preprocessing, self.cohort, self._prepared(preprocessing))
+        tables = {task.name: [table] for task in self.study.tasks if task.name in self.cohort.tasks}
+        rows = metric_rows(
+            tables, self.study, preprocessing, method="federated", hospital=self.cohort.site, seed=self.study.seed
+        )
+        out: dict[str, float] = {}
+        for row in rows:
+            if row["value"] is not None and row["low"] is not None and row["n"] >= self.minimum:
+                out |= {f"{row['task']}.{row['metric']}.{part}": float(row[part]) for part in ("value", "low", "high", "n")}
+        return out
+
+    def _learner(self, preprocessing: Preprocessing, arrays: State) -> Learner:
+        learner = build_learner(self.study, preprocessing)
+        Manifest.of_training(learner, self.study).check("the server", arrays)
+        load_trainable(learner, {name: torch.from_numpy(value.copy()) for name, value in arrays.items()})
+        return learner.to(training_device())
+
+    def _prepared(self, preprocessing: Preprocessing) -> list[CaseTensors]:
+        key = preprocessing.digest
+        if key not in self._cases:
+            self._cases = {key: prepare(self.cohort, self.study, preprocessing)}
+        return self._cases[key]
+
+    def _split(self, cases: list[CaseTensors], split: str) -> list[CaseTensors]:
+        inside = self.cohort.cases["split"] == split
+        return [case for case, keep in zip(cases, inside, strict=True) if keep]
+
+    def _idle(self, learner: Learner, validation: tuple[float, int]) -> TrainingReply:
+        metrics = {"loss": 0.0, "steps": 0.0, "train-cases": 0.0}
+        return self._reply(learner, dict.fromkeys(trainable_state(learner), 0), metrics, validation)
+
+    def _reply(
+        self, learner: Learner, examples: dict[str, int], metrics: dict[str, float], validation: tuple[float, int]
+    ) -> TrainingReply:
+        arrays: dict[str, NDArray[np.float32]] = {
+            name: value.cpu().numpy() for name, value in trainable_state(learner).items()
+        }
+        Manifest.of_training(learner, self.study).check(self.cohort.site, arrays)
+        total, count = validation if validation[1] >= self.minimum else (0.0, 0)
+        metrics = metrics | {"val-loss-sum": total, "val-cases": float(count)}
+        return TrainingReply(update=Update(arrays=arrays, examples=examples), metrics=metrics)

@@ -1,0 +1,96 @@
+"""Metrics with bootstrap intervals over patients, vectorised over resamples.
+
+n cases, C candidates, R weight rows: row 0 is all ones (the estimate), the others are bootstrap counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modaltune.seeds import numpy_generator
+
+RESAMPLES = 1000
+Floats = NDArray[np.float64]
+
+
+def bootstrap_weights(cases: int, seed: int, *names: object) -> Floats:
+    """``[1 + RESAMPLES, n]`` how often each patient is drawn; the first row counts everyone once."""
+    generator = numpy_generator(seed, "bootstrap", *names)
+    drawn = generator.multinomial(cases, np.full(cases, 1 / cases), size=RESAMPLES) if cases else np.zeros((RESAMPLES, 0))
+    return np.concatenate([np.ones((1, cases)), drawn.astype(np.float64)])
+
+
+def _ratio(top: Floats, bottom: Floats) -> Floats:
+    return np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 0)
+
+
+def binary_auc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
+    """Area under the ROC curve per weight row; ties count half; NaN with one class. -> ``[R]``."""
+    above = score[positive][:, None] - score[~positive][None, :]
+    wins = (above > 0) + 0.5 * (above == 0)
+    w_positive, w_negative = weights[:, positive], weights[:, ~positive]
+    top = ((w_positive @ wins) * w_negative).sum(axis=1)
+    return _ratio(top, w_positive.sum(axis=1) * w_negative.sum(axis=1))
+
+
+def macro_auc(labels: NDArray[np.int64], probabilities: Floats, weights: Floats) -> Floats:
+    """Mean of one-vs-rest areas over the classes; with two classes the plain area. -> ``[R]``."""
+    classes = probabilities.shape[1]
+    if classes == 2:
+        return binary_auc(labels == 1, probabilities[:, 1], weights)
+    areas = np.stack([binary_auc(labels == c, probabilities[:, c], weights) for c in range(classes)])
+    defined = np.isfinite(areas[:, 0])
+    return areas[defined].mean(axis=0) if defined.any() else np.full(len(weights), np.nan)
+
+
+def balanced_accuracy(labels: NDArray[np.int64], predicted: NDArray[np.int64], weights: Floats) -> Floats:
+    """Mean recall over the classes present; NaN with one class. -> ``[R]``."""
+    present = np.unique(labels)
+    if len(present) < 2:
+        return np.full(len(weights), np.nan)
+    recalls = []
+    for value in present:
+        inside = weights[:, labels == value]
+        recalls.append(_ratio(inside @ (predicted[labels == value] == value).astype(float), inside.sum(axis=1)))
+    return np.mean(recalls, axis=0)
+
+
+def c_index(months: Floats, event: NDArray[np.bool_], risk: Floats, weights: Floats) -> Floats:
+    """Harrell's concordance per weight row; risk higher = worse. -> ``[R]``, NaN without a comparable pair.
+
+    A pair is comparable when the earlier time is a death; at equal times a death comes before a censoring. Ties in
+    risk count half. Pairs of two deaths at the same time are not comparable.
+    """
+    earlier = (months[:, None] < months[None, :]) | ((months[:, None] == months[None, :]) & ~event[None, :])
+    comparable = (event[:, None] & earlier).astype(np.float64)
+    np.fill_diagonal(comparable, 0.0)
+    difference = risk[:, None] - risk[None, :]
+    concordant = comparable * ((difference > 0) + 0.5 * (difference == 0))
+    top = ((weights @ concordant) * weights).sum(axis=1)
+    return _ratio(top, ((weights @ comparable) * weights).sum(axis=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """An estimate with its 95 % percentile interval over patients; None when undefined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+def summarise(rows: Sequence[Floats], cases: int) -> Score:
+    """Mean over models of ``[R]`` metric rows; models without a defined estimate are left out."""
+    defined = [row for row in rows if np.isfinite(row[0])]
+    if not defined:
+        return Score(value=None, low=None, high=None, n=cases)
+    stacked = np.stack(defined)
+    complete = stacked[:, np.isfinite(stacked).all(axis=0)].mean(axis=0)
+    low, high = np.percentile(complete[1:], [2.5, 97.5]) if len(complete) > 1 else (np.nan, np.nan)
+    bounds = [float(bound) if np.isfinite(bound) else None for bound in (low, high)]
+    return Score(value=float(stacked[:, 0].mean()), low=bounds[0], high=bounds[1], n=cases)

@@ -1,0 +1,76 @@
+"""What a site says about itself before the first round, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from modaltune.errors import FederationError, ReplyRefused
+from modaltune.federation.study import Study
+
+_COUNTS = ("cases-train", "cases-val", "cases-test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capability:
+    """Tasks, modalities, gene names, counts (0 when held back) and versions of one site."""
+
+    site: str
+    tasks: tuple[str, ...]
+    modalities: tuple[str, ...]
+    genes: tuple[str, ...]
+    train_cases: int
+    val_cases: int
+    test_cases: int
+    versions: Mapping[str, str]
+
+    @classmethod
+    def parse(cls, record: Mapping[str, Any], study: Study) -> Capability:
+        """Check a reply's fields; refuse sites outside the roster and unknown tasks."""
+        site = record.get("site")
+        if not isinstance(site, str) or site not in study.roster:
+            raise ReplyRefused("a node", "it names no site of the roster")
+        known = {task.name for task in study.tasks}
+        tasks = [str(task) for task in record.get("tasks", [])]
+        if not set(tasks) <= known:
+            raise ReplyRefused(site, "it names a task outside the study")
+        counts = [record.get(name) for name in _COUNTS]
+        if not all(isinstance(count, int) and count >= 0 for count in counts):
+            raise ReplyRefused(site, "its case counts are not whole numbers")
+        return cls(
+            site=site,
+            tasks=tuple(tasks),
+            modalities=tuple(str(name) for name in record.get("modalities", [])),
+            genes=tuple(str(gene) for gene in record.get("genes", [])),
+            train_cases=int(counts[0]),  # type: ignore[arg-type]
+            val_cases=int(counts[1]),  # type: ignore[arg-type]
+            test_cases=int(counts[2]),  # type: ignore[arg-type]
+            versions={name[8:]: str(value) for name, value in record.items() if name.startswith("version-")},
+        )
+
+
+def gene_panel(capabilities: Mapping[str, Capability], study: Study) -> list[str]:
+    """Genes that every site with expression measures and that some gene set of the study names, sorted."""
+    measured = [set(capability.genes) for capability in capabilities.values() if capability.genes]
+    if not measured or not study.gene_sets:
+        return []
+    named = {gene for members in study.gene_sets.values() for gene in members}
+    panel = sorted(set.intersection(*measured) & named)
+    if not panel:
+        raise FederationError(
+            "the sites with expression share no gene of the study's gene sets; check that all use gene symbols"
+        )
+    return panel
+
+
+def check_versions(capabilities: Mapping[str, Capability]) -> None:
+    """Refuse to start with different Flower or torch versions: results would not be reproducible."""
+    sites = sorted(capabilities)
+    for name, version in capabilities[sites[0]].versions.items():
+        for site in sites[1:]:
+            other = capabilities[site].versions.get(name, "none")
+            if other.split("+")[0] != version.split("+")[0]:
+                raise FederationError(
+                    f"site {site} runs {name} {other} but {sites[0]} runs {version}; install the study's version"
+                )

@@ -1,0 +1,88 @@
+"""What may travel: the manifest of a study, enforced at the site before sending and at the server on arrival."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modaltune.errors import ReplyRefused
+from modaltune.federation.statistics import statistics_shapes
+from modaltune.federation.study import METRICS, Study
+from modaltune.models.learner import Learner
+from modaltune.models.modaltune import trainable_state
+
+TRAIN_METRICS = ("loss", "steps", "train-cases", "val-loss-sum", "val-cases")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Names, shapes and type of the arrays of one kind of message, and the largest norm of one of them."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    dtype: str = "float32"
+    norm_bound: float = math.inf
+
+    @classmethod
+    def of_training(cls, learner: Learner, study: Study) -> Manifest:
+        """The trained tensors of a study's model: decided by the module, nothing else travels."""
+        shapes = {name: tuple(value.shape) for name, value in trainable_state(learner).items()}
+        return cls(shapes=shapes, norm_bound=study.privacy.norm_bound)
+
+    @property
+    def megabytes(self) -> float:
+        """Payload of one message in 10^6 bytes."""
+        return sum(math.prod(shape) for shape in self.shapes.values()) * np.dtype(self.dtype).itemsize / 1e6
+
+    def check(self, site: str, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Refuse arrays that differ from the manifest in name, shape, type, finiteness or norm."""
+        if unexpected := sorted(set(arrays) - set(self.shapes)):
+            raise ReplyRefused(site, f"{len(unexpected)} array(s) outside the manifest")
+        if missing := sorted(set(self.shapes) - set(arrays)):
+            raise ReplyRefused(site, f"{len(missing)} array(s) missing, first {missing[0]}")
+        for name, shape in self.shapes.items():
+            value = arrays[name]
+            if tuple(value.shape) != shape or str(value.dtype) != self.dtype:
+                raise ReplyRefused(site, f"{name} is {value.dtype}{tuple(value.shape)}, not {self.dtype}{shape}")
+            if not np.isfinite(value).all():
+                raise ReplyRefused(site, f"{name} is not finite")
+            if np.linalg.norm(value.astype(np.float64)) > self.norm_bound:
+                raise ReplyRefused(site, f"{name} has a norm above {self.norm_bound:g}")
+
+
+def statistics_manifest(study: Study, genes: Sequence[str]) -> Manifest:
+    """Sums of the preprocessing round."""
+    return Manifest(shapes=statistics_shapes(study, genes), dtype="float64")
+
+
+def evaluation_metrics(study: Study) -> tuple[str, ...]:
+    """Names that an evaluation reply may carry: task, metric, part."""
+    return tuple(
+        f"{task.name}.{metric}.{part}"
+        for task in study.tasks
+        for metric in METRICS[task.kind]
+        for part in ("value", "low", "high", "n")
+    )
+
+
+def check_examples(site: str, examples: Mapping[str, object], keys: Mapping[str, object], largest: int) -> dict[str, int]:
+    """Example counts of a reply: one per parameter, whole, between 0 and the site's training cases."""
+    if set(examples) != set(keys):
+        raise ReplyRefused(site, f"example counts for {len(examples)} keys, expected {len(keys)}")
+    for name, count in examples.items():
+        if not isinstance(count, int) or not 0 <= count <= largest:
+            raise ReplyRefused(site, f"example count of {name} is outside 0..{largest}")
+    return {name: int(str(count)) for name, count in examples.items()}
+
+
+def check_metrics(site: str, metrics: Mapping[str, object], allowed: tuple[str, ...]) -> dict[str, float]:
+    """Metrics of a reply: only allowed names, finite numbers."""
+    if unexpected := set(metrics) - set(allowed):
+        raise ReplyRefused(site, f"{len(unexpected)} metric(s) outside the manifest")
+    for name, value in metrics.items():
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise ReplyRefused(site, f"metric {name} is not a finite number")
+    return {name: float(str(value)) for name, value in metrics.items()}

@@ -1,0 +1,165 @@
+"""The models a federation is compared with: local-only, pooled and linear, on the same cases with the same budget.
+
+Pooled data exist only in a simulation. Each model runs in a process of its own, one thread each.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from modaltune.data.batch import CaseTensors
+from modaltune.data.cohort import Cohort
+from modaltune.data.preprocessing import Preprocessing, prepare
+from modaltune.data.site import load_site
+from modaltune.evaluation.linear import fit_linear
+from modaltune.evaluation.predictions import predict, prediction_table
+from modaltune.federation.study import Study
+from modaltune.models.learner import build_learner
+from modaltune.seeds import derive_seed
+from modaltune.training import epoch_steps, fit, fit_and_select, labelled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Everything a comparison needs, as paths and text so that other processes can open it.
+
+    Attributes:
+        sites: site name -> folder the hospital trains on.
+        truth: site name -> folder with every label, for scoring test cases only.
+        study, preprocessing: canonical JSON.
+    """
+
+    sites: Mapping[str, Path]
+    truth: Mapping[str, Path]
+    study: str
+    preprocessing: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One model to train: ``pooled`` on everybody's training cases or ``local`` on one hospital's."""
+
+    method: str
+    hospital: str = ""
+    steps: int = 0
+
+
+class Hospitals:
+    """All hospitals of a scene in memory, prepared."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.study = Study.from_json(scene.study)
+        self.preprocessing = Preprocessing.from_json(scene.preprocessing)
+        self.cohorts = {site: self._load(folder) for site, folder in scene.sites.items()}
+        self.cases = {site: self._prepare(cohort) for site, cohort in self.cohorts.items()}
+        same = scene.truth == scene.sites
+        self.truth = self.cohorts if same else {site: self._load(folder) for site, folder in scene.truth.items()}
+        self.truth_cases = self.cases if same else {site: self._prepare(cohort) for site, cohort in self.truth.items()}
+
+    def split(self, site: str, split: str) -> list[CaseTensors]:
+        """Prepared cases of one split of a hospital."""
+        inside = self.cohorts[site].cases["split"] == split
+        return [case for case, keep in zip(self.cases[site], inside, strict=True) if keep]
+
+    def budget(self) -> int:
+        """Optimiser steps that the federated run takes, summed over hospitals."""
+        spec = self.study.training
+        counts = [len(labelled(self.split(site, "train"))) for site in self.cohorts]
+        return sum(epoch_steps(count, spec.batch_size) for count in counts) * spec.local_epochs * spec.rounds
+
+    def _load(self, folder: Path) -> Cohort:
+        return load_site(folder, split_salt=self.study.digest)
+
+    def _prepare(self, cohort: Cohort) -> list[CaseTensors]:
+        return prepare(cohort, self.study, self.preprocessing)
+
+
+def run_jobs(
+    scene: Scene, jobs: Sequence[Job], done: Callable[[Job], None] | None = None
+) -> list[tuple[Job, pd.DataFrame]]:
+    """Train every job's model and predict all hospitals' test cases, in as many processes as there are cores."""
+    workers = max(1, min(len(jobs), os.cpu_count() or 1))
+    out = []
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_open, initargs=(scene,)) as pool:
+        for job, table in zip(jobs, pool.map(_run, jobs), strict=True):
+            out.append((job, table))
+            if done is not None:
+                done(job)
+    return out
+
+
+_hospitals: Hospitals
+
+
+def _open(scene: Scene) -> None:
+    global _hospitals  # noqa: PLW0603  (one copy of the data per worker process)
+    torch.set_num_threads(1)
+    _hospitals = Hospitals(scene)
+
+
+def _run(job: Job) -> pd.DataFrame:
+    data = _hospitals
+    study, learner = data.study, build_learner(data.study, data.preprocessing)
+    seed = derive_seed(study.seed, job.method, job.hospital)
+    if job.method == "pooled":
+        everyone = [case for site in sorted(data.cohorts) for case in data.split(site, "train")]
+        fit(learner, everyone, study.training, steps=job.steps, seed=seed)
+    else:
+        train, validation = data.split(job.hospital, "train"), data.split(job.hospital, "val")
+        fit_and_select(learner, train, validation, study.training, steps=job.steps, seed=seed)
+    return everybodys_test_cases(data, lambda site: predict_site(data, learner, site))
+
+
+def predict_site(data: Hospitals, learner: torch.nn.Module, site: str) -> pd.DataFrame:
+    """Predictions of a model for the test cases of one hospital, with the labels that only the simulation knows."""
+    return predict(learner, data.study, data.preprocessing, data.truth[site], data.truth_cases[site])  # type: ignore[arg-type]
+
+
+def everybodys_test_cases(data: Hospitals, predict_one: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
+    """Predictions for all hospitals' test cases, in one table."""
+    return pd.concat([predict_one(site) for site in sorted(data.truth)], ignore_index=True)
+
+
+def linear_predictions(data: Hospitals, hospitals: Sequence[str]) -> pd.DataFrame:
+    """The linear models of some hospitals together, scored on everybody's test cases; unfitted tasks are absent."""
+    names = sorted(hospitals)
+    train = [case for site in names for case in data.split(site, "train")]
+    survival = [outcome for site in names for outcome in _survival(data.cohorts[site])]
+    candidates = {task: space.candidates for task, space in data.preprocessing.tasks.items()}
+    tests = {site: (data.truth[site].cases["split"] == "test").to_numpy() for site in sorted(data.truth)}
+    asked = [case for site, keep in tests.items() for case, k in zip(data.truth_cases[site], keep, strict=True) if k]
+    scores = fit_linear(train, survival, asked, data.study, candidates)
+    tables, start = [], 0
+    for site, keep in tests.items():
+        rows = slice(start, start + int(keep.sum()))
+        start = rows.stop
+        frame = data.truth[site].cases[keep]
+        for task in data.study.tasks:
+            if task.name not in scores or task.name not in data.truth[site].tasks:
+                continue
+            part, space = scores[task.name][rows], data.preprocessing.tasks[task.name]
+            if task.kind == "survival":
+                table = prediction_table(frame, site, task, space, np.zeros((len(frame), len(space.candidates))))
+                known = frame[["time_months", "event"]].notna().all(axis=1).to_numpy()
+                table["risk"], table["probabilities"] = part[known, 0], None
+            else:
+                table = prediction_table(frame, site, task, space, part)
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["hospital", "task"])
+
+
+def _survival(cohort: Cohort) -> list[tuple[float, bool] | None]:
+    train = cohort.cases[cohort.cases["split"] == "train"]
+    if "time_months" not in train:
+        return [None] * len(train)
+    pairs = zip(train["time_months"], train["event"], strict=True)
+    return [None if pd.isna(months) or pd.isna(event) else (float(months), bool(event)) for months, event in pairs]

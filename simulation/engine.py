@@ -1,0 +1,108 @@
+"""One federation on this machine: Flower's simulation engine (Ray), one virtual node a hospital, no process left."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from modaltune.errors import ModalTuneError, RunFailed
+from modaltune.federation.study import Study
+
+_QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+_OBJECT_STORE_BYTES = 160 * 1024 * 1024
+Progress = Callable[[Mapping[str, Any]], None]
+
+
+class FolderOfPartition:
+    """Finds the site folder of a virtual node; its number is its only identity in a simulation."""
+
+    def __init__(self, folders: list[Path]) -> None:
+        self.folders = folders
+
+    def __call__(self, context: Any) -> Path:
+        """Folder of the node that this context belongs to."""
+        return self.folders[int(context.node_config["partition-id"])]
+
+
+def run_federation(study: Study, folders: Mapping[str, Path], out: Path, progress: Progress | None = None) -> Any:
+    """Run a study over site folders with Flower and Ray.
+
+    Args:
+        folders: site name -> folder, for every site of the roster.
+        out: folder that receives study, preprocessing, round log and model.
+        progress: called with each row of the round log.
+    Returns:
+        The coordinator's result (:class:`server.rounds.Result`).
+    Raises:
+        RunFailed: the federation ended without a model.
+    """
+    os.environ.update(_QUIET)
+    from flwr.simulation import run_simulation  # noqa: PLC0415  (reads the environment when imported)
+
+    from client.app import make_app as make_client  # noqa: PLC0415
+    from server.app import make_app as make_server  # noqa: PLC0415
+
+    results: list[Any] = []
+    sites = [folders[site].resolve() for site in study.roster]
+    with _clean_engine():
+        try:
+            run_simulation(
+                server_app=make_server(study, out, progress, results.append),
+                client_app=make_client(FolderOfPartition(sites)),
+                num_supernodes=len(sites),
+                backend_config=_backend(len(sites)),
+            )
+        except ModalTuneError:
+            raise
+        except RuntimeError as error:
+            raise RunFailed(f"the simulation engine stopped: {error}; run again with --debug for its log") from error
+    if not results:
+        raise RunFailed("the coordinator ended without a result; run again with --debug for its log")
+    return results[0]
+
+
+def _backend(sites: int) -> Any:
+    return {
+        "init_args": {
+            "num_cpus": max(1, min(sites, os.cpu_count() or 1)),
+            "num_gpus": 0,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+            "logging_level": logging.ERROR,
+            "log_to_driver": logging.getLogger("modaltune").isEnabledFor(logging.DEBUG),
+        },
+        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+    }
+
+
+@contextlib.contextmanager
+def _clean_engine() -> Iterator[None]:
+    """Quiet logs inside; whatever happens, Ray's processes end and the environment is as before."""
+    import ray  # noqa: PLC0415
+
+    flower, python_path = logging.getLogger("flwr"), os.environ.get("PYTHONPATH")
+    level = flower.level
+    flower.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        ray.shutdown()
+        flower.setLevel(level)
+        if python_path is None:
+            os.environ.pop("PYTHONPATH", None)
+        else:
+            os.environ["PYTHONPATH"] = python_path

@@ -1,0 +1,107 @@
+"""From site folders on one machine to a study: read every hospital once, check that they fit, fill in the rest."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from modaltune.data.cohort import Cohort
+from modaltune.data.genesets import read_gene_sets
+from modaltune.data.site import load_site
+from modaltune.encoders.small import small_slide_encoder
+from modaltune.encoders.text import text_encoder
+from modaltune.errors import CaseTableError, ConfigError, FeatureFileError
+from modaltune.federation.study import SlideSpec, Study, TaskSpec, TextSpec, first_problem
+from modaltune.storage import digest_state
+
+_NO_SLIDES_WIDTH = 8
+
+
+def read_sites(folders: Sequence[Path], tasks: Sequence[TaskSpec], salt: str) -> dict[str, Cohort]:
+    """Load all site folders; a patient in two of them, or bags of different width, is an error."""
+    labels = {task.name: task.values for task in tasks if task.kind != "survival"}
+    cohorts = {}
+    for folder in folders:
+        cohort = load_site(folder, split_salt=salt, labels=labels)
+        if cohort.site in cohorts:
+            raise ConfigError(f"{folder.name}: site name {cohort.site} is taken by another folder; rename it in site.toml")
+        cohorts[cohort.site] = cohort
+    _require_disjoint(cohorts)
+    _require_one_width(cohorts)
+    return cohorts
+
+
+def _require_disjoint(cohorts: Mapping[str, Cohort]) -> None:
+    owner: dict[str, str] = {}
+    for site, cohort in cohorts.items():
+        for row, case_id in enumerate(cohort.cases.index, start=1):
+            if case_id in owner:
+                raise CaseTableError(
+                    f"sites {owner[case_id]} and {site} both claim one patient (row {row} of {site}); patients must be"
+                    " in one hospital only, or test cases of one leak into training of the other"
+                )
+            owner[str(case_id)] = site
+
+
+def _require_one_width(cohorts: Mapping[str, Cohort]) -> None:
+    widths = {site: cohort.patch_width for site, cohort in cohorts.items() if cohort.patch_width is not None}
+    for site, width in widths.items():
+        first = next(iter(widths))
+        if width != widths[first]:
+            raise FeatureFileError(
+                f"site {site}: {width} features per patch, but site {first} has {widths[first]}; extract both with the"
+                " same patch encoder"
+            )
+
+
+def load_settings(path: Path) -> dict[str, Any]:
+    """The model, training and privacy tables of a settings file."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as TOML settings ({error})") from error
+
+
+def draft_study(
+    name: str,
+    cohorts: Mapping[str, Cohort],
+    tasks: Sequence[TaskSpec],
+    gene_sets: Path | None,
+    settings: Mapping[str, Any],
+    *,
+    seed: int,
+) -> Study:
+    """A study that these sites can run: their tasks, their bag width, the built-in encoders by hash."""
+    held = [task for task in tasks if any(task.name in cohort.tasks for cohort in cohorts.values())]
+    has_expression = any(cohort.expression is not None for cohort in cohorts.values())
+    sets = read_gene_sets(gene_sets) if gene_sets is not None and gene_sets.is_file() and has_expression else {}
+    try:
+        return Study(
+            name=name,
+            seed=seed,
+            tasks=tuple(held),
+            roster=tuple(cohorts),
+            slides=_slides(cohorts, settings.get("slides", {})),
+            text=TextSpec(sha256=text_encoder().sha256),
+            gene_sets=sets,
+            **{part: settings[part] for part in ("model", "training", "privacy") if part in settings},
+        )
+    except ValidationError as error:
+        raise ConfigError(f"study {name}: {first_problem(error)}") from error
+
+
+def _slides(cohorts: Mapping[str, Cohort], settings: Mapping[str, Any]) -> SlideSpec:
+    options = dict(settings)
+    width = next((cohort.patch_width for cohort in cohorts.values() if cohort.patch_width), None)
+    if width is None:
+        options["standardise"] = "none"
+    if options.get("standardise") == "position":
+        bags = (bag for cohort in cohorts.values() for case in cohort.bags.values() for bag in case)
+        options["rows"] = len(next(bags).features)
+    sizes = {key: options[key] for key in ("width", "depth") if key in options}
+    encoder = small_slide_encoder(width or _NO_SLIDES_WIDTH, **sizes)
+    return SlideSpec(in_width=width or _NO_SLIDES_WIDTH, sha256=digest_state(encoder.state_dict()), **options)

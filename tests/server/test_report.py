@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from modaltune.errors import FederationError
+from server.report import write_report
+from server.report_context import comparison, lead, method_meaning
+from server.report_curves import roc_curve, spread, task_curves
+from server.report_data import Score, Task, collect, gain, gap_closed, load_run
+from server.report_plots import hospital_colours, method_colours
+from tests.server.run_folder import HOSPITALS, METHODS, prediction_rows, write_run
+
+VOID = {"meta", "br", "link", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Checks nesting while it reads, and collects ids, links and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.ids += [values["id"] or ""] if "id" in values else []
+        self.links += [value or "" for name, value in attrs if name in ("href", "src", "xlink:href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("run"), summary={"status": "DEGRADED"})
+
+
+@pytest.fixture(scope="module")
+def html(run: Path) -> str:
+    return write_report(run).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+def test_report_needs_nothing_from_outside(html: str, page: Page) -> None:
+    assert "://" not in html
+    assert "<script" not in html
+    assert "@import" not in html
+    assert all(link.startswith(("#", "data:")) for link in page.links)
+
+
+def test_report_is_well_formed_and_every_reference_has_a_target(html: str, page: Page) -> None:
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    targets = [link[1:] for link in page.links if link.startswith("#")] + re.findall(r"url\(#([^)]+)\)", html)
+    assert set(targets) <= set(page.ids)
+
+
+def test_every_figure_has_a_text_for_those_who_cannot_see_it(html: str) -> None:
+    figures = re.findall(r"<svg[^>]*>", html)
+    assert len(figures) == 7
+    assert all(re.search(r'role="img" aria-label="[^"]{20,}"', figure) for figure in figures)
+
+
+def test_report_mentions_every_hospital_method_and_task(page: Page) -> None:
+    for name in (*HOSPITALS, *METHODS, "diagnosis", "stage", "survival"):
+        assert name in page.text
+
+
+def test_report_says_what_was_found_and_what_it_may_not_be_used_for(page: Page) -> None:
+    text = " ".join(page.text.split())
+    assert "DEGRADED" in text
+    assert "H3 was refused: norm above bound" in text
+    assert "closes 75 % of the gap to pooled training" in text
+    assert "Research use only" in text
+    assert "ab" * 32 in text
+    assert "1,234 optimiser steps" in text
+
+
+def test_the_same_run_folder_always_gives_the_same_page(run: Path, html: str) -> None:
+    assert write_report(run).read_text(encoding="utf-8") == html
+
+
+def test_markup_in_names_and_notes_is_escaped(tmp_path: Path) -> None:
+    evil = ("<b>H</b>", 'a"&$x$', "<script>alert(1)</script>")
+    said = {"title": "<i>run</i>", "notes": ["<img src=x>"], "versions": {"<u>": "<s>"}, "digest": "<q>"}
+    html = write_report(write_run(tmp_path, hospitals=evil, summary=said)).read_text(encoding="utf-8")
+    for tag in ("<b>H", "<script", "<i>run", "<img", "<u>", "<s>", "<q>", "x>"):
+        assert tag not in html
+    assert Page(html).open == []
+    assert "<script>alert(1)</script>" in Page(html).text
+
+
+def test_without_single_cases_the_report_says_why_figures_are_absent(tmp_path: Path) -> None:
+    run = write_run(tmp_path, cases=False)
+    rows = [row for row in json.loads((run / "metrics.json").read_text()) if row["method"] in ("local", "federated")]
+    (run / "metrics.json").write_text(json.dumps(rows))
+    html = write_report(run).read_text(encoding="utf-8")
+    assert html.count("They never leave a hospital in a real federation") == 3
+    assert len(re.findall("<svg", html)) == 4
+    assert "Gap closed" not in html
+
+
+def test_a_failed_run_still_gets_a_report_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text(json.dumps({"name": "s", "roster": ["H1"], "tasks": []}))
+    said = {"title": "t", "status": "FAILED", "notes": ["Only 1 of 5 hospitals answered."]}
+    (tmp_path / "summary.json").write_text(json.dumps(said))
+    text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
+    assert "FAILED" in text
+    assert "without a model that could be scored. Only 1 of 5 hospitals answered." in text
+
+
+def test_several_seeds_are_averaged_and_listed(tmp_path: Path) -> None:
+    run = write_run(tmp_path, seeds=(0, 1, 2), cases=False)
+    text = Page(write_report(run).read_text(encoding="utf-8")).text
+    assert "Values of every seed" in text
+    assert "Seed 2" in text
+    assert "mean over 3 seeds" in text
+    cells = {cell["method"]: cell for cell in comparison(load_run(run))["rows"][0]["cells"]}
+    assert cells["federated"]["value"] == "0.86"
+    assert cells["federated"]["interval"] == "0.80 to 0.90"
+
+
+def test_undefined_values_show_as_not_available(tmp_path: Path) -> None:
+    run = write_run(tmp_path, cases=False)
+    rows = json.loads((run / "metrics.json").read_text())
+    for row in rows:
+        row.update(value=None, low=None, high=None)
+    (run / "metrics.json").write_text(json.dumps(rows))
+    text = Page(write_report(run).read_text(encoding="utf-8")).text
+    assert "n/a" in text
+    assert "nan" not in text.lower()
+
+
+def test_a_folder_without_a_run_is_an_error_that_says_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(FederationError, match=r"not a run folder.*Give the folder"):
+        write_report(tmp_path)
+
+
+def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path, cases=False)
+    (run / "metrics.json").write_text("[{")
+    with pytest.raises(FederationError, match=r"metrics\.json: not valid JSON"):
+        write_report(run)
+
+
+def test_half_a_last_line_of_the_round_log_is_left_out(tmp_path: Path) -> None:
+    run = write_run(tmp_path, cases=False)
+    log = run / "rounds.jsonl"
+    log.write_text(log.read_text() + '{"round": 5, "pha')
+    assert [row["round"] for row in load_run(run).training] == [1, 2, 3, 4]
+
+
+def test_a_round_repeated_after_a_restart_counts_once_in_the_curves(tmp_path: Path) -> None:
+    run = write_run(tmp_path, cases=False)
+    log = run / "rounds.jsonl"
+    log.write_text(log.read_text() + json.dumps({"round": 4, "phase": "train", "loss": 0.5}) + "\n")
+    training = load_run(run).training
+    assert len(training) == 4
+    assert training[-1]["loss"] == 0.5
+
+
+def scored(metric: str, **values: float | None) -> dict[str, Score]:
+    base = {"task": "t", "metric": metric, "hospital": "all", "n": 9, "seed": 0}
+    scores = collect([base | {"method": name, "value": value} for name, value in values.items()])
+    return {key.method: score for key, score in scores.items()}
+
+
+def test_share_of_the_gap_closed_is_the_way_gone_from_local_to_pooled() -> None:
+    assert gap_closed("auc", scored("auc", local=0.6, federated=0.75, pooled=0.8)) == pytest.approx(0.75)
+    assert gap_closed("loss", scored("loss", local=0.8, federated=0.65, pooled=0.6)) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"local": 0.8, "federated": 0.8, "pooled": 0.801},
+        {"local": 0.8, "federated": 0.9, "pooled": 0.7},
+        {"local": None, "federated": 0.9, "pooled": 0.7},
+        {"federated": 0.9, "pooled": 0.7},
+    ],
+)
+def test_share_of_the_gap_is_undefined_without_a_gap(values: dict[str, float | None]) -> None:
+    assert gap_closed("auc", scored("auc", **values)) is None
+
+
+def test_gain_is_positive_when_the_second_score_is_better() -> None:
+    scores = scored("auc", first=0.6, second=0.7)
+    assert gain("auc", scores["first"], scores["second"]) == pytest.approx(0.1)
+    assert gain("loss", scores["first"], scores["second"]) == pytest.approx(-0.1)
+
+
+def test_undefined_seeds_do_not_enter_the_mean() -> None:
+    row = {"method": "federated", "task": "t", "metric": "auc", "hospital": "all", "n": 9}
+    rows = [row | {"seed": 0, "value": 0.5}, row | {"seed": 1, "value": None}, row | {"seed": 2, "value": 0.7}]
+    (score,) = collect(rows).values()
+    assert score.value == pytest.approx(0.6)
+    assert len(score.seeds) == 3
+
+
+def test_summary_names_tasks_where_federated_training_does_not_help(tmp_path: Path) -> None:
+    run = write_run(tmp_path, cases=False)
+    rows = json.loads((run / "metrics.json").read_text())
+    for row in rows:
+        if row["task"] == "stage" and row["method"] == "federated":
+            row["value"] = 0.6
+    (run / "metrics.json").write_text(json.dumps(rows))
+    assert "Federated training was not better than local training for stage." in lead(load_run(run))
+
+
+def test_every_method_has_its_own_colour_and_no_hospital_has_it_too() -> None:
+    colours = method_colours(METHODS)
+    assert len(set(colours.values())) == len(METHODS)
+    assert colours["federated"] == method_colours(["federated"])["federated"]
+    assert not set(hospital_colours(HOSPITALS).values()) & {colours[name] for name in ("local", "federated", "pooled")}
+
+
+def test_unknown_methods_are_explained_as_baselines() -> None:
+    assert method_meaning("abmil/pooled") == "baseline abmil, all cases in one place"
+    assert method_meaning("transmil") == "baseline transmil"
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_area_under_the_roc_curve_equals_scikit_learn(levels: int) -> None:
+    rng = np.random.default_rng(0)
+    positive = rng.random(80) < 0.4
+    score = np.round((rng.random(80) + positive) * levels) / levels
+    false, true = roc_curve(positive, score)
+    assert np.trapezoid(true, false) == pytest.approx(roc_auc_score(positive, score))
+
+
+def test_roc_curves_and_the_metrics_of_a_run_agree() -> None:
+    table = prediction_rows()
+    stage = Task(name="stage", kind="ordinal", candidates=("I", "II", "III"), positive=("III",))
+    rows = table[(table["task"] == "stage") & (table["method"] == "federated")]
+    scores = [row[2] for row in rows["probabilities"]]
+    _, area = task_curves(table, stage)["federated"]
+    assert area == pytest.approx(roc_auc_score(rows["label"] == "III", scores))
+
+
+def test_labels_of_curves_are_moved_apart_and_keep_their_order() -> None:
+    placed = spread([0.5, 0.1, 0.11], 0.05)
+    assert placed == pytest.approx([0.5, 0.1, 0.15])
