@@ -127,7 +127,9 @@ class Site:
         out: dict[str, float] = {}
         for row in rows:
             if row["value"] is not None and row["low"] is not None and row["n"] >= self.minimum:
-                out |= {f"{row['task']}.{row['metric']}.{part}": float(row[part]) for part in ("value", "low", "high", "n")}
+                out |= {
+                    f"{row['task']}.{row['metric']}.{part}": float(row[part]) for part in ("value", "low", "high", "n")
+                }
         return out
 
     def _learner(self, preprocessing: Preprocessing, arrays: State) -> Learner:

@@ -82,6 +82,12 @@ def device_of(learner: Learner) -> torch.device:
     return next(learner.parameters()).device
 
 
+def make_optimiser(learner: Learner, spec: TrainingSpec) -> torch.optim.AdamW:
+    """AdamW over the trained parameters."""
+    parameters = [p for p in learner.parameters() if p.requires_grad]
+    return torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=spec.weight_decay, foreach=True)
+
+
 def batch_loss(learner: Learner, cases: Sequence[CaseTensors], objective: str) -> Tensor:
     """Mean over tasks of the mean loss over the task's labelled cases; scalar, lower is better."""
     device = device_of(learner)
@@ -110,6 +116,7 @@ def fit(
     start: float = 0.0,
     end: float = 1.0,
     after_step: Callable[[int], None] | None = None,
+    optimiser: torch.optim.Optimizer | None = None,
 ) -> Outcome:
     """Train in place for a number of optimiser steps.
 
@@ -119,12 +126,13 @@ def fit(
         seed: of batch order, dropout and modality dropout.
         start, end: part of the whole training that these steps cover, for the learning rate.
         after_step: called with the number of finished steps.
+        optimiser: goes on from its state; None starts a fresh one.
     """
     usable = labelled(cases)
     generator = numpy_generator(seed, "batches")
     torch.manual_seed(derive_seed(seed, "dropout"))
     parameters = [p for p in learner.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=spec.weight_decay, foreach=True)
+    optimiser = make_optimiser(learner, spec) if optimiser is None else optimiser
     exercised: dict[str, set[int]] = {}
     total = 0.0
     order = batches(len(usable), spec.batch_size, generator)
@@ -139,7 +147,7 @@ def fit(
             group["lr"] = learning_rate(spec, start + (end - start) * step / steps)
         loss = batch_loss(learner, shown, spec.objective)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
         optimiser.step()
         total += float(loss.detach())

@@ -40,7 +40,9 @@ def main(grid: Grid, context: Context) -> None:
     """Run the study that the run configuration names: ``study`` (a file) and ``out`` (a folder)."""
     study, out = context.run_config.get("study"), context.run_config.get("out")
     if not study or not out:
-        raise ConfigError("run configuration needs study=FILE and out=FOLDER: flwr run . --run-config 'study=... out=...'")
+        raise ConfigError(
+            "run configuration needs study=FILE and out=FOLDER: flwr run . --run-config 'study=... out=...'"
+        )
     folder = Path(str(out))
     folder.mkdir(parents=True, exist_ok=True)
     Federation(grid, Study.load(Path(str(study))), folder).run()

@@ -153,7 +153,7 @@ class Federation:
     def _preprocess(self, panel: list[str]) -> Preprocessing:
         this = Round(number=0, phase="preprocess")
         manifest = statistics_manifest(self.study, panel)
-        named = {"genes": panel} if panel else {}  # Flower cannot count an empty list
+        named: dict[str, Any] = {"genes": panel} if panel else {}  # Flower cannot count an empty list
         accepted = {}
         for site, reply in self._ask(this, "query.statistics", lambda: self._message(**named)).items():
             try:
@@ -166,9 +166,7 @@ class Federation:
         self._require_quorum(this, accepted)
         return pooled_preprocessing(accepted, self.study, panel)
 
-    def _train(
-        self, number: int, state: State, preprocessing: Preprocessing, manifest: Manifest
-    ) -> tuple[State, int]:
+    def _train(self, number: int, state: State, preprocessing: Preprocessing, manifest: Manifest) -> tuple[State, int]:
         this = Round(number=number, phase="train")
         content = lambda: self._message(state, preprocessing=preprocessing.to_json(), round=number)  # noqa: E731
         updates: dict[str, Update] = {}
@@ -246,7 +244,9 @@ class Federation:
 
     def _require_quorum(self, this: Round, accepted: Mapping[str, object]) -> None:
         if len(accepted) < self.study.quorum:
-            why = "; ".join([*(f"{k}: {v}" for k, v in this.refused.items()), *(f"{s}: no reply" for s in this.missing)])
+            why = "; ".join(
+                [*(f"{k}: {v}" for k, v in this.refused.items()), *(f"{s}: no reply" for s in this.missing)]
+            )
             raise RunFailed(
                 f"round {this.number} ({this.phase}): {len(accepted)} of {self.study.quorum} sites needed answered"
                 f" ({why}); see the log of those sites"
@@ -296,8 +296,9 @@ def _numpy(content: RecordDict, name: str) -> dict[str, Any]:
 
 
 def _size(content: RecordDict) -> int:
-    records = [*content.array_records.values(), *content.metric_records.values(), *content.config_records.values()]
-    return sum(int(record.count_bytes()) for record in records)
+    arrays = sum(record.count_bytes() for record in content.array_records.values())
+    metrics = sum(record.count_bytes() for record in content.metric_records.values())
+    return arrays + metrics + sum(record.count_bytes() for record in content.config_records.values())
 
 
 def _code(content: RecordDict) -> str:

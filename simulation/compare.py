@@ -101,7 +101,7 @@ _hospitals: Hospitals
 
 
 def _open(scene: Scene) -> None:
-    global _hospitals  # noqa: PLW0603  (one copy of the data per worker process)
+    global _hospitals
     torch.set_num_threads(1)
     _hospitals = Hospitals(scene)
 

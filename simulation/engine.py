@@ -49,10 +49,10 @@ def run_federation(study: Study, folders: Mapping[str, Path], out: Path, progres
         RunFailed: the federation ended without a model.
     """
     os.environ.update(_QUIET)
-    from flwr.simulation import run_simulation  # noqa: PLC0415  (reads the environment when imported)
+    from flwr.simulation import run_simulation
 
-    from client.app import make_app as make_client  # noqa: PLC0415
-    from server.app import make_app as make_server  # noqa: PLC0415
+    from client.app import make_app as make_client
+    from server.app import make_app as make_server
 
     results: list[Any] = []
     sites = [folders[site].resolve() for site in study.roster]
@@ -90,7 +90,7 @@ def _backend(sites: int) -> Any:
 @contextlib.contextmanager
 def _clean_engine() -> Iterator[None]:
     """Quiet logs inside; whatever happens, Ray's processes end and the environment is as before."""
-    import ray  # noqa: PLC0415
+    import ray
 
     flower, python_path = logging.getLogger("flwr"), os.environ.get("PYTHONPATH")
     level = flower.level

@@ -45,9 +45,7 @@ class Outcome:
 class Experiment:
     """Runs the methods of one study over site folders and collects their rows."""
 
-    def __init__(
-        self, study: Study, sites: Mapping[str, Path], truth: Mapping[str, Path], out: Path, say: Say
-    ) -> None:
+    def __init__(self, study: Study, sites: Mapping[str, Path], truth: Mapping[str, Path], out: Path, say: Say) -> None:
         self.study, self.sites, self.truth, self.out, self.say = study, sites, truth, out, say
         self.outcome = Outcome()
 
@@ -61,7 +59,9 @@ class Experiment:
         data = Hospitals(scene)
         if data.budget() != result.steps and result.status == "OK":
             raise ConfigError(f"the federation took {result.steps} steps, the fair budget is {data.budget()}")
-        self._record(data, "federated", {"": everybodys_test_cases(data, lambda s: predict_site(data, result.learner, s))})
+        self._record(
+            data, "federated", {"": everybodys_test_cases(data, lambda s: predict_site(data, result.learner, s))}
+        )
         if ablations:
             self._ablations(data, result.steps)
         self._baselines(data, scene, result.steps)
@@ -71,11 +71,15 @@ class Experiment:
 
     def _baselines(self, data: Hospitals, scene: Scene, steps: int) -> None:
         jobs = [Job(method="pooled", steps=steps)]
-        jobs += [Job(method="local", hospital=site, steps=steps) for site in sorted(self.sites) if self._trains(data, site)]
+        jobs += [
+            Job(method="local", hospital=site, steps=steps) for site in sorted(self.sites) if self._trains(data, site)
+        ]
         self.say(f"training {len(jobs)} models for comparison, {steps} steps each")
         tables = {
             (job.method, job.hospital): table
-            for job, table in run_jobs(scene, jobs, lambda job: self.say(f"  {job.method} {job.hospital} done".rstrip()))
+            for job, table in run_jobs(
+                scene, jobs, lambda job: self.say(f"  {job.method} {job.hospital} done".rstrip())
+            )
         }
         self._record(data, "pooled", {"": tables["pooled", ""]})
         self._record(data, "local", {site: table for (method, site), table in tables.items() if method == "local"})
@@ -104,13 +108,17 @@ class Experiment:
         folder = self.out / "variants" / study.name
         folder.mkdir(parents=True)
         result = run_federation(study, {site: self.sites[site] for site in study.roster}, folder)
-        scene = Scene(sites=self.sites, truth=self.truth, study=study.to_json(), preprocessing=result.preprocessing.to_json())
+        scene = Scene(
+            sites=self.sites, truth=self.truth, study=study.to_json(), preprocessing=result.preprocessing.to_json()
+        )
         other = Hospitals(scene)
         return everybodys_test_cases(other, lambda site: predict_site(other, result.learner, site))
 
     def _record(self, data: Hospitals, method: str, tables: Tables) -> None:
         """Rows of one method for every hospital and for all; local models count where their hospital holds the task."""
-        holds = {task.name: [s for s in tables if not s or task.name in data.cohorts[s].tasks] for task in self.study.tasks}
+        holds = {
+            task.name: [s for s in tables if not s or task.name in data.cohorts[s].tasks] for task in self.study.tasks
+        }
         options: dict[str, Any] = {"method": method, "seed": self.study.seed}
         for hospital in sorted(self.sites):
             own = {

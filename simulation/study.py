@@ -28,7 +28,9 @@ def read_sites(folders: Sequence[Path], tasks: Sequence[TaskSpec], salt: str) ->
     for folder in folders:
         cohort = load_site(folder, split_salt=salt, labels=labels)
         if cohort.site in cohorts:
-            raise ConfigError(f"{folder.name}: site name {cohort.site} is taken by another folder; rename it in site.toml")
+            raise ConfigError(
+                f"{folder.name}: site name {cohort.site} is taken by another folder; rename it in site.toml"
+            )
         cohorts[cohort.site] = cohort
     _require_disjoint(cohorts)
     _require_one_width(cohorts)

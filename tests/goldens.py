@@ -196,7 +196,8 @@ def check_modaltune(tensors: Mapping[str, Tensor], info: Any, kernel: str, folde
         ),
     ).eval()
     loaded = model.load_state_dict(from_published(weights, tasks), strict=False)
-    assert not loaded.unexpected_keys and all(name.startswith("missing.") for name in loaded.missing_keys), loaded
+    assert not loaded.unexpected_keys, loaded
+    assert all(name.startswith("missing.") for name in loaded.missing_keys), loaded
     batch = Batch(
         patches=tensors["in.x"],
         cells=(tensors["in.coords"] // 256).long(),

@@ -1,8 +1,9 @@
-"""The one ``Preprocessing`` of a study: pooled from training cases of all sites, equal everywhere, named by a digest."""
+"""The one ``Preprocessing`` of a study: pooled from training cases of all sites, equal everywhere, with a digest."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,7 +34,8 @@ class Scale(BaseModel):
         """``[..., n]`` values -> standardised and clipped, float32."""
         deviation = np.asarray(self.deviation)
         scaled = (values - np.asarray(self.mean)) / np.where(deviation > 0, deviation, np.inf)
-        return np.clip(scaled, -_CLIP, _CLIP).astype(np.float32)
+        out: NDArray[np.float32] = np.clip(scaled, -_CLIP, _CLIP).astype(np.float32)
+        return out
 
 
 class TaskSpace(BaseModel):
@@ -149,9 +151,7 @@ def bag_inputs(
     return np.concatenate(features), np.concatenate(cells)
 
 
-def _standardised(
-    values: NDArray[np.float32], study: Study, scale: Scale, site: str, row: int
-) -> NDArray[np.float32]:
+def _standardised(values: NDArray[np.float32], study: Study, scale: Scale, site: str, row: int) -> NDArray[np.float32]:
     if study.slides.standardise == "feature":
         return scale.apply(values)
     if len(values) != study.slides.rows:
@@ -165,8 +165,9 @@ def _standardised(
 def prepare(cohort: Cohort, study: Study, preprocessing: Preprocessing) -> list[CaseTensors]:
     """Every case of a cohort as model input, in the order of ``cohort.cases``."""
     genes = list(preprocessing.genes)
+    rows: list[dict[str, Any]] = cohort.cases.to_dict(orient="records")  # type: ignore[assignment]
     out = []
-    for number, (case_id, row) in enumerate(cohort.cases.iterrows(), start=1):
+    for number, (case_id, row) in enumerate(zip(cohort.cases.index, rows, strict=True), start=1):
         expression = np.zeros(len(genes), dtype=np.float32)
         present = bool(genes) and cohort.expression is not None and case_id in cohort.expression.index
         if present and cohort.expression is not None and preprocessing.expression is not None:

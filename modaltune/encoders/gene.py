@@ -41,7 +41,9 @@ def set_indices(gene_sets: Mapping[str, Sequence[str]], genes: Sequence[str]) ->
     column = {gene: index for index, gene in enumerate(genes)}
     missing = [name for name, members in gene_sets.items() if not all(gene in column for gene in members)]
     if missing:
-        raise ConfigError(f"gene set {missing[0]!r} names genes outside the panel; restrict the sets to the panel first")
+        raise ConfigError(
+            f"gene set {missing[0]!r} names genes outside the panel; restrict the sets to the panel first"
+        )
     return tuple(tuple(column[gene] for gene in members) for members in gene_sets.values())
 
 

@@ -62,7 +62,8 @@ class _SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         q, k, v = (
-            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q_proj, self.k_proj, self.v_proj)
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
         )  # [B, H, T, d]
         if lengths is not None:
             inside = torch.arange(x.shape[1], device=x.device)[None, :] < lengths[:, None]
@@ -131,7 +132,7 @@ class LongNetViT(nn.Module):
 
     def embed(self, patches: Tensor, cells: Tensor) -> Tensor:
         """Patches ``[B, N, W]`` on grid cells ``[B, N, 2]`` -> tokens ``[B, N, D]`` without CLS."""
-        tokens = self.patch_embed.proj(patches)
+        tokens: Tensor = self.patch_embed.proj(patches)
         return tokens + position_embedding(cells, self.config.width).to(tokens.dtype)
 
     def with_cls(self, tokens: Tensor) -> Tensor:

@@ -22,7 +22,10 @@ from modaltune.storage import digest_file, write_bytes
 
 def cache_folder() -> Path:
     """Where embeddings are kept: ``$MODALTUNE_CACHE`` or the user's cache folder."""
-    root = os.environ.get("MODALTUNE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "modaltune"
+    root = (
+        os.environ.get("MODALTUNE_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "modaltune"
+    )
     return Path(root)
 
 
@@ -55,8 +58,8 @@ class TextEncoder:
     def _encode(self, texts: Sequence[str]) -> Tensor:
         _torchvision.install()
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        from transformers import AutoModel, AutoTokenizer  # noqa: PLC0415  (takes seconds: only on a cache miss)
-        from transformers.utils import logging  # noqa: PLC0415
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
 
         logging.disable_progress_bar()
         tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)

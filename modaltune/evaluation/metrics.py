@@ -20,12 +20,15 @@ Floats = NDArray[np.float64]
 def bootstrap_weights(cases: int, seed: int, *names: object) -> Floats:
     """``[1 + RESAMPLES, n]`` how often each patient is drawn; the first row counts everyone once."""
     generator = numpy_generator(seed, "bootstrap", *names)
-    drawn = generator.multinomial(cases, np.full(cases, 1 / cases), size=RESAMPLES) if cases else np.zeros((RESAMPLES, 0))
+    drawn = (
+        generator.multinomial(cases, np.full(cases, 1 / cases), size=RESAMPLES) if cases else np.zeros((RESAMPLES, 0))
+    )
     return np.concatenate([np.ones((1, cases)), drawn.astype(np.float64)])
 
 
 def _ratio(top: Floats, bottom: Floats) -> Floats:
-    return np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 0)
+    out: Floats = np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 0)
+    return out
 
 
 def binary_auc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
@@ -56,7 +59,8 @@ def balanced_accuracy(labels: NDArray[np.int64], predicted: NDArray[np.int64], w
     for value in present:
         inside = weights[:, labels == value]
         recalls.append(_ratio(inside @ (predicted[labels == value] == value).astype(float), inside.sum(axis=1)))
-    return np.mean(recalls, axis=0)
+    mean: Floats = np.mean(recalls, axis=0)
+    return mean
 
 
 def c_index(months: Floats, event: NDArray[np.bool_], risk: Floats, weights: Floats) -> Floats:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from modaltune.data.batch import CaseTensors, collate
@@ -124,7 +123,8 @@ def metric_values(
         if metric == "auc":
             return binary_auc(positive, chance, weights)
         return balanced_accuracy(positive.astype(np.int64), (chance > 0.5).astype(np.int64), weights)
-    labels: NDArray[np.int64] = table["label"].map({name: i for i, name in enumerate(candidates)}).to_numpy(np.int64)
+    positions = {name: index for index, name in enumerate(candidates)}
+    labels = np.array([positions[label] for label in table["label"]], dtype=np.int64)
     if metric == "auc":
         return macro_auc(labels, probabilities, weights)
     return balanced_accuracy(labels, probabilities.argmax(axis=1).astype(np.int64), weights)

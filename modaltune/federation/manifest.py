@@ -68,7 +68,9 @@ def evaluation_metrics(study: Study) -> tuple[str, ...]:
     )
 
 
-def check_examples(site: str, examples: Mapping[str, object], keys: Mapping[str, object], largest: int) -> dict[str, int]:
+def check_examples(
+    site: str, examples: Mapping[str, object], keys: Mapping[str, object], largest: int
+) -> dict[str, int]:
     """Example counts of a reply: one per parameter, whole, between 0 and the site's training cases."""
     if set(examples) != set(keys):
         raise ReplyRefused(site, f"example counts for {len(examples)} keys, expected {len(keys)}")

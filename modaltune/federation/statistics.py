@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from modaltune.data.cohort import Cohort
 from modaltune.data.genesets import restrict
 from modaltune.data.preprocessing import Preprocessing, Scale, TaskSpace
-from modaltune.errors import FederationError, FeatureFileError
+from modaltune.errors import FeatureFileError, FederationError
 from modaltune.federation.study import Study, TaskSpec
 from modaltune.tasks.survival import CELLS, bin_edges, bin_times, event_histogram
 

@@ -38,7 +38,7 @@ class AdapterConfig:
             raise ConfigError(f"adapter.residual {self.residual!r} is unknown; choose from {', '.join(RESIDUALS)}")
         last = -1
         for low, high in self.groups:
-            if low != last + 1 and last >= 0 or high < low:
+            if (low != last + 1 and last >= 0) or high < low:
                 raise ConfigError(f"adapter.groups must be consecutive layer ranges, got {self.groups}")
             last = high
 
@@ -67,9 +67,7 @@ class CrossAttention(nn.Module):
         query, keys = self.norm(target), self.norm_kq(memory)
         query = query if target_position is None else query + target_position
         keys = keys if memory_position is None else keys + memory_position
-        update, _ = self.multihead_attn(
-            self.q_proj(query), keys, keys, key_padding_mask=padding, need_weights=False
-        )
+        update, _ = self.multihead_attn(self.q_proj(query), keys, keys, key_padding_mask=padding, need_weights=False)
         out: Tensor = self.output_proj(update)
         return out
 
@@ -88,7 +86,8 @@ class Injector(nn.Module):
         update = self.attn(patches, tokens, memory_position=position)
         if self.doubled:  # see docs/deviations.md
             update = patches + update
-        return patches + self.gamma * update
+        out: Tensor = patches + self.gamma * update
+        return out
 
 
 class _BottleneckFFN(nn.Module):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -127,7 +128,8 @@ class ModalTune(nn.Module):
         """All cases for several tasks: ``[B, K, O]``."""
         names = list(tasks or self.config.tasks)
         cases = torch.arange(len(batch), device=batch.patches.device).repeat_interleave(len(names))
-        return self(batch, cases, names * len(batch)).unflatten(0, (len(batch), len(names)))
+        out: Tensor = self(batch, cases, names * len(batch)).unflatten(0, (len(batch), len(names)))
+        return out
 
     def _patches(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Embedded patches ``[B, N, D]`` and their number ``[B]`` (None when every case fills N)."""
@@ -150,12 +152,14 @@ class ModalTune(nn.Module):
     def _gene_tokens(self, batch: Batch) -> Tensor:
         present = batch.has_expression
         if self.gene_encoder is None or not bool(present.any()):
-            return self.missing["expression"].expand(len(batch), -1, -1)
+            absent: Tensor = self.missing["expression"].expand(len(batch), -1, -1)
+            return absent
+        tokens: Tensor = self.gene_encoder(batch.expression[present])
         if bool(present.all()):
-            tokens: Tensor = self.gene_encoder(batch.expression)
             return tokens
-        rows = self.missing["expression"].to(batch.expression.dtype).expand(len(batch), -1, -1).clone()
-        return rows.index_put((present.nonzero(as_tuple=True)[0],), self.gene_encoder(batch.expression[present]))
+        rows = self.missing["expression"].to(tokens.dtype).expand(len(batch), -1, -1).clone()
+        filled: Tensor = rows.index_put((present.nonzero(as_tuple=True)[0],), tokens)
+        return filled
 
     def _adapt(self, tokens: Tensor, lengths: Tensor | None, prompts: Tensor) -> Tensor:
         """Run all groups on ``tokens [Q, N + 1, D]`` with ``prompts [Q, T, D]`` -> ``[Q, O]``."""
@@ -163,7 +167,7 @@ class ModalTune(nn.Module):
         if lengths is not None:
             padding = torch.arange(tokens.shape[1] - 1, device=tokens.device)[None, :] >= lengths[:, None]
         for index, (low, high) in enumerate(self.config.adapter.groups):
-            interaction = self.interactions[index]
+            interaction = cast(Interaction, self.interactions[index])
             if index:
                 prompts = self.prompt_selfattention[index](prompts, self.token_positions)
             patches = interaction.injector(tokens[:, 1:], prompts, self.token_positions)

@@ -38,12 +38,14 @@ class TextHead(nn.Module):
 
     def targets(self, task: str) -> Tensor:
         """Frozen unit targets ``[C, O]``."""
-        return self.candidates[task]
+        targets: Tensor = self.candidates[task]
+        return targets
 
     def forward(self, embeddings: Tensor, task: str) -> Tensor:
         """``[Q, O] -> [Q, C]`` logits."""
         scale = self.scale[task].exp().clamp(max=_LARGEST_SCALE)
-        return scale * F.normalize(embeddings, dim=-1) @ self.candidates[task].T
+        logits: Tensor = scale * F.normalize(embeddings, dim=-1) @ self.targets(task).T
+        return logits
 
 
 class SeparateHeads(nn.Module):

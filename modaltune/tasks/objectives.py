@@ -33,14 +33,14 @@ def _cumulative_loss(logits: Tensor, index: Tensor, observed: Tensor) -> Tensor:
     level = torch.arange(logits.shape[1] - 1, device=index.device)[None, :]
     is_above = level < index[:, None]
     known = is_above | observed[:, None]
-    return -(torch.where(is_above, above, below) * known).sum(dim=-1)
+    return -(torch.where(is_above, above, below) * known).mean(dim=-1)
 
 
 def contrastive(head: Head, embeddings: Tensor, task: str, kind: str, index: Tensor, observed: Tensor) -> Tensor:
     """Softmax over the candidate texts.
 
-    Nominal: cross-entropy. Ordinal and survival: mean of the log losses at every level or bin edge, so that a
-    neighbouring label costs less than a distant one and a censored case counts only where its status is known.
+    Nominal: cross-entropy. Ordinal and survival: mean log loss over the levels or bin edges, so that a neighbouring
+    label costs less than a distant one and a censored case counts only where its status is known.
     """
     logits = head(embeddings, task)
     if kind == "nominal":

@@ -1,0 +1,54 @@
+"""``modaltune``: work on one machine, without a federation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modaltune.bench import bench_kernels, bench_step, bench_table, bench_wire
+from modaltune.console import console, emit_json, progress_line, run_app
+from modaltune.evaluation.external import evaluate_tables
+from modaltune.tables import metric_table
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, the rest on stderr.")]
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Option(help="model/ folder of a run.")],
+    data: Annotated[Path, typer.Option(help="Folder with tables laid out as docs/data.md says.")],
+    cohort: Annotated[str, typer.Option(help="BRCA, GBMLGG, NSCLC, RCC, COADREAD or BLCA.")],
+    json: Json = False,
+) -> None:
+    """Score a trained model on other cases: every eligible case of the cohort counts, none may be a training case."""
+    rows = evaluate_tables(model, data, cohort)
+    progress_line(False)("every eligible case is scored; a folder the model was trained on gives optimistic figures")
+    if json:
+        emit_json(rows)
+    else:
+        console.print(metric_table(rows))
+
+
+@app.command()
+def bench(
+    what: Annotated[str, typer.Argument(help="kernels, step, wire or all")] = "all",
+    json: Json = False,
+) -> None:
+    """Measure this machine: attention kernels against each other, one training step, size of a message."""
+    parts = {"kernels": bench_kernels, "step": bench_step, "wire": bench_wire}
+    chosen = list(parts) if what == "all" else [what]
+    if unknown := [name for name in chosen if name not in parts]:
+        raise typer.BadParameter(f"{unknown[0]!r}; choose from all, {', '.join(parts)}")
+    results = {name: parts[name]() for name in chosen}
+    if json:
+        emit_json(results if what == "all" else results[what])
+    else:
+        console.print(bench_table(results))
+
+
+def main() -> None:
+    """Entry point."""
+    run_app(app)

@@ -1,0 +1,54 @@
+"""What every command line shares: exit codes, one-line errors, JSON on stdout and everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from modaltune.errors import ModalTuneError
+
+console = Console(stderr=True, highlight=False)
+
+
+def emit_json(value: Any) -> None:
+    """Write exactly one JSON document to standard output."""
+    sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run a command line; a deliberate error is one line and its exit code, a traceback only with ``--debug``."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    logging.basicConfig(level=logging.DEBUG if debug else logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("modaltune").setLevel(logging.DEBUG if debug else logging.ERROR)
+    try:
+        app(args=arguments)
+    except ModalTuneError as error:
+        _fail(str(error), error.exit_code, error if debug else None)
+    except OSError as error:
+        _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 2, error if debug else None)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing half-written was kept", 130, None)
+
+
+def _fail(message: str, code: int, error: BaseException | None) -> None:
+    if error is not None:
+        raise error
+    console.print(f"error: {message}", soft_wrap=True, markup=False, style="red")
+    sys.exit(code)
+
+
+def progress_line(quiet: bool) -> Callable[[str], None]:
+    """A function that prints one line of progress to stderr, or nothing."""
+
+    def say(text: str) -> None:
+        if not quiet:
+            console.print(text, markup=False, soft_wrap=True)
+
+    return say

@@ -1,0 +1,84 @@
+"""Score a released model on other cases laid out like the TCGA tables (docs/data.md)."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from modaltune.data.cohort import Cohort
+from modaltune.data.preprocessing import Preprocessing, prepare
+from modaltune.data.tcga import TcgaTables, hospital_tables, read_tcga
+from modaltune.errors import DataError, FeatureFileError
+from modaltune.evaluation.predictions import metric_rows, predict
+from modaltune.federation.study import Study
+from modaltune.models.learner import load_model
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_tables(model: Path, data: Path, cohort: str, *, expression: str = "rna") -> list[dict[str, Any]]:
+    """Metric rows (method ``federated``) of every eligible case, per hospital and for all together.
+
+    Args:
+        model: ``model/`` folder of a run.
+        data, cohort: tables as for ``modaltune-simulate tcga``.
+        expression: name of the expression table.
+    """
+    learner, study, preprocessing = load_model(model)
+    tables = read_tcga(data, cohort, expression=expression)
+    known = [task.name for task in study.tasks if task.name in tables.tasks]
+    if not known:
+        raise DataError(
+            f"{cohort} has {', '.join(tables.tasks)} but the model was trained for"
+            f" {', '.join(task.name for task in study.tasks)}; choose the cohort that the model was trained on"
+        )
+    parts, rows = [], []
+    for hospital in tables.hospitals:
+        site = _cohort(tables, hospital, study, preprocessing)
+        parts.append(predict(learner, study, preprocessing, site, prepare(site, study, preprocessing), split=None))
+        rows += _rows(parts[-1], study, preprocessing, hospital)
+    everybody = pd.concat(parts, ignore_index=True)
+    return rows + _rows(everybody, study, preprocessing, "all")
+
+
+def _rows(table: pd.DataFrame, study: Study, preprocessing: Preprocessing, hospital: str) -> list[dict[str, Any]]:
+    tables = {task.name: [table] for task in study.tasks}
+    return metric_rows(tables, study, preprocessing, method="federated", hospital=hospital, seed=study.seed)
+
+
+def _cohort(tables: TcgaTables, hospital: str, study: Study, preprocessing: Preprocessing) -> Cohort:
+    share = hospital_tables(tables, hospital)
+    width = next((bag.features.shape[1] for bag in share.bags.values()), study.slides.in_width)
+    if width != study.slides.in_width:
+        raise FeatureFileError(
+            f"{tables.cohort}: image tokens have {width} features but the model needs {study.slides.in_width};"
+            " choose the cohort that the model was trained on"
+        )
+    tasks = tuple(task.name for task in study.tasks if task.name in tables.tasks)
+    return Cohort(
+        site=hospital,
+        tasks=tasks,
+        cases=share.cases.assign(split="test"),
+        expression=_panel(share.expression, preprocessing, hospital),
+        bags={case: (bag,) for case, bag in share.bags.items()},
+    )
+
+
+def _panel(expression: pd.DataFrame | None, preprocessing: Preprocessing, hospital: str) -> pd.DataFrame | None:
+    """The model's genes; one that was not measured takes the pooled mean, which standardises to zero."""
+    if expression is None or preprocessing.expression is None:
+        return None
+    genes = list(preprocessing.genes)
+    absent = [gene for gene in genes if gene not in expression.columns]
+    if len(absent) == len(genes):
+        raise DataError(
+            f"{hospital}: the expression table has none of the model's {len(genes)} genes; use gene symbols"
+        )
+    if absent:
+        logger.warning("%s: %d of %d genes absent, taken as average", hospital, len(absent), len(genes))
+    means = pd.Series(np.asarray(preprocessing.expression.mean, dtype=np.float32), index=genes)
+    return expression.reindex(columns=genes).fillna(means)

@@ -1,0 +1,193 @@
+"""``modaltune-simulate``: federations of hospitals on one machine."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from modaltune.console import console, emit_json, progress_line, run_app
+from modaltune.data.tcga import cohort_tasks, read_tcga
+from modaltune.errors import ConfigError
+from server.report_data import load_run
+from server.tables import comparison_table, participation_table, traffic_table
+from simulation.runs import Plan, simulate
+from simulation.synthetic import HOMOGENEOUS, TASKS, build_synthetic
+from simulation.tcga import build_tcga
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+
+DISJOINT: dict[str, tuple[str, ...]] = {
+    "H1": ("diagnosis",),
+    "H2": ("stage",),
+    "H3": ("survival",),
+    "H4": ("diagnosis", "survival"),
+}
+
+Out = Annotated[Path | None, typer.Option(help="Folder of the run; an earlier finished run there is replaced.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
+Seeds = Annotated[str | None, typer.Option(help="Several seeds, e.g. 0,1,2; rows are appended per seed.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, the rest on stderr.")]
+Rounds = Annotated[int | None, typer.Option(min=1, help="Training rounds instead of the study's.")]
+Tasks = Annotated[
+    list[str] | None, typer.Option("--tasks", help="'disjoint', or H1=diagnosis,stage for one hospital (repeat).")
+]
+Without = Annotated[
+    list[str] | None, typer.Option("--without", help="Take a modality away: H2=expression or H2=slides (repeat).")
+]
+
+
+@app.command()
+def demo(
+    seed: Seed = 0, seeds: Seeds = None, out: Out = None, rounds: Rounds = None, tasks: Tasks = None,
+    without: Without = None, json: Json = False,
+) -> None:  # fmt: skip
+    """Five synthetic hospitals with different tasks and missing modalities train one model; about two minutes."""
+    overrides, lacks = _overrides(tasks, ("H1", "H2", "H3", "H4", "H5"), TASKS), _pairs(without, "--without")
+
+    def build(folder: Path, number: int, everything: bool) -> Sequence[Path]:
+        if everything:
+            missing = {"H3": ("slides",), "H4": ("expression",)} | lacks
+            return build_synthetic(folder, seed=number, layout=HOMOGENEOUS, without=missing)
+        return build_synthetic(folder, seed=number, tasks=overrides, without=lacks)
+
+    plan = Plan(
+        name="demo",
+        title="Demo: five synthetic hospitals",
+        vocabulary="synthetic",
+        settings="synthetic",
+        build=build,
+        rounds=rounds,
+        ablations=tasks is not None,
+        notes=("The cohort is synthetic (docs/synthetic.md): no number here says anything about patients.",),
+    )
+    _run(plan, out or Path("runs/demo"), _seeds(seed, seeds), json)
+
+
+@app.command()
+def tcga(
+    data: Annotated[Path, typer.Option(help="Folder with the TCGA tables (docs/data.md).")],
+    cohort: Annotated[str, typer.Option(help="BRCA, GBMLGG, NSCLC, RCC, COADREAD or BLCA.")],
+    hospitals: Annotated[str | None, typer.Option(help="Which hospitals, e.g. H1,H2; default all.")] = None,
+    rounds: Rounds = None, seed: Seed = 0, seeds: Seeds = None, tasks: Tasks = None, without: Without = None,
+    out: Out = None, json: Json = False,
+) -> None:  # fmt: skip
+    """Real TCGA cases, split by the hospital that contributed them."""
+    tables = read_tcga(data, cohort)
+    chosen = [name.strip() for name in hospitals.split(",")] if hospitals else list(tables.hospitals)
+    overrides, lacks = _overrides(tasks, tables.hospitals, cohort_tasks(tables.cohort)), _pairs(without, "--without")
+    overrides = {name: value for name, value in overrides.items() if name in chosen}
+    say = progress_line(False)
+    for reason, count in tables.counts.items():
+        say(f"{tables.cohort}: {count} cases: {reason}")
+
+    def build(folder: Path, number: int, everything: bool) -> Sequence[Path]:
+        held = None if everything else overrides
+        return build_tcga(data, cohort, folder, hospitals=chosen, seed=number, tasks=held, without=lacks)
+
+    plan = Plan(
+        name=f"tcga-{tables.cohort.lower()}",
+        title=f"TCGA {tables.cohort}: {len(chosen)} hospitals",
+        vocabulary=tables.cohort.lower(),
+        settings="tcga",
+        build=build,
+        rounds=rounds,
+        ablations=tasks is not None,
+        notes=tuple(f"{count} cases: {reason}." for reason, count in tables.counts.items()),
+    )
+    _run(plan, out or Path(f"runs/tcga-{tables.cohort.lower()}"), _seeds(seed, seeds), json)
+
+
+@app.command()
+def build(
+    kind: Annotated[str, typer.Argument(help="synthetic or tcga")],
+    out: Annotated[Path, typer.Option(help="Folder that receives one site folder a hospital.")],
+    seed: Seed = 0,
+    data: Annotated[Path | None, typer.Option(help="TCGA tables, for tcga.")] = None,
+    cohort: Annotated[str | None, typer.Option(help="TCGA cohort, for tcga.")] = None,
+    tasks: Tasks = None, without: Without = None, json: Json = False,
+) -> None:  # fmt: skip
+    """Write only the site folders."""
+    lacks = _pairs(without, "--without")
+    if kind == "synthetic":
+        folders = build_synthetic(
+            out, seed=seed, tasks=_overrides(tasks, ("H1", "H2", "H3", "H4", "H5"), TASKS), without=lacks
+        )
+    elif kind == "tcga" and data is not None and cohort is not None:
+        names = read_tcga(data, cohort).hospitals
+        folders = build_tcga(
+            data, cohort, out, seed=seed, tasks=_overrides(tasks, names, cohort_tasks(cohort)), without=lacks
+        )
+    elif kind == "tcga":
+        raise ConfigError("build tcga needs --data DIR and --cohort NAME; docs/data.md says how to get the tables")
+    else:
+        raise ConfigError(f"unknown cohort kind {kind!r}; choose synthetic or tcga")
+    if json:
+        emit_json({"sites": [str(folder) for folder in folders]})
+    else:
+        console.print(f"{len(folders)} site folders in {out}", markup=False)
+
+
+def _seeds(seed: int, seeds: str | None) -> list[int]:
+    if seeds is None:
+        return [seed]
+    try:
+        out = [int(part) for part in seeds.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--seeds {seeds!r}: expected whole numbers separated by commas, e.g. 0,1,2") from error
+    if min(out) < 0 or len(set(out)) != len(out):
+        raise ConfigError(f"--seeds {seeds!r}: expected different numbers from 0 upwards")
+    return out
+
+
+def _pairs(values: Sequence[str] | None, option: str) -> dict[str, tuple[str, ...]]:
+    out: dict[str, tuple[str, ...]] = {}
+    for value in values or ():
+        hospital, equals, names = value.partition("=")
+        if not equals or not hospital or not names:
+            raise ConfigError(f"{option} {value!r}: expected HOSPITAL=NAME[,NAME], e.g. H2=expression")
+        out[hospital.strip()] = tuple(name.strip() for name in names.split(","))
+    return out
+
+
+def _overrides(
+    values: Sequence[str] | None, hospitals: Sequence[str], tasks: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    if list(values or ()) != ["disjoint"]:
+        return _pairs(values, "--tasks")
+    if absent := [name for name in DISJOINT if name not in hospitals]:
+        raise ConfigError(f"--tasks disjoint needs hospitals H1 to H4; {absent[0]} is absent")
+    level = next((task for task in tasks if task not in ("diagnosis", "survival")), None)
+    if level is None:
+        raise ConfigError("--tasks disjoint needs a cohort with diagnosis, survival and a third task")
+    return {name: tuple(level if task == "stage" else task for task in held) for name, held in DISJOINT.items()}
+
+
+def _run(plan: Plan, out: Path, seeds: Sequence[int], json: bool) -> None:
+    started = time.monotonic()
+    say: Callable[[str], None] = progress_line(False)
+    rows = simulate(plan, out, seeds, say, shlex.join(["modaltune-simulate", *sys.argv[1:]]))
+    if json:
+        emit_json({"run": str(out), "metrics": rows})
+    else:
+        _show(out, rows)
+    say(f"report: {out / 'report.html'}  ({time.monotonic() - started:.0f} s)")
+    if load_run(out).summary["status"] != "OK":
+        raise typer.Exit(3)
+
+
+def _show(out: Path, rows: Sequence[dict[str, Any]]) -> None:
+    run = load_run(out)
+    console.print(comparison_table(rows))
+    console.print(participation_table(run.rounds, run.study.get("roster", ())))
+    console.print(traffic_table(run.rounds))
+
+
+def main() -> None:
+    """Entry point."""
+    run_app(app)

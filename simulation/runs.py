@@ -1,0 +1,122 @@
+"""Run folders: written beside their final place and moved there when complete."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from modaltune import __version__
+from modaltune.data.cohort import Cohort
+from modaltune.errors import ConfigError
+from modaltune.federation.study import Study
+from modaltune.storage import write_text
+from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
+from server.report import write_report
+from simulation.experiment import Experiment, Outcome, Say, write_outcomes
+from simulation.study import draft_study, load_settings, read_sites
+
+Build = Callable[[Path, int, bool], Sequence[Path]]  # out, seed, whether with every label -> site folders
+_PACKAGES = ("flwr", "torch", "transformers", "lifelines", "scikit-learn", "numpy", "pandas")
+DONE = "DONE"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One `modaltune-simulate` command.
+
+    Attributes:
+        name: name of the study.
+        title: heading of the report.
+        vocabulary: file in ``configs/labels``.
+        settings: file in ``configs/studies``.
+        build: writes the site folders of a seed.
+        notes: sentences for the report.
+        ablations: also separate heads and one federation per task.
+        rounds: instead of the settings' number.
+    """
+
+    name: str
+    title: str
+    vocabulary: str
+    settings: str
+    build: Build
+    notes: tuple[str, ...] = ()
+    ablations: bool = False
+    rounds: int | None = None
+
+
+@contextmanager
+def run_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill; it takes the place of ``out`` when the block ends well, and vanishes when it does not."""
+    if out.exists() and not (out / DONE).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out}: exists and is not a finished run; choose another --out or remove it")
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        write_text(partial / DONE, f"{version('flwr')}\n")
+        if out.exists():
+            shutil.rmtree(out)
+        partial.replace(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def simulate(plan: Plan, out: Path, seeds: Sequence[int], say: Say, command: str) -> list[dict[str, Any]]:
+    """Run a plan for some seeds into ``out`` and return its metric rows."""
+    with run_folder(out) as folder:
+        outcomes = [
+            _one_seed(plan, folder if seed == seeds[0] else folder / "seeds" / str(seed), seed, say) for seed in seeds
+        ]
+        worst = "DEGRADED" if any(o.summary["status"] != "OK" for o in outcomes) else "OK"
+        summary = outcomes[0].summary | {
+            "title": plan.title,
+            "simulated": True,
+            "status": worst,
+            "seeds": list(seeds),
+            "versions": _versions(),
+            "command": command,
+            "notes": list(plan.notes),
+        }
+        rows = write_outcomes(folder, outcomes, summary)
+        say("writing the report")
+        write_report(folder)
+    return rows
+
+
+def _one_seed(plan: Plan, folder: Path, seed: int, say: Say) -> Outcome:
+    folder.mkdir(parents=True, exist_ok=True)
+    say(f"seed {seed}: building site folders")
+    sites = plan.build(folder / "sites", seed, False)
+    truth = plan.build(folder / "truth", seed, True)
+    tasks = load_vocabulary(configs_folder() / "labels" / f"{plan.vocabulary}.toml")
+    cohorts = read_sites(sites, tasks, plan.name)
+    study = _study(plan, cohorts, tasks, folder, seed)
+    names = list(cohorts)
+    experiment = Experiment(
+        study, dict(zip(names, sites, strict=True)), dict(zip(names, truth, strict=True)), folder, say
+    )
+    outcome = experiment.run(ablations=plan.ablations)
+    for name in ("sites", "truth"):
+        shutil.rmtree(folder / name)
+    return outcome
+
+
+def _study(plan: Plan, cohorts: Mapping[str, Cohort], tasks: Any, folder: Path, seed: int) -> Study:
+    settings = load_settings(configs_folder() / "studies" / f"{plan.settings}.toml")
+    if plan.rounds is not None:
+        settings["training"] = settings.get("training", {}) | {"rounds": plan.rounds}
+    return draft_study(plan.name, cohorts, tasks, folder / "sites" / "gene_sets.gmt", settings, seed=seed)
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: version(name) for name in _PACKAGES}
+    return {"modaltune": __version__, "python": platform.python_version(), "platform": sys.platform} | packages
