@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client.memory import OptimiserMemory
 from modaltune.data.batch import CaseTensors
 from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing, prepare
@@ -25,7 +26,16 @@ from modaltune.federation.study import Study
 from modaltune.models.learner import Learner, build_learner, load_trainable
 from modaltune.models.modaltune import trainable_state
 from modaltune.seeds import derive_seed
-from modaltune.training import epoch_steps, evaluation_loss, fit, labelled, training_device
+from modaltune.training import (
+    epoch_steps,
+    evaluation_loss,
+    fit,
+    labelled,
+    make_optimiser,
+    optimiser_state,
+    restore_optimiser,
+    training_device,
+)
 
 PACKAGES = ("flwr", "torch")
 
@@ -44,6 +54,7 @@ class Site:
     def __init__(self, folder: Path, study: Study) -> None:
         self.config = read_site_config(folder)
         self.study = study
+        self.memory = OptimiserMemory(folder / ".state" / study.digest)
         self._cases: dict[str, list[CaseTensors]] = {}
         if self.config.name not in study.roster:
             raise FederationError(
@@ -102,7 +113,9 @@ class Site:
         train = labelled(self._split(cases, "train"))
         if not train:
             return self._idle(learner, validation)
-        rounds = spec.rounds
+        rounds, optimiser = spec.rounds, make_optimiser(learner, spec)
+        if spec.keep_optimiser:
+            restore_optimiser(learner, optimiser, self.memory.before(round_number))
         outcome = fit(
             learner,
             train,
@@ -111,7 +124,10 @@ class Site:
             seed=derive_seed(self.study.seed, "train", self.cohort.site, round_number),
             start=(round_number - 1) / rounds,
             end=round_number / rounds,
+            optimiser=optimiser,
         )
+        if spec.keep_optimiser:
+            self.memory.keep(round_number, optimiser_state(learner, optimiser))
         metrics = {"loss": outcome.loss, "steps": float(outcome.steps), "train-cases": float(len(train))}
         return self._reply(learner, outcome.examples, metrics, validation)
 

@@ -6,14 +6,16 @@ import json
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
+import click
 import typer
 from rich.console import Console
 
 from modaltune.errors import ModalTuneError
 
 console = Console(stderr=True, highlight=False)
+_INTERRUPTED = 130  # what typer returns when Ctrl-C ends a command
 
 
 def emit_json(value: Any) -> None:
@@ -28,19 +30,30 @@ def run_app(app: typer.Typer) -> None:
     logging.basicConfig(level=logging.DEBUG if debug else logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("modaltune").setLevel(logging.DEBUG if debug else logging.ERROR)
     try:
-        app(args=arguments)
+        code = app(args=arguments, standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        _fail(_usage(error), 2, None)
     except ModalTuneError as error:
         _fail(str(error), error.exit_code, error if debug else None)
     except OSError as error:
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 2, error if debug else None)
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing half-written was kept", 130, None)
+    if code == _INTERRUPTED:
+        _fail("interrupted; nothing half-written was kept", _INTERRUPTED, None)
+    sys.exit(code or 0)
 
 
-def _fail(message: str, code: int, error: BaseException | None) -> None:
+def _usage(error: click.ClickException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return error.format_message() + (f" Try '{context.command_path} --help'." if context is not None else "")
+
+
+def _fail(message: str, code: int, error: BaseException | None) -> NoReturn:
     if error is not None:
         raise error
-    console.print(f"error: {message}", soft_wrap=True, markup=False, style="red")
+    console.print(f"error: {' '.join(message.splitlines())}", soft_wrap=True, markup=False, style="red")
     sys.exit(code)
 
 

@@ -6,7 +6,7 @@ Q (case, task) pairs of a batch, O embedding width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -86,6 +86,25 @@ def make_optimiser(learner: Learner, spec: TrainingSpec) -> torch.optim.AdamW:
     """AdamW over the trained parameters."""
     parameters = [p for p in learner.parameters() if p.requires_grad]
     return torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=spec.weight_decay, foreach=True)
+
+
+def optimiser_state(learner: Learner, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Running averages of an optimiser by parameter name, to go on later: ``<parameter>|<average>``."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in learner.named_parameters()}
+    return {
+        f"{names[parameter]}|{kind}": value.detach().cpu()
+        for parameter, state in optimiser.state.items()
+        for kind, value in state.items()
+    }
+
+
+def restore_optimiser(learner: Learner, optimiser: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
+    """Put back what :func:`optimiser_state` gave."""
+    parameters = dict(learner.named_parameters())
+    for key, value in state.items():
+        name, kind = key.split("|")
+        parameter = parameters[name]
+        optimiser.state[parameter][kind] = value.clone() if kind == "step" else value.to(parameter.device)
 
 
 def batch_loss(learner: Learner, cases: Sequence[CaseTensors], objective: str) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from modaltune.data.tcga import cohort_tasks, read_tcga
 from modaltune.errors import ConfigError
 from server.report_data import load_run
 from server.tables import comparison_table, participation_table, traffic_table
+from simulation.experiment import COMPARISONS
 from simulation.runs import Plan, simulate
 from simulation.synthetic import HOMOGENEOUS, TASKS, build_synthetic
 from simulation.tcga import build_tcga
@@ -40,12 +42,18 @@ Tasks = Annotated[
 Without = Annotated[
     list[str] | None, typer.Option("--without", help="Take a modality away: H2=expression or H2=slides (repeat).")
 ]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Another setting, e.g. training.objective=distillation (repeat).")
+]
+Methods = Annotated[
+    str | None, typer.Option(help="Which comparisons, e.g. pooled,linear; default local,pooled,linear,linear_local.")
+]
 
 
 @app.command()
 def demo(
     seed: Seed = 0, seeds: Seeds = None, out: Out = None, rounds: Rounds = None, tasks: Tasks = None,
-    without: Without = None, json: Json = False,
+    without: Without = None, settings: Settings = None, methods: Methods = None, json: Json = False,
 ) -> None:  # fmt: skip
     """Five synthetic hospitals with different tasks and missing modalities train one model; about two minutes."""
     overrides, lacks = _overrides(tasks, ("H1", "H2", "H3", "H4", "H5"), TASKS), _pairs(without, "--without")
@@ -54,7 +62,8 @@ def demo(
         if everything:
             missing = {"H3": ("slides",), "H4": ("expression",)} | lacks
             return build_synthetic(folder, seed=number, layout=HOMOGENEOUS, without=missing)
-        return build_synthetic(folder, seed=number, tasks=overrides, without=lacks)
+        held = {"H5": TASKS} | overrides if overrides else {}
+        return build_synthetic(folder, seed=number, tasks=held, without=lacks)
 
     plan = Plan(
         name="demo",
@@ -62,7 +71,8 @@ def demo(
         vocabulary="synthetic",
         settings="synthetic",
         build=build,
-        rounds=rounds,
+        changes=_changes(settings, rounds),
+        comparisons=_comparisons(methods),
         ablations=tasks is not None,
         notes=("The cohort is synthetic (docs/synthetic.md): no number here says anything about patients.",),
     )
@@ -75,7 +85,7 @@ def tcga(
     cohort: Annotated[str, typer.Option(help="BRCA, GBMLGG, NSCLC, RCC, COADREAD or BLCA.")],
     hospitals: Annotated[str | None, typer.Option(help="Which hospitals, e.g. H1,H2; default all.")] = None,
     rounds: Rounds = None, seed: Seed = 0, seeds: Seeds = None, tasks: Tasks = None, without: Without = None,
-    out: Out = None, json: Json = False,
+    settings: Settings = None, methods: Methods = None, out: Out = None, json: Json = False,
 ) -> None:  # fmt: skip
     """Real TCGA cases, split by the hospital that contributed them."""
     tables = read_tcga(data, cohort)
@@ -96,7 +106,8 @@ def tcga(
         vocabulary=tables.cohort.lower(),
         settings="tcga",
         build=build,
-        rounds=rounds,
+        changes=_changes(settings, rounds),
+        comparisons=_comparisons(methods),
         ablations=tasks is not None,
         notes=tuple(f"{count} cases: {reason}." for reason, count in tables.counts.items()),
     )
@@ -143,6 +154,30 @@ def _seeds(seed: int, seeds: str | None) -> list[int]:
     if min(out) < 0 or len(set(out)) != len(out):
         raise ConfigError(f"--seeds {seeds!r}: expected different numbers from 0 upwards")
     return out
+
+
+def _changes(settings: Sequence[str] | None, rounds: int | None) -> dict[str, dict[str, Any]]:
+    """``--set table.key=value`` as nested tables; values are read as TOML, anything else is text."""
+    out: dict[str, dict[str, Any]] = {}
+    for setting in settings or ():
+        name, equals, value = setting.partition("=")
+        table, dot, key = name.partition(".")
+        if not equals or not dot or table not in ("model", "training", "privacy", "slides"):
+            raise ConfigError(f"--set {setting!r}: expected TABLE.KEY=VALUE with model, training, privacy or slides")
+        try:
+            out.setdefault(table, {})[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            out.setdefault(table, {})[key] = value
+    if rounds is not None:
+        out.setdefault("training", {})["rounds"] = rounds
+    return out
+
+
+def _comparisons(methods: str | None) -> tuple[str, ...]:
+    chosen = COMPARISONS if methods is None else tuple(name.strip() for name in methods.split(",") if name.strip())
+    if unknown := [name for name in chosen if name not in COMPARISONS]:
+        raise ConfigError(f"--methods: unknown {unknown[0]!r}; choose from {', '.join(COMPARISONS)}")
+    return chosen
 
 
 def _pairs(values: Sequence[str] | None, option: str) -> dict[str, tuple[str, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -56,10 +57,11 @@ def run_federation(study: Study, folders: Mapping[str, Path], out: Path, progres
 
     results: list[Any] = []
     sites = [folders[site].resolve() for site in study.roster]
-    with _clean_engine():
+    coordinator = _Coordinator(make_server(study, out, progress, results.append))
+    with _clean_engine(), coordinator.stopped_afterwards():
         try:
             run_simulation(
-                server_app=make_server(study, out, progress, results.append),
+                server_app=coordinator.app(),
                 client_app=make_client(FolderOfPartition(sites)),
                 num_supernodes=len(sites),
                 backend_config=_backend(len(sites)),
@@ -71,6 +73,49 @@ def run_federation(study: Study, folders: Mapping[str, Path], out: Path, progres
     if not results:
         raise RunFailed("the coordinator ended without a result; run again with --debug for its log")
     return results[0]
+
+
+class _Coordinator:
+    """A ServerApp that can be told to stop: an interrupted simulation leaves its thread waiting for replies."""
+
+    def __init__(self, server: Any) -> None:
+        self._server, self._stop, self._running = server, threading.Event(), threading.Lock()
+
+    def app(self) -> Any:
+        """The ServerApp to run."""
+        from flwr.app import Context
+        from flwr.serverapp import Grid, ServerApp
+
+        app = ServerApp()
+
+        @app.main()
+        def main(grid: Grid, context: Context) -> None:
+            with self._running:
+                self._server(_StoppableGrid(grid, self._stop), context)
+
+        return app
+
+    @contextlib.contextmanager
+    def stopped_afterwards(self) -> Iterator[None]:
+        """When the block ends, however it ends, the coordinator has stopped writing."""
+        try:
+            yield
+        finally:
+            self._stop.set()
+            with self._running:
+                pass
+
+
+class _StoppableGrid:
+    """A Flower grid whose every use is an error once ``stop`` is set."""
+
+    def __init__(self, grid: Any, stop: threading.Event) -> None:
+        self._grid, self._stop = grid, stop
+
+    def __getattr__(self, name: str) -> Any:
+        if self._stop.is_set():
+            raise RunFailed("the simulation was stopped")
+        return getattr(self._grid, name)
 
 
 def _backend(sites: int) -> Any:

@@ -28,6 +28,7 @@ from simulation.compare import (
 )
 from simulation.engine import run_federation
 
+COMPARISONS = ("pooled", "local", "linear", "linear_local")
 Say = Callable[[str], None]
 Tables = Mapping[str, pd.DataFrame]  # hospital whose model it is ("" = one model for all) -> predictions
 
@@ -49,7 +50,7 @@ class Experiment:
         self.study, self.sites, self.truth, self.out, self.say = study, sites, truth, out, say
         self.outcome = Outcome()
 
-    def run(self, *, ablations: bool = False) -> Outcome:
+    def run(self, *, comparisons: Sequence[str] = COMPARISONS, ablations: bool = False) -> Outcome:
         """Federate, compare, and fill ``out``."""
         started = time.monotonic()
         result = run_federation(self.study, self.sites, self.out, self._round_line)
@@ -64,27 +65,26 @@ class Experiment:
         )
         if ablations:
             self._ablations(data, result.steps)
-        self._baselines(data, scene, result.steps)
+        self._baselines(data, scene, result.steps, comparisons)
         self.outcome.embeddings = embedding_map(data, result.learner)
         self.outcome.summary = self._summary(data, result, time.monotonic() - started)
         return self.outcome
 
-    def _baselines(self, data: Hospitals, scene: Scene, steps: int) -> None:
-        jobs = [Job(method="pooled", steps=steps)]
-        jobs += [
-            Job(method="local", hospital=site, steps=steps) for site in sorted(self.sites) if self._trains(data, site)
-        ]
-        self.say(f"training {len(jobs)} models for comparison, {steps} steps each")
-        tables = {
-            (job.method, job.hospital): table
-            for job, table in run_jobs(
-                scene, jobs, lambda job: self.say(f"  {job.method} {job.hospital} done".rstrip())
-            )
-        }
-        self._record(data, "pooled", {"": tables["pooled", ""]})
-        self._record(data, "local", {site: table for (method, site), table in tables.items() if method == "local"})
-        self._record(data, "linear", {"": linear_predictions(data, sorted(self.sites))})
-        self._record(data, "linear_local", {site: linear_predictions(data, [site]) for site in sorted(self.sites)})
+    def _baselines(self, data: Hospitals, scene: Scene, steps: int, comparisons: Sequence[str]) -> None:
+        local = [site for site in sorted(self.sites) if self._trains(data, site)]
+        jobs = [Job(method="pooled", steps=steps)] if "pooled" in comparisons else []
+        jobs += [Job(method="local", hospital=site, steps=steps) for site in local if "local" in comparisons]
+        tables: dict[str, dict[str, pd.DataFrame]] = {}
+        if jobs:
+            self.say(f"training {len(jobs)} models for comparison, {steps} steps each")
+            for job, table in run_jobs(scene, jobs, lambda job: self.say(f"  {job.method} {job.hospital} done")):
+                tables.setdefault(job.method, {})[job.hospital] = table
+        if "linear" in comparisons:
+            tables["linear"] = {"": linear_predictions(data, sorted(self.sites))}
+        if "linear_local" in comparisons:
+            tables["linear_local"] = {site: linear_predictions(data, [site]) for site in local}
+        for method, found in tables.items():
+            self._record(data, method, found)
 
     def _trains(self, data: Hospitals, site: str) -> bool:
         return any(case.targets for case in data.split(site, "train"))

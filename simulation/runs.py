@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from modaltune.federation.study import Study
 from modaltune.storage import write_text
 from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
 from server.report import write_report
-from simulation.experiment import Experiment, Outcome, Say, write_outcomes
+from simulation.experiment import COMPARISONS, Experiment, Outcome, Say, write_outcomes
 from simulation.study import draft_study, load_settings, read_sites
 
 Build = Callable[[Path, int, bool], Sequence[Path]]  # out, seed, whether with every label -> site folders
@@ -39,7 +39,8 @@ class Plan:
         build: writes the site folders of a seed.
         notes: sentences for the report.
         ablations: also separate heads and one federation per task.
-        rounds: instead of the settings' number.
+        changes: settings instead of the file's, table by table.
+        comparisons: which other models to train.
     """
 
     name: str
@@ -49,7 +50,8 @@ class Plan:
     build: Build
     notes: tuple[str, ...] = ()
     ablations: bool = False
-    rounds: int | None = None
+    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    comparisons: tuple[str, ...] = COMPARISONS
 
 
 @contextmanager
@@ -104,7 +106,7 @@ def _one_seed(plan: Plan, folder: Path, seed: int, say: Say) -> Outcome:
     experiment = Experiment(
         study, dict(zip(names, sites, strict=True)), dict(zip(names, truth, strict=True)), folder, say
     )
-    outcome = experiment.run(ablations=plan.ablations)
+    outcome = experiment.run(comparisons=plan.comparisons, ablations=plan.ablations)
     for name in ("sites", "truth"):
         shutil.rmtree(folder / name)
     return outcome
@@ -112,8 +114,8 @@ def _one_seed(plan: Plan, folder: Path, seed: int, say: Say) -> Outcome:
 
 def _study(plan: Plan, cohorts: Mapping[str, Cohort], tasks: Any, folder: Path, seed: int) -> Study:
     settings = load_settings(configs_folder() / "studies" / f"{plan.settings}.toml")
-    if plan.rounds is not None:
-        settings["training"] = settings.get("training", {}) | {"rounds": plan.rounds}
+    for table, change in plan.changes.items():
+        settings[table] = settings.get(table, {}) | dict(change)
     return draft_study(plan.name, cohorts, tasks, folder / "sites" / "gene_sets.gmt", settings, seed=seed)
 
 

@@ -113,7 +113,7 @@ class _PatchEmbed(nn.Module):
 class _Encoder(nn.Module):
     def __init__(self, config: LongNetConfig) -> None:
         super().__init__()
-        rates = torch.linspace(0, config.drop_path, config.depth).tolist()
+        rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()  # also on the meta device
         self.layers = nn.ModuleList(LongNetLayer(config, rate) for rate in rates)
         self.layer_norm = nn.LayerNorm(config.width)
 

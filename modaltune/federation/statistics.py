@@ -27,7 +27,8 @@ def statistics_shapes(study: Study, genes: Sequence[str]) -> dict[str, tuple[int
     shapes: dict[str, tuple[int, ...]] = {"cases": (1,)}
     groups = {"expression": len(genes)} if genes else {}
     if study.slides.standardise != "none":
-        groups["patches"] = study.slides.in_width * (study.slides.rows or 1)
+        by_row = study.slides.standardise == "position"
+        groups["patches"] = study.slides.in_width * (study.slides.rows if by_row else 1)
     groups |= {f"clinical.{column.name}": 1 for column in study.clinical if not column.values}
     for group, width in groups.items():
         shapes |= {f"{group}.count": (1,), f"{group}.sum": (width,), f"{group}.squares": (width,)}

@@ -99,9 +99,10 @@ def build_learner(study: Study, preprocessing: Preprocessing, targets: Mapping[s
         targets: label targets of a released model; None computes them with the text encoder.
     """
     spec = study.model
+    sets = dict(sorted(preprocessing.gene_sets.items()))  # as in canonical JSON: copies that travelled agree
     config = ModalTuneConfig(
         tasks=tuple(task.name for task in study.tasks),
-        gene_indices=set_indices(preprocessing.gene_sets, preprocessing.genes),
+        gene_indices=set_indices(sets, preprocessing.genes),
         clinical_width=clinical_width(study),
         output_width=spec.output_width,
         adapter=AdapterConfig(
@@ -147,8 +148,9 @@ def save_model(folder: Path, learner: Learner, study: Study, preprocessing: Prep
 
 def load_model(folder: Path) -> tuple[Learner, Study, Preprocessing]:
     """Read a model folder written by :func:`save_model`."""
-    if not (folder / "study.json").is_file():
-        raise ModelFileError(f"{folder}: no study.json; expected the model/ folder of a finished run")
+    for name in ("study.json", "preprocessing.json"):
+        if not (folder / name).is_file():
+            raise ModelFileError(f"{folder}: no {name}; expected the model/ folder of a finished run")
     study = Study.load(folder / "study.json")
     preprocessing = Preprocessing.from_json((folder / "preprocessing.json").read_text(encoding="utf-8"))
     targets = load_state(folder / "label_targets.safetensors") if study.model.head == "text" else None

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_FIRST_SCALE = 10.0
+_FIRST_SCALE = 4.0
 _LARGEST_SCALE = 100.0
 
 

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from modaltune.errors import FederationError, ReplyRefused
+from modaltune.federation.capability import Capability, check_versions, gene_panel
+from modaltune.federation.study import Study
+
+RECORD: dict[str, Any] = {
+    "site": "H2",
+    "tasks": ["diagnosis", "survival"],
+    "modalities": ["slides", "expression"],
+    "genes": ["G01", "G05"],
+    "cases-train": 12,
+    "cases-val": 0,
+    "cases-test": 5,
+    "version-flwr": "1.41.0",
+    "version-torch": "2.13.0+cpu",
+}
+
+
+def test_a_complete_reply_is_understood(tiny_study: Study) -> None:
+    assert Capability.parse(RECORD, tiny_study) == Capability(
+        site="H2",
+        tasks=("diagnosis", "survival"),
+        modalities=("slides", "expression"),
+        genes=("G01", "G05"),
+        train_cases=12,
+        val_cases=0,
+        test_cases=5,
+        versions={"flwr": "1.41.0", "torch": "2.13.0+cpu"},
+    )
+
+
+def test_lists_that_are_empty_may_be_absent(tiny_study: Study) -> None:
+    short = {name: value for name, value in RECORD.items() if name not in ("genes", "tasks", "modalities")}
+    found = Capability.parse(short, tiny_study)
+    assert (found.genes, found.tasks, found.modalities) == ((), (), ())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"site": "H9"}, "no site of the roster"),
+        ({"site": None}, "no site of the roster"),
+        ({"site": ["H2"]}, "no site of the roster"),
+        ({"tasks": ["grade"]}, "reply of H2 refused: it names a task outside the study"),
+        ({"cases-train": -1}, "its case counts are not whole numbers"),
+        ({"cases-val": 2.5}, "its case counts are not whole numbers"),
+        ({"cases-test": None}, "its case counts are not whole numbers"),
+    ],
+)
+def test_a_reply_that_does_not_fit_the_study_is_refused(
+    change: dict[str, Any], message: str, tiny_study: Study
+) -> None:
+    with pytest.raises(ReplyRefused, match=message):
+        Capability.parse({**RECORD, **change}, tiny_study)
+
+
+@pytest.fixture
+def site(tiny_study: Study) -> Capability:
+    return Capability.parse(RECORD, tiny_study)
+
+
+def test_the_panel_is_what_all_sites_with_expression_measure_and_some_set_names(
+    site: Capability, tiny_study: Study
+) -> None:
+    sites = {
+        "H1": replace(site, genes=("G09", "G05", "G01", "G10")),
+        "H2": replace(site, genes=("G01", "G02", "G09", "G10")),
+        "H3": replace(site, genes=()),
+    }
+    assert gene_panel(sites, tiny_study) == ["G01", "G09"]  # every site has G10, but no set does
+    assert gene_panel(dict(reversed(sites.items())), tiny_study) == ["G01", "G09"]
+
+
+def test_without_expression_or_without_gene_sets_there_is_no_panel(site: Capability, tiny_study: Study) -> None:
+    assert gene_panel({"H1": replace(site, genes=())}, tiny_study) == []
+    assert gene_panel({"H1": site}, tiny_study.model_copy(update={"gene_sets": {}})) == []
+
+
+def test_sites_that_share_no_gene_are_an_error(site: Capability, tiny_study: Study) -> None:
+    sites = {"H1": site, "H2": replace(site, genes=("ENSG0001",))}
+    with pytest.raises(FederationError, match="share no gene"):
+        gene_panel(sites, tiny_study)
+
+
+def test_builds_of_one_version_may_differ(site: Capability) -> None:
+    on_gpu = replace(site, versions={**site.versions, "torch": "2.13.0+cu130"})
+    check_versions({"H1": site, "H2": on_gpu})
+
+
+@pytest.mark.parametrize("versions", [{"flwr": "1.41.0", "torch": "2.12.1"}, {"flwr": "1.41.0"}])
+def test_other_versions_are_refused_with_the_site_that_has_them(site: Capability, versions: dict[str, str]) -> None:
+    with pytest.raises(FederationError, match=r"site H3 runs torch .* but H1 runs 2\.13\.0\+cpu"):
+        check_versions({"H1": site, "H2": site, "H3": replace(site, versions=versions)})
