@@ -104,7 +104,7 @@ def restore_optimiser(learner: Learner, optimiser: torch.optim.Optimizer, state:
     for key, value in state.items():
         name, kind = key.split("|")
         parameter = parameters[name]
-        optimiser.state[parameter][kind] = value.clone() if kind == "step" else value.to(parameter.device)
+        optimiser.state[parameter][kind] = value.clone() if kind == "step" else value.to(parameter.device, copy=True)
 
 
 def batch_loss(learner: Learner, cases: Sequence[CaseTensors], objective: str) -> Tensor:

@@ -91,7 +91,8 @@ class _Coordinator:
         @app.main()
         def main(grid: Grid, context: Context) -> None:
             with self._running:
-                self._server(_StoppableGrid(grid, self._stop), context)
+                if not self._stop.is_set():
+                    self._server(_StoppableGrid(grid, self._stop), context)
 
         return app
 

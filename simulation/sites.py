@@ -14,12 +14,11 @@ import pandas as pd
 from modaltune.data.bags import write_bag
 from modaltune.data.case_table import task_columns
 from modaltune.data.cohort import SPLITS, Bag
-from modaltune.data.site import SITE_FILE
+from modaltune.data.site import HASH_SPLIT, SITE_FILE
 from modaltune.errors import ConfigError
 from modaltune.seeds import numpy_generator
 
 MODALITIES = ("expression", "slides")
-SPLIT_SHARES = {"train": 0.60, "val": 0.10, "test": 0.30}
 CLINICAL = ("age", "sex")
 
 Bags = Mapping[str, Sequence[tuple[str, Bag]]]
@@ -68,7 +67,7 @@ def write_site(
 
 
 def draw_split(strata: pd.Series, seed: int, *names: object) -> pd.Series:
-    """Split cases 60/10/30, as evenly as whole cases allow inside every stratum.
+    """Split cases 65/10/25, as evenly as whole cases allow inside every stratum.
 
     Args:
         strata: one value a case, index ``case_id``.
@@ -81,7 +80,7 @@ def draw_split(strata: pd.Series, seed: int, *names: object) -> pd.Series:
     order = np.lexsort([draw.permutation(len(strata)), strata.rank(method="dense").to_numpy()])
     # multiples of the golden ratio are spread evenly over [0, 1) in every run of neighbours, so in every stratum
     places = (draw.random() + np.arange(len(strata)) * (np.sqrt(5) - 1) / 2) % 1
-    bounds = np.cumsum([SPLIT_SHARES[name] for name in SPLITS])[:-1]
+    bounds = np.cumsum([HASH_SPLIT[name] for name in SPLITS])[:-1]
     split = np.empty(len(strata), dtype=object)
     split[order] = np.asarray(SPLITS, dtype=object)[np.searchsorted(bounds, places, side="right")]
     return pd.Series(split, index=strata.index)

@@ -141,7 +141,7 @@ def build_synthetic(
 
 
 def draw_hospitals(seed: int = 0, cases: int = DEFAULT_CASES) -> dict[str, SyntheticHospital]:
-    """Draw all hospitals, each from a generator of its own; split 60/10/30, stratified by diagnosis and event."""
+    """Draw all hospitals, each from a generator of its own; split 65/10/25, stratified by diagnosis and event."""
     if cases < FEWEST_CASES:
         raise ConfigError(f"cases must be at least {FEWEST_CASES} over {len(HOSPITAL_SHARES)} hospitals, got {cases}")
     bounds = np.rint(np.cumsum([0.0, *HOSPITAL_SHARES.values()]) * cases).astype(int)

@@ -51,7 +51,7 @@ def build_tcga(
         cohort: e.g. ``BRCA``.
         out: folder that receives the site folders.
         hospitals: which hospitals, default all with an eligible case.
-        seed: draws the split, 60/10/30 inside each hospital, stratified by diagnosis and event; it depends on nothing
+        seed: draws the split, 65/10/25 inside each hospital, stratified by diagnosis and event; it depends on nothing
             else, so experiments that take tasks or modalities away share their splits.
         tasks: hospital -> tasks it labels, default all of the cohort that it has labels for.
         without: hospital -> modalities taken away, ``expression`` or ``slides``.

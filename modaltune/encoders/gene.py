@@ -27,13 +27,15 @@ class GeneEncoderConfig:
     expand_sets: float = 0.5
     expand_latent: float = 0.5
     dropout: float = 0.1
+    input_dropout: float = 0.0  # of single genes, before the first layer; compact only
     cls_token: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in GENE_ENCODERS:
             raise ConfigError(f"gene_encoder.kind {self.kind!r} is unknown; choose from {', '.join(GENE_ENCODERS)}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"gene_encoder.dropout must be in [0, 1), got {self.dropout}")
+        for name, rate in (("dropout", self.dropout), ("input_dropout", self.input_dropout)):
+            if not 0 <= rate < 1:
+                raise ConfigError(f"gene_encoder.{name} must be in [0, 1), got {rate}")
 
 
 def set_indices(gene_sets: Mapping[str, Sequence[str]], genes: Sequence[str]) -> tuple[tuple[int, ...], ...]:
@@ -125,6 +127,7 @@ class CompactGeneEncoder(nn.Module):
             columns[row, : len(members)] = torch.tensor(list(members))
             slots[row, : len(members)] = torch.arange(start, start + len(members))
             start += len(members)
+        self.input_dropout = nn.Dropout(config.input_dropout)
         self.register_buffer("columns", columns, persistent=False)
         self.register_buffer("slots", slots, persistent=False)
         spread = torch.tensor(sizes, dtype=torch.float32).repeat_interleave(torch.tensor(sizes)).rsqrt()
@@ -139,7 +142,8 @@ class CompactGeneEncoder(nn.Module):
     def forward(self, expression: Tensor) -> Tensor:
         """``[B, G]`` -> ``[B, T, D]``."""
         weight = F.pad(self.first_weight, (0, 0, 0, 1))[self.slots]  # [P, longest, H], zeros where padded
-        z = torch.einsum("bpl,plh->bph", expression[:, self.columns], weight) + self.first_bias
+        known = self.input_dropout(expression)[:, self.columns]
+        z = torch.einsum("bpl,plh->bph", known, weight) + self.first_bias
         z = self.shared(F.elu(z))
         out: Tensor = self.pathway_compression(self.mlp_mixer(z).transpose(1, 2)).transpose(1, 2)
         return out

@@ -16,7 +16,7 @@ from modaltune.seeds import torch_generator
 _SEED_NAME = "modaltune-small-slide-encoder-v1"
 
 
-def small_slide_encoder(in_width: int, *, width: int = 64, depth: int = 4) -> LongNetViT:
+def small_slide_encoder(in_width: int, *, width: int = 64, depth: int = 2) -> LongNetViT:
     """A frozen LongNetViT with xavier weights, the same on every machine.
 
     Args:

@@ -89,7 +89,8 @@ def _cox(known: Floats, survival: Sequence[tuple[float, bool] | None], asked: Fl
     outcomes = [outcome for outcome in survival if outcome is not None]
     if sum(event for _, event in outcomes) < _FEWEST_DEATHS:
         return None
-    components = PCA(min(COX_COMPONENTS, int(inside.sum()) - 1), random_state=0).fit(known[inside])
+    count = min(COX_COMPONENTS, int(inside.sum()) - 1, known.shape[1])
+    components = PCA(count, random_state=0).fit(known[inside])
     scale = components.explained_variance_[0] ** 0.5
     frame = pd.DataFrame(components.transform(known[inside]) / scale)
     frame["months"], frame["event"] = zip(*outcomes, strict=True)

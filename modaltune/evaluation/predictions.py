@@ -66,7 +66,8 @@ def prediction_table(
     """Predictions of one task for the cases of ``frame`` that carry its label."""
     survival = spec.kind == "survival"
     columns = ["time_months", "event"] if survival else [spec.name]
-    known = frame.reindex(columns=columns).notna().all(axis=1).to_numpy()
+    frame = frame.reindex(columns=columns)
+    known = frame.notna().all(axis=1).to_numpy()
     inside = frame[known]
     risk = expected_risk(probabilities[known], space) if survival else np.full(int(known.sum()), np.nan)
     return pd.DataFrame(

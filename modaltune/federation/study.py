@@ -84,7 +84,7 @@ class SlideSpec(_Part):
     encoder: Literal["small"] = "small"
     in_width: Annotated[int, Field(gt=0)]
     width: int = 64
-    depth: int = 4
+    depth: int = 2
     sha256: Digest
     standardise: Literal["none", "feature", "position"] = "none"
     rows: int = 0
@@ -101,10 +101,10 @@ class TextSpec(_Part):
 class ModelSpec(_Part):
     """What is trained."""
 
-    groups: tuple[tuple[int, int], ...] = ((0, 1), (2, 3))
+    groups: tuple[tuple[int, int], ...] = ((0, 0), (1, 1))
     heads: int = 4
-    width_ratio: float = 0.25
-    extra_extractors: int = 2
+    width_ratio: float = 1.0
+    extra_extractors: int = 0
     gamma: float = 0.1
     drop_path: float = 0.0
     residual: Literal["single", "reference"] = "single"
@@ -113,8 +113,9 @@ class ModelSpec(_Part):
     centre_texts: bool = True
     gene_encoder: Literal["compact", "paper"] = "compact"
     gene_latent: int = 64
-    gene_tokens: int = 16
+    gene_tokens: int = 8
     gene_dropout: float = 0.1
+    expression_dropout: float = 0.3  # single genes hidden in training
     gene_minimum: int = 3  # measured genes a set needs
 
 

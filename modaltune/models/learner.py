@@ -88,7 +88,11 @@ def label_targets(study: Study, preprocessing: Preprocessing) -> dict[str, Tenso
 def _gene_config(study: Study) -> GeneEncoderConfig:
     spec = study.model
     return GeneEncoderConfig(
-        kind=spec.gene_encoder, latent=spec.gene_latent, tokens=spec.gene_tokens, dropout=spec.gene_dropout
+        kind=spec.gene_encoder,
+        latent=spec.gene_latent,
+        tokens=spec.gene_tokens,
+        dropout=spec.gene_dropout,
+        input_dropout=spec.expression_dropout,
     )
 
 
