@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -41,7 +42,8 @@ def run_app(app: typer.Typer) -> None:
     except OSError as error:
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 2, error if debug else None)
     if code == _INTERRUPTED:
-        _fail("interrupted; nothing half-written was kept", _INTERRUPTED, None)
+        _say_error("interrupted; nothing half-written was kept")
+        os._exit(_INTERRUPTED)  # everything is cleaned up; half-started native libraries may crash or hang at exit
     sys.exit(code or 0)
 
 
@@ -53,8 +55,12 @@ def _usage(error: click.ClickException) -> str:
 def _fail(message: str, code: int, error: BaseException | None) -> NoReturn:
     if error is not None:
         raise error
-    console.print(f"error: {' '.join(message.splitlines())}", soft_wrap=True, markup=False, style="red")
+    _say_error(message)
     sys.exit(code)
+
+
+def _say_error(message: str) -> None:
+    console.print(f"error: {' '.join(message.splitlines())}", soft_wrap=True, markup=False, style="red")
 
 
 def progress_line(quiet: bool) -> Callable[[str], None]:

@@ -139,16 +139,37 @@ def _clean_engine() -> Iterator[None]:
     import ray
 
     flower, python_path = logging.getLogger("flwr"), os.environ.get("PYTHONPATH")
-    level = flower.level
+    level, others = flower.level, set(_descendants())
     flower.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        started = [process for process in _descendants() if process not in others]
         ray.shutdown()
+        _end(started)
         flower.setLevel(level)
         if python_path is None:
             os.environ.pop("PYTHONPATH", None)
         else:
             os.environ["PYTHONPATH"] = python_path
+
+
+def _descendants() -> list[Any]:
+    import psutil  # Ray brings it along: importable once ray is
+
+    found: list[Any] = psutil.Process().children(recursive=True)
+    return found
+
+
+def _end(processes: list[Any]) -> None:
+    """End what outlived Ray's shutdown: an interrupted start leaves helpers that Ray does not know of yet."""
+    import psutil
+
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    for process in psutil.wait_procs(processes, timeout=3)[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()

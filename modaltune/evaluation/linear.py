@@ -91,8 +91,9 @@ def _cox(known: Floats, survival: Sequence[tuple[float, bool] | None], asked: Fl
         return None
     count = min(COX_COMPONENTS, int(inside.sum()) - 1, known.shape[1])
     components = PCA(count, random_state=0).fit(known[inside])
-    scale = components.explained_variance_[0] ** 0.5
-    frame = pd.DataFrame(components.transform(known[inside]) / scale)
+    variance = components.explained_variance_
+    kept = variance > 1e-9 * variance[0]  # columns that depend on others leave components without variance
+    frame = pd.DataFrame(components.transform(known[inside])[:, kept] / variance[0] ** 0.5)
     frame["months"], frame["event"] = zip(*outcomes, strict=True)
     try:
         with warnings.catch_warnings():
@@ -100,5 +101,6 @@ def _cox(known: Floats, survival: Sequence[tuple[float, bool] | None], asked: Fl
             model = CoxPHFitter(penalizer=COX_PENALTY).fit(frame, "months", "event")
     except (ConvergenceError, np.linalg.LinAlgError):
         return None
-    risk: Floats = model.predict_log_partial_hazard(pd.DataFrame(components.transform(asked) / scale)).to_numpy()
+    rows = pd.DataFrame(components.transform(asked)[:, kept] / variance[0] ** 0.5)
+    risk: Floats = model.predict_log_partial_hazard(rows).to_numpy()
     return risk[:, None]

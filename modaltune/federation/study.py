@@ -123,10 +123,10 @@ class TrainingSpec(_Part):
     """Local training and rounds; the learning rate warms up and then follows a cosine over the whole run."""
 
     objective: Literal["contrastive", "distillation"] = "contrastive"
-    rounds: Annotated[int, Field(gt=0)] = 24
+    rounds: Annotated[int, Field(gt=0)] = 32
     local_epochs: Annotated[int, Field(gt=0)] = 1
     batch_size: Annotated[int, Field(gt=0)] = 16
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 4e-3
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     clip_norm: Annotated[float, Field(gt=0)] = 1.0

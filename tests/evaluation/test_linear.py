@@ -85,7 +85,7 @@ def test_unlabelled_cases_are_left_out_of_the_fit(tiny_study: Study) -> None:
     outcomes = [None if number % 2 else outcome for number, outcome in enumerate(some_survival(train, 2))]
     found = fit_linear(mixed, outcomes, test, tiny_study, CANDIDATES)
     labels = [case.targets["diagnosis"][0] for case in test]
-    assert (found["diagnosis"].argmax(axis=1) == labels).mean() > 0.9
+    assert (found["diagnosis"].argmax(axis=1) == labels).mean() > 0.8  # chance is a third
     assert np.isfinite(found["survival"]).all()
 
 
