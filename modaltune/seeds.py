@@ -14,9 +14,11 @@ def derive_seed(root: int, *names: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def torch_generator(root: int, *names: object) -> torch.Generator:
-    """A CPU generator for one named draw."""
-    return torch.Generator().manual_seed(derive_seed(root, *names))
+def fill_uniform(parameter: torch.Tensor, bound: float, generator: np.random.Generator) -> None:
+    """Fill in place with uniform numbers in [-bound, bound), equal on every processor and torch version."""
+    values = generator.uniform(-bound, bound, size=tuple(parameter.shape)).astype(np.float32)
+    with torch.no_grad():
+        parameter.copy_(torch.from_numpy(values))
 
 
 def numpy_generator(root: int, *names: object) -> np.random.Generator:

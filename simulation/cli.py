@@ -13,13 +13,14 @@ from typing import Annotated, Any
 import typer
 
 from modaltune.console import console, emit_json, progress_line, run_app
-from modaltune.data.tcga import cohort_tasks, read_tcga
+from modaltune.data.tcga import read_tcga
 from modaltune.errors import ConfigError
 from server.report_data import load_run
 from server.tables import comparison_table, participation_table, traffic_table
 from simulation.experiment import COMPARISONS
 from simulation.runs import Plan, simulate
-from simulation.synthetic import HOMOGENEOUS, TASKS, build_synthetic
+from simulation.sites import check_overrides, require_known
+from simulation.synthetic import HOMOGENEOUS, HOSPITAL_SHARES, TASKS, build_synthetic
 from simulation.tcga import build_tcga
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -56,7 +57,8 @@ def demo(
     without: Without = None, settings: Settings = None, methods: Methods = None, json: Json = False,
 ) -> None:  # fmt: skip
     """Five synthetic hospitals with different tasks and missing modalities train one model; about two minutes."""
-    overrides, lacks = _overrides(tasks, ("H1", "H2", "H3", "H4", "H5"), TASKS), _pairs(without, "--without")
+    overrides, lacks = _overrides(tasks, tuple(HOSPITAL_SHARES), TASKS), _pairs(without, "--without")
+    check_overrides(tuple(HOSPITAL_SHARES), TASKS, overrides, lacks)
 
     def build(folder: Path, number: int, everything: bool) -> Sequence[Path]:
         if everything:
@@ -89,12 +91,11 @@ def tcga(
 ) -> None:  # fmt: skip
     """Real TCGA cases, split by the hospital that contributed them."""
     tables = read_tcga(data, cohort)
-    chosen = [name.strip() for name in hospitals.split(",")] if hospitals else list(tables.hospitals)
-    overrides, lacks = _overrides(tasks, tables.hospitals, cohort_tasks(tables.cohort)), _pairs(without, "--without")
-    overrides = {name: value for name, value in overrides.items() if name in chosen}
-    say = progress_line(False)
-    for reason, count in tables.counts.items():
-        say(f"{tables.cohort}: {count} cases: {reason}")
+    chosen = _hospitals(hospitals, tables.hospitals)
+    overrides, lacks = _overrides(tasks, tables.hospitals, tables.tasks), _pairs(without, "--without")
+    if tasks == ["disjoint"]:
+        overrides = {name: value for name, value in overrides.items() if name in chosen}
+    check_overrides(chosen, tables.tasks, overrides, lacks)
 
     def build(folder: Path, number: int, everything: bool) -> Sequence[Path]:
         held = None if everything else overrides
@@ -126,14 +127,12 @@ def build(
     """Write only the site folders."""
     lacks = _pairs(without, "--without")
     if kind == "synthetic":
-        folders = build_synthetic(
-            out, seed=seed, tasks=_overrides(tasks, ("H1", "H2", "H3", "H4", "H5"), TASKS), without=lacks
-        )
+        overrides = _overrides(tasks, tuple(HOSPITAL_SHARES), TASKS)
+        folders = build_synthetic(out, seed=seed, tasks=overrides, without=lacks)
     elif kind == "tcga" and data is not None and cohort is not None:
-        names = read_tcga(data, cohort).hospitals
-        folders = build_tcga(
-            data, cohort, out, seed=seed, tasks=_overrides(tasks, names, cohort_tasks(cohort)), without=lacks
-        )
+        tables = read_tcga(data, cohort)
+        overrides = _overrides(tasks, tables.hospitals, tables.tasks)
+        folders = build_tcga(data, cohort, out, seed=seed, tasks=overrides, without=lacks)
     elif kind == "tcga":
         raise ConfigError("build tcga needs --data DIR and --cohort NAME; docs/data.md says how to get the tables")
     else:
@@ -142,6 +141,14 @@ def build(
         emit_json({"sites": [str(folder) for folder in folders]})
     else:
         console.print(f"{len(folders)} site folders in {out}", markup=False)
+
+
+def _hospitals(names: str | None, known: Sequence[str]) -> list[str]:
+    chosen = list(known) if names is None else [name.strip() for name in names.split(",")]
+    require_known("hospital", chosen, known)
+    if len(set(chosen)) < len(chosen):
+        raise ConfigError(f"--hospitals {names!r}: name each hospital once")
+    return chosen
 
 
 def _seeds(seed: int, seeds: str | None) -> list[int]:
@@ -186,6 +193,10 @@ def _pairs(values: Sequence[str] | None, option: str) -> dict[str, tuple[str, ..
         hospital, equals, names = value.partition("=")
         if not equals or not hospital or not names:
             raise ConfigError(f"{option} {value!r}: expected HOSPITAL=NAME[,NAME], e.g. H2=expression")
+        if hospital.strip() in out:
+            raise ConfigError(
+                f"{option} names {hospital.strip()} twice; give all its names at once, separated by commas"
+            )
         out[hospital.strip()] = tuple(name.strip() for name in names.split(","))
     return out
 

@@ -57,6 +57,8 @@ class Plan:
 @contextmanager
 def run_folder(out: Path) -> Iterator[Path]:
     """A folder to fill; it takes the place of ``out`` when the block ends well, and vanishes when it does not."""
+    if out.name in ("", ".."):
+        raise ConfigError(f"{out}: give the run a folder of its own, e.g. --out runs/demo")
     if out.exists() and not (out / DONE).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: exists and is not a finished run; choose another --out or remove it")
     partial = out.with_name(f".{out.name}.partial")
@@ -76,7 +78,8 @@ def simulate(plan: Plan, out: Path, seeds: Sequence[int], say: Say, command: str
     """Run a plan for some seeds into ``out`` and return its metric rows."""
     with run_folder(out) as folder:
         outcomes = [
-            _one_seed(plan, folder if seed == seeds[0] else folder / "seeds" / str(seed), seed, say) for seed in seeds
+            _one_seed(plan, folder if seed == seeds[0] else folder / "seeds" / str(seed), seed, say, seed == seeds[0])
+            for seed in seeds
         ]
         worst = "DEGRADED" if any(o.summary["status"] != "OK" for o in outcomes) else "OK"
         summary = outcomes[0].summary | {
@@ -94,14 +97,16 @@ def simulate(plan: Plan, out: Path, seeds: Sequence[int], say: Say, command: str
     return rows
 
 
-def _one_seed(plan: Plan, folder: Path, seed: int, say: Say) -> Outcome:
+def _one_seed(plan: Plan, folder: Path, seed: int, say: Say, first: bool) -> Outcome:
     folder.mkdir(parents=True, exist_ok=True)
-    say(f"seed {seed}: building site folders")
     sites = plan.build(folder / "sites", seed, False)
     truth = plan.build(folder / "truth", seed, True)
     tasks = load_vocabulary(configs_folder() / "labels" / f"{plan.vocabulary}.toml")
     cohorts = read_sites(sites, tasks, plan.name)
     study = _study(plan, cohorts, tasks, folder, seed)
+    for line in plan.notes if first else ():  # nothing is said before everything is checked
+        say(line)
+    say(f"seed {seed}: {len(cohorts)} hospitals, {sum(len(cohort.cases) for cohort in cohorts.values())} cases")
     names = list(cohorts)
     experiment = Experiment(
         study, dict(zip(names, sites, strict=True)), dict(zip(names, truth, strict=True)), folder, say

@@ -97,6 +97,8 @@ def draft_study(
 
 
 def _slides(cohorts: Mapping[str, Cohort], settings: Mapping[str, Any]) -> SlideSpec:
+    if fixed := sorted({"in_width", "rows", "sha256"} & set(settings)):
+        raise ConfigError(f"slides.{fixed[0]} follows from the site folders; leave it out")
     options = dict(settings)
     width = next((cohort.patch_width for cohort in cohorts.values() if cohort.patch_width), None)
     if width is None:

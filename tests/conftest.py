@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor
 
 from modaltune.data.batch import CaseTensors
@@ -22,6 +23,9 @@ from modaltune.tasks.head import candidate_targets
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GENES = [f"G{number:02d}" for number in range(12)]
+
+settings.register_profile("steady", deadline=None, derandomize=True)  # the same examples on every machine
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modaltune.seeds import derive_seed, numpy_generator, torch_generator
+from modaltune.seeds import derive_seed, fill_uniform, numpy_generator
 
 names = st.lists(st.one_of(st.integers(0, 99), st.text("abcH", min_size=1, max_size=4)), max_size=3)
 
@@ -39,13 +39,11 @@ def test_seeds_do_not_change_between_versions() -> None:
 def test_generators_of_one_name_draw_the_same_numbers() -> None:
     assert np.array_equal(numpy_generator(3, "a").random(4), numpy_generator(3, "a").random(4))
     assert not np.array_equal(numpy_generator(3, "a").random(4), numpy_generator(3, "b").random(4))
-    first, second, other = (torch.rand(4, generator=torch_generator(3, name)) for name in ("a", "a", "b"))
+
+
+def test_uniform_filling_stays_in_its_bounds_and_is_the_same_every_time() -> None:
+    first, second = torch.zeros(50, 4), torch.zeros(50, 4)
+    fill_uniform(first, 0.1, numpy_generator(3, "a"))
+    fill_uniform(second, 0.1, numpy_generator(3, "a"))
     assert torch.equal(first, second)
-    assert not torch.equal(first, other)
-
-
-def test_generators_leave_the_global_state_alone() -> None:
-    torch.manual_seed(0)
-    before = torch.random.get_rng_state()
-    torch.rand(3, generator=torch_generator(0, "a"))
-    assert torch.equal(torch.random.get_rng_state(), before)
+    assert 0.05 < float(first.abs().max()) <= 0.1

@@ -174,6 +174,17 @@ def test_a_round_covers_its_own_part_of_the_schedule(tiny_learner: Learner, tiny
     assert [rate for _, rate in seen] == pytest.approx(expected)
 
 
+def test_the_gradient_of_all_parameters_together_is_clipped(
+    tiny_learner: Learner, tiny_cases: list[CaseTensors]
+) -> None:
+    before = {name: value.clone() for name, value in trainable_state(tiny_learner).items()}
+    plain = torch.optim.SGD([p for p in tiny_learner.parameters() if p.requires_grad])
+    spec = SPEC.model_copy(update={"clip_norm": 0.01})
+    fit(tiny_learner, tiny_cases, spec, steps=1, seed=0, optimiser=plain)
+    moved = sum((value - before[name]).square().sum() for name, value in trainable_state(tiny_learner).items())
+    assert float(moved) ** 0.5 == pytest.approx(0.01 * SPEC.learning_rate, rel=0.01)
+
+
 @given(count=st.integers(1, 40), size=st.integers(1, 12), seed=st.integers(0, 5))
 @settings(deadline=None)
 def test_each_pass_visits_every_case_once(count: int, size: int, seed: int) -> None:

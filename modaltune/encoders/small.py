@@ -6,12 +6,11 @@ its place is taken by Prov-GigaPath or TITAN where a hospital has them.
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from modaltune.encoders.dilated_attention import DilatedConfig
 from modaltune.encoders.longnet import LongNetConfig, LongNetViT
-from modaltune.seeds import torch_generator
+from modaltune.seeds import fill_uniform, numpy_generator
 
 _SEED_NAME = "modaltune-small-slide-encoder-v1"
 
@@ -35,11 +34,10 @@ def small_slide_encoder(in_width: int, *, width: int = 64, depth: int = 2) -> Lo
         attention=DilatedConfig(segments=(256, 1024, 4096), ratios=(1, 2, 4)),
     )
     encoder = LongNetViT(config)
-    generator = torch_generator(0, _SEED_NAME, in_width, width, depth)
-    with torch.no_grad():
-        for module in encoder.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight, generator=generator)
-                nn.init.zeros_(module.bias)
-        encoder.cls_token.copy_(0.02 * torch.randn(encoder.cls_token.shape, generator=generator))
+    generator = numpy_generator(0, _SEED_NAME, in_width, width, depth)  # torch draws other numbers on other processors
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear):
+            fill_uniform(module.weight, (6 / sum(module.weight.shape)) ** 0.5, generator)
+            nn.init.zeros_(module.bias)
+    fill_uniform(encoder.cls_token, 0.03, generator)
     return encoder.requires_grad_(False).eval()

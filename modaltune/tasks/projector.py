@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from modaltune.seeds import derive_seed
+from modaltune.seeds import fill_uniform, numpy_generator
 
 
 class TextProjector(nn.Module):
@@ -28,7 +27,11 @@ class TextProjector(nn.Module):
 
 
 def seeded_projector(study_seed: int, text_width: int, output_width: int) -> TextProjector:
-    """The projector of a study: torch's default initialisation drawn from the study seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(study_seed, "text-projector"))
-        return TextProjector(text_width, output_width)
+    """The projector of a study: torch's default distribution, drawn from the study seed by numpy."""
+    projector = TextProjector(text_width, output_width)
+    generator = numpy_generator(study_seed, "text-projector")
+    for module in projector.modules():
+        if isinstance(module, nn.Linear):
+            for parameter in (module.weight, module.bias):
+                fill_uniform(parameter, module.in_features**-0.5, generator)
+    return projector

@@ -37,7 +37,7 @@ def bin_times(histogram: NDArray[np.float64], edges: tuple[float, ...]) -> tuple
     """Mean death time of each bin in months, from cell centres; increasing."""
     centres = (np.arange(CELLS) + 0.5) * CELL_MONTHS
     index = np.searchsorted(np.asarray(edges), centres, side="right")
-    bounds = [0.0, *edges, max(edges[-1] * 1.5, edges[-1] + CELL_MONTHS)]
+    bounds = [0.0, *edges, CELLS * CELL_MONTHS]
     means = []
     for number in range(len(edges) + 1):
         weight = histogram[index == number]

@@ -61,9 +61,11 @@ def reached(found: dict[str, Tensor]) -> set[str]:
     return {name for name, value in found.items() if value.any()}
 
 
+@pytest.mark.parametrize("groups", [((0, 0), (1, 2)), ((1, 1), (2, 2))])
 @pytest.mark.parametrize("kind", ["compact", "paper"])
-def test_a_padded_batch_equals_case_by_case(kind: str) -> None:
-    model = a_model(replace(CONFIG, gene_encoder=replace(CONFIG.gene_encoder, kind=kind)))
+def test_a_padded_batch_equals_case_by_case(kind: str, groups: tuple[tuple[int, int], ...]) -> None:
+    adapter, genes = replace(CONFIG.adapter, groups=groups), replace(CONFIG.gene_encoder, kind=kind)
+    model = a_model(replace(CONFIG, adapter=adapter, gene_encoder=genes))
     together = model.embed(collate(MIXED))
     alone = torch.cat([model.embed(collate([case])) for case in MIXED])
     assert together.shape == (len(MIXED), len(TASKS), CONFIG.output_width)

@@ -140,9 +140,9 @@ def test_hospitals_share_no_patient_and_splits_are_stratified(tcga_dir: Path, tm
     assert cases.index.is_unique
     shares = cases["split"].value_counts(normalize=True)
     assert shares["train"] == pytest.approx(0.65, abs=0.02)
-    assert shares["test"] == pytest.approx(0.3, abs=0.02)
+    assert shares["test"] == pytest.approx(0.25, abs=0.02)
     for label, group in cases.groupby("diagnosis"):
-        assert (group["split"] == "test").mean() == pytest.approx(0.3, abs=0.06), label
+        assert (group["split"] == "test").mean() == pytest.approx(0.25, abs=0.06), label
 
 
 def test_a_seed_changes_the_split_only(tcga_dir: Path, tmp_path: Path) -> None:

@@ -87,6 +87,12 @@ def test_a_time_on_an_edge_belongs_to_the_later_bin() -> None:
     assert [time_bin(months, edges) for months in (0.1, 11.9, 12.0, 23.9, 24.0, 900.0)] == [0, 0, 1, 1, 2, 2]
 
 
+def test_a_cell_whose_centre_is_an_edge_counts_in_the_bin_of_its_time() -> None:
+    histogram = event_histogram(np.array([1.5]), np.ones(1, dtype=bool))
+    assert time_bin(1.5, (1.5,)) == 1
+    assert bin_times(histogram, (1.5,)) == (0.75, 1.5)  # no death in the first bin: its middle
+
+
 @given(months=st.floats(0.01, 500), later=st.floats(0, 500), histogram=any_histogram)
 @settings(deadline=None)
 def test_a_later_time_never_has_an_earlier_bin(months: float, later: float, histogram: np.ndarray) -> None:

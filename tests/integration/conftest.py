@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import server.app
+from modaltune.data.cohort import Cohort
+from modaltune.federation.study import Study
+from server.rounds import Federation
+from simulation.engine import run_federation
+from simulation.study import read_sites
+from simulation.synthetic import build_synthetic
+from tests.integration.grids import Passed, RecordingGrid
+from tests.integration.helpers import Finished, Ran, make_study, run_script, vocabulary
+
+CASES = 80
+
+
+@pytest.fixture(scope="session")
+def hospitals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Site folders of a small synthetic cohort: different tasks, missing modalities, every count may leave."""
+    folders = build_synthetic(tmp_path_factory.mktemp("cohort"), cases=CASES)
+    for folder in folders:
+        settings = folder / "site.toml"
+        settings.write_text(settings.read_text().replace("min_cell = 5", "min_cell = 1"))
+    return {folder.name: folder for folder in folders}
+
+
+@pytest.fixture(scope="session")
+def cohorts(hospitals: dict[str, Path]) -> dict[str, Cohort]:
+    return read_sites(list(hospitals.values()), vocabulary(), "unused")
+
+
+@pytest.fixture(scope="session")
+def study(hospitals: dict[str, Path], cohorts: dict[str, Cohort]) -> Study:
+    """Two rounds of a small model over all five hospitals."""
+    return make_study(cohorts, hospitals["H1"].parent / "gene_sets.gmt")
+
+
+@pytest.fixture(scope="session")
+def federation(study: Study, hospitals: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """One real federation through Flower and Ray; the coordinator's messages are written down as they pass."""
+    folder, passed = tmp_path_factory.mktemp("federation"), list[Passed]()
+
+    class Recorded(Federation):
+        def __init__(self, grid: Any, *arguments: Any) -> None:
+            super().__init__(RecordingGrid(grid, passed), *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server.app, "Federation", Recorded)
+        result = run_federation(study, hospitals, folder)
+    return Finished(result=result, folder=folder, passed=passed)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ran]:
+    """The shortest demo as a user runs it: the run folder and what the command said."""
+    out = tmp_path_factory.mktemp("demo") / "run"
+    return out, run_script("modaltune-simulate", "demo", "--rounds", 1, "--methods", "linear", "--json", "--out", out)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ran]]:
+    """Runs a console script's entry point in this process."""
+
+    def run(main: Callable[[], None], *arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", [main.__module__, *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        return Ran(code=int(ended.value.code or 0), out=out, err=err)
+
+    return run
