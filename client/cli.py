@@ -1,4 +1,4 @@
-"""``modaltune-client``: the hospital's commands."""
+"""modaltune-client: the hospital's commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``modaltune``: work on one machine, without a federation."""
+"""modaltune: work on one machine, without a federation."""
 
 from __future__ import annotations
 

@@ -33,7 +33,8 @@ def run_app(app: typer.Typer) -> None:
     try:
         code = app(args=arguments, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
+        if error.format_message():  # empty when typer has printed the help itself
+            error.show()
         sys.exit(2)
     except click.ClickException as error:
         _fail(_usage(error), 2, None)

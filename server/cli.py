@@ -1,4 +1,4 @@
-"""``modaltune-server``: the coordinator's commands."""
+"""modaltune-server: the coordinator's commands."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -140,7 +141,7 @@ class Federation:
                 if capability.site in found:
                     raise ReplyRefused(capability.site, "a second node claims this site")
             except (ReplyRefused, KeyError) as error:
-                this.refused[label] = str(error)
+                this.refused[label] = _reason(error)
                 continue
             found[capability.site] = capability
             self.nodes[capability.site] = names[label]
@@ -157,7 +158,7 @@ class Federation:
         accepted = {}
         for site, reply in self._ask(this, "query.statistics", lambda: self._message(**named)).items():
             try:
-                sums = _numpy(reply, "statistics")
+                sums = _numpy(site, reply, "statistics")
                 manifest.check(site, sums)
                 accepted[site] = {name: value.astype(np.float64) for name, value in sums.items()}
             except (ReplyRefused, KeyError) as error:
@@ -173,7 +174,7 @@ class Federation:
         metrics: dict[str, dict[str, float]] = {}
         for site, reply in self._ask(this, "train", content).items():
             try:
-                arrays = _numpy(reply, "arrays")
+                arrays = _numpy(site, reply, "arrays")
                 manifest.check(site, arrays)
                 largest = max(self.capabilities[site].train_cases, self.study.privacy.min_cell - 1)
                 examples = check_examples(site, reply.metric_records["examples"], manifest.shapes, largest)
@@ -291,8 +292,15 @@ def _training_log(updates: Mapping[str, Update], metrics: Mapping[str, Mapping[s
     }
 
 
-def _numpy(content: RecordDict, name: str) -> dict[str, Any]:
-    return {key: value.numpy() for key, value in content.array_records[name].items()}
+def _numpy(site: str, content: RecordDict, name: str) -> dict[str, Any]:
+    record = content.array_records[name]
+    try:
+        arrays: dict[str, Any] = {key: value.numpy() for key, value in record.items()}
+    except (ValueError, TypeError, EOFError, OSError, MemoryError, BadZipFile):
+        raise ReplyRefused(site, f"record {name!r} holds an unreadable array") from None
+    if not all(isinstance(value, np.ndarray) for value in arrays.values()):
+        raise ReplyRefused(site, f"record {name!r} holds something that is no array")
+    return arrays
 
 
 def _size(content: RecordDict) -> int:

@@ -1,4 +1,4 @@
-"""``modaltune-simulate``: federations of hospitals on one machine."""
+"""modaltune-simulate: federations of hospitals on one machine."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing, prepare
 from modaltune.data.site import load_site
 from modaltune.evaluation.linear import fit_linear
-from modaltune.evaluation.predictions import predict, prediction_table
+from modaltune.evaluation.predictions import COLUMNS, predict, prediction_table
 from modaltune.federation.study import Study
 from modaltune.models.learner import build_learner
 from modaltune.seeds import derive_seed
@@ -154,7 +154,7 @@ def linear_predictions(data: Hospitals, hospitals: Sequence[str]) -> pd.DataFram
             else:
                 table = prediction_table(frame, site, task, space, part)
             tables.append(table)
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["hospital", "task"])
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
 
 
 def _survival(cohort: Cohort) -> list[tuple[float, bool] | None]:

@@ -31,6 +31,7 @@ from modaltune.federation.study import METRICS, Study, TaskSpec
 from modaltune.models.learner import Learner
 from modaltune.training import device_of
 
+COLUMNS = ("hospital", "task", "label", "probabilities", "time_months", "event", "risk")
 _BATCH = 64
 
 
@@ -134,8 +135,9 @@ def metric_values(
 def score_models(
     tables: Iterable[pd.DataFrame], spec: TaskSpec, candidates: Sequence[str], metric: str, seed: int
 ) -> Score:
-    """Mean over models of a metric on the same cases, resampled together."""
-    known = [_scored(table, spec, candidates) for table in tables]
+    """Mean over models of a metric on the same cases, resampled together; a model without predictions is left out."""
+    scored = [_scored(table, spec, candidates) for table in tables]
+    known = [table for table in scored if len(table)]
     cases = len(known[0]) if known else 0
     weights = bootstrap_weights(cases, seed, spec.name)
     return summarise([metric_values(table, spec, candidates, metric, weights) for table in known], cases)

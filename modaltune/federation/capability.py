@@ -32,7 +32,7 @@ class Capability:
         if not isinstance(site, str) or site not in study.roster:
             raise ReplyRefused("a node", "it names no site of the roster")
         known = {task.name for task in study.tasks}
-        tasks = [str(task) for task in record.get("tasks", [])]
+        tasks, modalities, genes = (_texts(record, name, site) for name in ("tasks", "modalities", "genes"))
         if not set(tasks) <= known:
             raise ReplyRefused(site, "it names a task outside the study")
         counts = [record.get(name) for name in _COUNTS]
@@ -41,13 +41,20 @@ class Capability:
         return cls(
             site=site,
             tasks=tuple(tasks),
-            modalities=tuple(str(name) for name in record.get("modalities", [])),
-            genes=tuple(str(gene) for gene in record.get("genes", [])),
+            modalities=tuple(modalities),
+            genes=tuple(genes),
             train_cases=int(counts[0]),  # type: ignore[arg-type]
             val_cases=int(counts[1]),  # type: ignore[arg-type]
             test_cases=int(counts[2]),  # type: ignore[arg-type]
             versions={name[8:]: str(value) for name, value in record.items() if name.startswith("version-")},
         )
+
+
+def _texts(record: Mapping[str, Any], name: str, site: str) -> list[str]:
+    values = record.get(name, [])
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ReplyRefused(site, f"its {name} are not a list of names")
+    return values
 
 
 def gene_panel(capabilities: Mapping[str, Capability], study: Study) -> list[str]:

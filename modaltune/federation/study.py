@@ -205,12 +205,17 @@ class Study(_Part):
         """Read ``study.toml`` or ``study.json``."""
         if not path.is_file():
             raise ConfigError(f"{path}: no such study file; write one or copy study.json from a run folder")
-        if path.suffix != ".toml":
-            return _validated(path.read_text(encoding="utf-8"), str(path))
         try:
-            return _validated(canonical_json(tomllib.loads(path.read_text(encoding="utf-8"))), str(path))
+            text = path.read_text(encoding="utf-8")
+            if path.suffix == ".toml":
+                text = canonical_json(tomllib.loads(text))
+        except UnicodeDecodeError:
+            raise ConfigError(f"{path}: not UTF-8 text; expected study.toml or study.json") from None
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{path}: not valid TOML: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{path}: holds a date, NaN or infinity, which no field of a study takes") from error
+        return _validated(text, str(path))
 
 
 def _validated(text: str, where: str) -> Study:

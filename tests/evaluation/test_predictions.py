@@ -12,6 +12,7 @@ from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing, TaskSpace
 from modaltune.evaluation.metrics import binary_auc
 from modaltune.evaluation.predictions import (
+    COLUMNS,
     embed_cases,
     expected_risk,
     metric_rows,
@@ -23,8 +24,6 @@ from modaltune.evaluation.predictions import (
 )
 from modaltune.federation.study import Study
 from modaltune.models.learner import Learner
-
-COLUMNS = ["hospital", "task", "label", "probabilities", "time_months", "event", "risk"]
 
 
 @pytest.fixture
@@ -210,6 +209,18 @@ def test_a_task_without_a_model_has_undefined_rows(tiny_study: Study, tiny_prepr
     rows = metric_rows({}, tiny_study, tiny_preprocessing, method="local", hospital="H1", seed=0)
     assert len(rows) == 5
     assert all((row["value"], row["low"], row["high"], row["n"]) == (None, None, None, 0) for row in rows)
+
+
+def test_a_model_that_could_not_be_fitted_is_left_out_of_the_mean(tiny_study: Study) -> None:
+    spec = tiny_study.task("survival")
+    known = pd.DataFrame(
+        {"task": "survival", "label": None, "time_months": [1.0, 2.0, 3.0], "event": [1.0, 1.0, 0.0], "risk": [3, 1, 2]}
+    )
+    absent = pd.DataFrame(columns=list(COLUMNS))
+    with_absent = score_models([known, absent], spec, spec.bins, "c_index", 0)
+    assert with_absent == score_models([known], spec, spec.bins, "c_index", 0)
+    assert with_absent.n == 3
+    assert score_models([absent], spec, spec.bins, "c_index", 0).value is None
 
 
 def test_several_models_are_scored_on_the_same_cases_and_averaged(tiny_study: Study) -> None:
