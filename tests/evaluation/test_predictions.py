@@ -43,7 +43,7 @@ def labelled_test_cases(cohort: Cohort, task: str) -> pd.DataFrame:
 
 
 def test_there_is_a_row_for_every_labelled_test_case_of_every_task(table: pd.DataFrame, tiny_cohort: Cohort) -> None:
-    assert list(table.columns) == COLUMNS
+    assert list(table.columns) == list(COLUMNS)
     assert list(table.index) == list(range(len(table)))
     for task in tiny_cohort.tasks:
         rows, expected = table[table["task"] == task], labelled_test_cases(tiny_cohort, task)

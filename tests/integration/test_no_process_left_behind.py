@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.helpers import Ran, alive, start
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(sys.platform == "win32", reason="sessions of processes are a Unix notion"),
+]
+PATIENCE = 60.0  # seconds; processes that were told to end may need a few on a loaded machine
+
+
+def wait_for_nobody(session: int) -> list[str]:
+    """Processes of a session that do not end."""
+    deadline = time.monotonic() + PATIENCE
+    while (left := alive(session)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return left
+
+
+def read_until(process: subprocess.Popen[str], word: str) -> list[str]:
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith(word):
+            return lines
+    pytest.fail(f"{word!r} never came: {''.join(lines)}")
+
+
+def test_a_finished_simulation_leaves_no_process(demo: tuple[Path, Ran]) -> None:
+    assert demo[1].code == 0
+    assert wait_for_nobody(demo[1].session) == []
+
+
+def test_an_interrupted_simulation_leaves_neither_process_nor_folder(tmp_path: Path) -> None:
+    """Ctrl-C after the hospitals answered for the first time, when Ray and its workers run."""
+    process = start("modaltune-simulate", "demo", "--rounds", 500, "--json", "--out", tmp_path / "run")
+    read_until(process, "capability OK")
+    during = alive(process.pid)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert len([line for line in during if "raylet" in line or "ray::" in line]) >= 3
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-1] == "error: interrupted; nothing half-written was kept"
+    assert "Traceback" not in err
+    assert wait_for_nobody(process.pid) == []
+    assert list(tmp_path.iterdir()) == []
