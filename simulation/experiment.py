@@ -129,7 +129,10 @@ class Experiment:
         everybody = {task: [tables[site] for site in owners] for task, owners in holds.items()}
         self.outcome.rows += metric_rows(everybody, self.study, data.preprocessing, hospital="all", **options)
         self.outcome.predictions += [
-            table.assign(method=method, seed=self.study.seed, model=site) for site, table in tables.items()
+            table[[site in holds[task] for task in table["task"]]].assign(
+                method=method, seed=self.study.seed, model=site
+            )
+            for site, table in tables.items()
         ]
 
     def _round_line(self, row: Mapping[str, Any]) -> None:
