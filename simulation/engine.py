@@ -20,6 +20,8 @@ _QUIET = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "RAY_worker_niceness": "0",  # Ray's 15 starves the hospitals for minutes on a machine that does something else too
+    "RAY_prestart_worker_first_driver": "0",  # those workers lack our environment and would start for nothing
     "HF_HUB_OFFLINE": "1",
 }
 _OBJECT_STORE_BYTES = 160 * 1024 * 1024
