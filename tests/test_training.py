@@ -88,7 +88,7 @@ def test_the_loss_falls_and_the_cases_are_told_apart(
     ]
     spec = SPEC.model_copy(update={"objective": objective})
     before, count = evaluation_loss(tiny_learner, cases, objective)
-    fit(tiny_learner, cases, spec, steps=30, seed=0)
+    fit(tiny_learner, cases, spec, steps=60, seed=0)
     after, _ = evaluation_loss(tiny_learner, cases, objective)
     assert count == len(cases)
     assert after < 0.5 * before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from modaltune.seeds import fill_uniform, numpy_generator
@@ -28,7 +29,8 @@ class TextProjector(nn.Module):
 
 def seeded_projector(study_seed: int, text_width: int, output_width: int) -> TextProjector:
     """The projector of a study: torch's default distribution, drawn from the study seed by numpy."""
-    projector = TextProjector(text_width, output_width)
+    with torch.random.fork_rng(devices=[]):
+        projector = TextProjector(text_width, output_width)
     generator = numpy_generator(study_seed, "text-projector")
     for module in projector.modules():
         if isinstance(module, nn.Linear):

@@ -175,7 +175,7 @@ def test_a_split_is_stratified_and_reproducible() -> None:
     assert not split.equals(draw_split(strata, 0, "H2"))
     for stratum, share in split.groupby(strata):
         assert (share == "train").mean() == pytest.approx(0.65, abs=0.11), stratum
-    assert split.value_counts()["test"] == pytest.approx(30, abs=1)
+    assert split.value_counts()["test"] == pytest.approx(25, abs=1)
 
 
 def test_nothing_is_logged_about_patients(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
