@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from modaltune.data.batch import CaseTensors, collate, without_modality
+from modaltune.errors import ConfigError
 from modaltune.federation.study import TrainingSpec
 from modaltune.models.learner import OPTIONAL_PREFIXES, Learner
 from modaltune.models.modaltune import trainable_state
@@ -170,6 +171,11 @@ def fit(
         torch.nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
         optimiser.step()
         total += float(loss.detach())
+        if not math.isfinite(total):
+            raise ConfigError(
+                f"training diverged: the loss is not a number at step {step + 1} of {steps}; lower"
+                " training.learning_rate"
+            )
         if after_step is not None:
             after_step(step + 1)
     return Outcome(loss=total / steps, steps=steps, examples=_per_parameter(learner, exercised))
@@ -220,7 +226,7 @@ def fit_and_select(
             return
         total, count = evaluation_loss(learner, validation, spec.objective)
         learner.train()
-        if count and (best is None or total / count < best[0]):
+        if count and math.isfinite(total) and (best is None or total / count < best[0]):
             best = total / count, {name: value.clone() for name, value in trainable_state(learner).items()}
 
     outcome = fit(learner, train, spec, steps=steps, seed=seed, after_step=check if labelled(validation) else None)

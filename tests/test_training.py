@@ -14,6 +14,7 @@ from torch import Tensor
 from modaltune import training
 from modaltune.data.batch import CaseTensors
 from modaltune.data.preprocessing import Preprocessing
+from modaltune.errors import ConfigError
 from modaltune.evaluation.predictions import embed_cases
 from modaltune.federation.study import Study, TrainingSpec
 from modaltune.models.learner import Learner, build_learner
@@ -316,3 +317,29 @@ def test_an_optimiser_that_starts_afresh_takes_other_steps(
     fit(tiny_learner, tiny_cases, SPEC, steps=2, seed=1, optimiser=kept)
     fit(other_learner, tiny_cases, SPEC, steps=2, seed=1)
     assert weights(tiny_learner) != weights(other_learner)
+
+
+def test_a_loss_that_is_no_number_stops_training_with_one_clear_line(
+    tiny_learner: Learner, tiny_cases: list[CaseTensors], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(learner: Learner, *_: object) -> Tensor:
+        return next(p for p in learner.parameters() if p.requires_grad).sum() * float("nan")
+
+    monkeypatch.setattr(training, "batch_loss", broken)
+    with pytest.raises(ConfigError, match="loss is not a number at step 1 of 3; lower training.learning_rate"):
+        fit(tiny_learner, tiny_cases, SPEC, steps=3, seed=0)
+
+
+def test_a_validation_loss_that_is_no_number_is_never_the_best(
+    tiny_learner: Learner, tiny_cases: list[CaseTensors], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([float("nan"), 2.0, 3.0])
+    states: list[dict[str, Tensor]] = []
+
+    def scripted(learner: Learner, *_: object) -> tuple[float, int]:
+        states.append({name: value.clone() for name, value in trainable_state(learner).items()})
+        return next(losses), 1
+
+    monkeypatch.setattr(training, "evaluation_loss", scripted)
+    fit_and_select(tiny_learner, tiny_cases, tiny_cases, SPEC, steps=3, seed=0, checks=3)
+    assert digest_state(trainable_state(tiny_learner)) == digest_state(states[1])

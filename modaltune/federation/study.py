@@ -87,8 +87,14 @@ class SlideSpec(_Part):
     depth: int = 2
     sha256: Digest
     standardise: Literal["none", "feature", "position"] = "none"
-    rows: int = 0
-    max_patches: int = 4096
+    rows: Annotated[int, Field(ge=0)] = 0
+    max_patches: Annotated[int, Field(gt=0)] = 4096
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.standardise == "position") != (self.rows > 0):
+            raise ValueError('rows is needed with standardise = "position", and only there')
+        return self
 
 
 class TextSpec(_Part):

@@ -100,7 +100,7 @@ def build_learner(study: Study, preprocessing: Preprocessing, targets: Mapping[s
     """A fresh model of the study; its initial weights depend on the study seed only.
 
     Args:
-        targets: label targets of a released model; None computes them with the text encoder.
+        targets: label targets of a released model; None computes them with the text encoder, if the head needs any.
     """
     spec = study.model
     sets = dict(sorted(preprocessing.gene_sets.items()))  # as in canonical JSON: copies that travelled agree
@@ -121,12 +121,17 @@ def build_learner(study: Study, preprocessing: Preprocessing, targets: Mapping[s
         gene_encoder=_gene_config(study),
     )
     encoder = build_slide_encoder(study.slides)
-    targets = label_targets(study, preprocessing) if targets is None else targets
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(study.seed, "initial-weights"))
-        head = TextHead(targets) if spec.head == "text" else SeparateHeads(targets)
+        head = (
+            SeparateHeads(_classes(study, preprocessing), spec.output_width) if targets is None else TextHead(targets)
+        )
         model = ModalTune(encoder, config)
     return Learner(model, head, {task.name: task.kind for task in study.tasks})
+
+
+def _classes(study: Study, preprocessing: Preprocessing) -> dict[str, int]:
+    return {task.name: len(preprocessing.tasks[task.name].candidates) for task in study.tasks}
 
 
 def load_trainable(learner: Learner, state: Mapping[str, Tensor]) -> None:
@@ -145,7 +150,10 @@ def save_model(folder: Path, learner: Learner, study: Study, preprocessing: Prep
     """Everything that prediction needs: trained weights, label targets, study, preprocessing."""
     targets = {name: value for name, value in learner.named_parameters() if name.startswith("head.candidates.")}
     save_state(folder / "weights.safetensors", trainable_state(learner))
-    save_state(folder / "label_targets.safetensors", {name.rsplit(".", 1)[1]: value for name, value in targets.items()})
+    if targets:
+        save_state(
+            folder / "label_targets.safetensors", {name.rsplit(".", 1)[1]: value for name, value in targets.items()}
+        )
     write_text(folder / "preprocessing.json", preprocessing.to_json())
     write_text(folder / "study.json", study.to_json())
 

@@ -51,11 +51,9 @@ class TextHead(nn.Module):
 class SeparateHeads(nn.Module):
     """The usual multi-task model: one linear classifier per task and no label text."""
 
-    def __init__(self, candidates: Mapping[str, Tensor]) -> None:
+    def __init__(self, classes: Mapping[str, int], width: int) -> None:
         super().__init__()
-        self.classifiers = nn.ModuleDict(
-            {task: nn.Linear(value.shape[1], value.shape[0]) for task, value in candidates.items()}
-        )
+        self.classifiers = nn.ModuleDict({task: nn.Linear(width, count) for task, count in classes.items()})
 
     def forward(self, embeddings: Tensor, task: str) -> Tensor:
         """``[Q, O] -> [Q, C]`` logits."""

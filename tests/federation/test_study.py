@@ -158,3 +158,11 @@ def test_an_unknown_task_lists_the_known_ones(tiny_study: Study) -> None:
     assert tiny_study.task("stage").kind == "ordinal"
     with pytest.raises(ConfigError, match="no task 'grade'; it has diagnosis, stage, survival"):
         tiny_study.task("grade")
+
+
+@pytest.mark.parametrize("slides", [{"standardise": "position", "rows": 0}, {"standardise": "feature", "rows": 3}])
+def test_rows_per_bag_belong_to_standardising_by_position(slides: dict[str, object], tiny_study: Study) -> None:
+    content = json.loads(tiny_study.to_json())
+    content["slides"] |= slides
+    with pytest.raises(ConfigError, match="rows is needed with standardise"):
+        Study.from_json(json.dumps(content))

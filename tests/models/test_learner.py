@@ -79,10 +79,14 @@ def test_a_saved_model_needs_no_text_encoder(saved: Path, monkeypatch: pytest.Mo
     assert load_model(saved)[1].name == "tiny"
 
 
-@pytest.mark.usefixtures("word_encoder")
-def test_separate_heads_survive_saving(
-    tmp_path: Path, tiny_study: Study, tiny_preprocessing: Preprocessing, tiny_cases: list[CaseTensors]
+def test_separate_heads_survive_saving_without_a_text_encoder(
+    tmp_path: Path,
+    tiny_study: Study,
+    tiny_preprocessing: Preprocessing,
+    tiny_cases: list[CaseTensors],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.delattr(module, "text_encoder")
     study = tiny_study.model_copy(update={"model": tiny_study.model.model_copy(update={"head": "separate"})})
     learner = build_learner(study, tiny_preprocessing)
     save_model(tmp_path, learner, study, tiny_preprocessing)

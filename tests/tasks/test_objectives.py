@@ -155,6 +155,6 @@ def test_distillation_aims_a_censored_case_at_the_mean_of_what_is_possible() -> 
 
 
 def test_distillation_needs_texts() -> None:
-    head = SeparateHeads({"task": torch.zeros(4, 6)})
+    head = SeparateHeads({"task": 4}, 6)
     with pytest.raises(ConfigError, match=r"needs model\.head = 'text'"):
         distillation(head, some_embeddings(), "task", "nominal", torch.zeros(5, dtype=torch.long), TRUE.expand(5))
