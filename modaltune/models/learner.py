@@ -121,17 +121,14 @@ def build_learner(study: Study, preprocessing: Preprocessing, targets: Mapping[s
         gene_encoder=_gene_config(study),
     )
     encoder = build_slide_encoder(study.slides)
+    classes = {task.name: len(preprocessing.tasks[task.name].candidates) for task in study.tasks}
+    if spec.head == "text" and targets is None:
+        targets = label_targets(study, preprocessing)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(study.seed, "initial-weights"))
-        head = (
-            SeparateHeads(_classes(study, preprocessing), spec.output_width) if targets is None else TextHead(targets)
-        )
+        head = SeparateHeads(classes, spec.output_width) if spec.head == "separate" else TextHead(targets or {})
         model = ModalTune(encoder, config)
     return Learner(model, head, {task.name: task.kind for task in study.tasks})
-
-
-def _classes(study: Study, preprocessing: Preprocessing) -> dict[str, int]:
-    return {task.name: len(preprocessing.tasks[task.name].candidates) for task in study.tasks}
 
 
 def load_trainable(learner: Learner, state: Mapping[str, Tensor]) -> None:
