@@ -68,7 +68,7 @@ def batches(count: int, batch_size: int, generator: np.random.Generator) -> Iter
 def drop_modalities(case: CaseTensors, rate: float, generator: np.random.Generator) -> CaseTensors:
     """Hide slides or expression of a case that has both, so that the model learns to do without either."""
     draw, which = generator.random(2)
-    if draw >= rate or not case.has_expression or not len(case.patches):
+    if draw >= rate or not case.has_expression or not case.patch_count:
         return case
     return without_modality(case, "slides" if which < 0.5 else "expression")
 

@@ -104,7 +104,7 @@ def test_the_outcome_counts_distinct_cases_per_parameter(tiny_learner: Learner, 
     examples = fit(tiny_learner, tiny_cases, SPEC, steps=steps, seed=0).examples
     assert set(examples) == set(trainable_state(tiny_learner))
     expected = {
-        "modaltune.gene_encoder.first_weight": sum(case.has_expression for case in usable),
+        "modaltune.gene_encoder.first.weight": sum(case.has_expression for case in usable),
         "modaltune.missing.expression": sum(not case.has_expression for case in usable),
         "modaltune.missing.slides": sum(len(case.patches) == 0 for case in usable),
         "modaltune.token_positions": len(usable),

@@ -3,61 +3,28 @@
 Shapes: B cases, H heads, N tokens (CLS first), d head width; a branch has n segments of s tokens, and in each segment
 a head keeps every r-th token, m of them. Zero-padded keys count in the softmax denominator, and the weights that join
 the branches are constants for the backward pass: both follow the reference and are checked by golden vectors.
+
+The padding of a last, shorter segment is counted and never computed: z zero keys add log z to the log-sum-exp. Tokens
+are gathered and scattered through strided views, and only q, k, v and each branch's sparse output are kept for the
+backward pass.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from modaltune.encoders.attention_kernels import check_kernel, kernel_for
 from modaltune.errors import ConfigError
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 _UNCOVERED = -1e8
-
-
-def naive_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Attention by its definition. ``[B, H, M, d]`` and an additive ``[B, 1, 1, M]`` mask give (out, log-sum-exp)."""
-    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    if mask is not None:
-        scores = scores + mask
-    lse = scores.float().logsumexp(dim=-1)
-    return (scores - lse.unsqueeze(-1).to(scores.dtype)).exp() @ v, lse
-
-
-def cpu_flash_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Torch's blocked CPU kernel; it returns the log-sum-exp that the public function hides."""
-    full = None if mask is None else mask.expand(q.shape[0], 1, q.shape[2], k.shape[2])
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, attn_mask=full)
-    return out, lse
-
-
-def cuda_efficient_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Torch's memory-efficient CUDA kernel: fp32, fp16 and bf16, with a mask."""
-    full = None if mask is None else mask.to(q.dtype).expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-    out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, full, True)
-    return out, lse[..., : q.shape[2]]
-
-
-KERNELS: dict[str, Kernel] = {
-    "naive": naive_kernel,
-    "cpu_flash": cpu_flash_kernel,
-    "cuda_efficient": cuda_efficient_kernel,
-}
-
-
-def kernel_for(name: str, device: torch.device) -> Kernel:
-    """The kernel called ``name``; ``auto`` takes the fast one of the device."""
-    if name == "auto":
-        name = "cuda_efficient" if device.type == "cuda" else "cpu_flash" if device.type == "cpu" else "naive"
-    if name not in KERNELS:
-        raise ConfigError(f"unknown attention kernel {name!r}; choose from auto, {', '.join(sorted(KERNELS))}")
-    return KERNELS[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +40,7 @@ class DilatedConfig:
             raise ConfigError(f"dilated attention needs one ratio a segment, got {self.segments} and {self.ratios}")
         if min(self.segments) < 1 or min(self.ratios) < 1:
             raise ConfigError(f"segments and ratios must be positive, got {self.segments} and {self.ratios}")
+        check_kernel(self.kernel)
 
     def check_length(self, tokens: int) -> None:
         """Refuse lengths at which the published code misplaces tokens (several segments, not a multiple of r)."""
@@ -84,62 +52,135 @@ class DilatedConfig:
                 )
 
 
-def _head_view(x: Tensor, ratio: int, segment: int) -> Tensor:
-    """``[B, H, N, d]`` -> view ``[B, w, n, m, d, r]`` in which head group g sees positions g, g + r, ..."""
-    batch, heads, tokens, width = x.shape
-    count, kept = math.ceil(tokens / segment), math.ceil(segment / ratio)
-    x = F.pad(x, (0, 0, 0, count * segment - tokens, 0, -heads % ratio))
-    x = x.reshape(batch, -1, count, segment, width)
-    x = F.pad(x, (0, 0, 0, kept * ratio - segment))
-    return x.reshape(batch, ratio, -1, count, kept, ratio, width).diagonal(dim1=1, dim2=5)
+@dataclass(frozen=True)
+class _Piece:
+    """``count`` segments of ``kept * ratio`` places each, from token ``start`` on."""
+
+    branch: int
+    heads: int  # padded to a multiple of the ratio
+    ratio: int
+    start: int
+    count: int
+    kept: int
+    zero_keys: int  # keys of the padded segment that are left away
+    segment: int  # of the configuration
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.count * self.kept * self.ratio
+
+    def view(self, x: Tensor) -> Tensor:
+        """``[B, H, N, e]`` -> view ``[B, n, r, w, m, e]`` in which head group g sees places g, g + r, ..."""
+        used = x[:, : self.heads, self.start : self.stop]
+        parts = used.unflatten(2, (self.count, self.kept, self.ratio)).unflatten(1, (self.ratio, -1))
+        view: Tensor = parts.diagonal(dim1=1, dim2=5).permute(0, 2, 5, 1, 3, 4)
+        return view
+
+    def gather(self, x: Tensor) -> Tensor:
+        """``[B, H, N, e]`` -> ``[B * n, Hp, m, e]``, Hp heads padded to a multiple of r."""
+        return self.view(x).flatten(2, 3).flatten(0, 1)
+
+    def spread(self, sparse: Tensor, like: Tensor) -> Tensor:
+        """``[B * n, Hp, m, e]`` in the shape of ``view(like)``."""
+        return sparse.view(len(like), self.count, self.ratio, -1, self.kept, sparse.shape[-1])
 
 
-def _branch_mask(lengths: Tensor, tokens: int, segment: int, ratio: int, full_segment: int) -> Tensor:
+def _pieces(config: DilatedConfig, heads: int, tokens: int, *, ragged: bool) -> Iterator[_Piece]:
+    """A branch is its full segments and a shorter last one; ragged batches keep one padded piece and mask it."""
+    for branch, (segment, ratio) in enumerate(zip(config.segments, config.ratios, strict=True)):
+        padded = math.ceil(heads / ratio) * ratio
+        if ragged or tokens <= segment:
+            cut = min(segment, tokens)
+            yield _Piece(branch, padded, ratio, 0, math.ceil(tokens / cut), math.ceil(cut / ratio), 0, segment)
+            continue
+        full, rest = divmod(tokens, segment)
+        kept = segment // ratio
+        yield _Piece(branch, padded, ratio, 0, full, kept, 0, segment)
+        if rest:
+            last = math.ceil(rest / ratio)
+            yield _Piece(branch, padded, ratio, full * segment, 1, last, kept - last, segment)
+
+
+def _mask(lengths: Tensor, piece: _Piece) -> Tensor:
     """Additive ``[B * n, 1, 1, m]`` mask of the keys that a case of its own length would not have."""
-    count, kept = math.ceil(tokens / segment), math.ceil(segment / ratio)
-    alone = torch.where(lengths <= full_segment, -(-lengths // ratio), kept)  # m of the case on its own
-    segments = (-(-lengths // full_segment)).clamp(min=1)
-    index = torch.arange(kept, device=lengths.device)
+    alone = torch.where(lengths <= piece.segment, -(-lengths // piece.ratio), piece.kept)  # m of the case on its own
+    segments = (-(-lengths // piece.segment)).clamp(min=1)
+    index = torch.arange(piece.kept, device=lengths.device)
     allowed = index[None, None, :] < alone[:, None, None]
-    active = torch.arange(count, device=lengths.device)[None, :, None] < segments[:, None, None]
+    active = torch.arange(piece.count, device=lengths.device)[None, :, None] < segments[:, None, None]
     allowed = allowed | ~active  # segments beyond the case: their output is dropped, it only must be finite
     mask = torch.zeros(allowed.shape, device=lengths.device).masked_fill(~allowed, float("-inf"))
-    return mask.reshape(-1, 1, 1, kept)
+    return mask.reshape(-1, 1, 1, piece.kept)
 
 
-def sparse_branch(
-    q: Tensor, k: Tensor, v: Tensor, segment: int, ratio: int, kernel: Kernel, lengths: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Attention inside one branch.
-
-    Args:
-        q, k, v: ``[B, H, N, d]``.
-        segment: segment length of the configuration (cut to N here).
-        ratio: keep every r-th token of a segment.
-        kernel: see :data:`KERNELS`.
-        lengths: ``[B]`` tokens of each case, None when all have N.
-    Returns:
-        out ``[B, n, Hp, m, d]`` and log-sum-exp ``[B, n, Hp, m]`` with heads padded to Hp, a multiple of r.
-    """
-    batch, _, tokens, width = q.shape
-    cut = min(segment, tokens)
-    views = [_head_view(x, ratio, cut) for x in (q, k, v)]  # [B, w, n, m, d, r]
-    count, kept = views[0].shape[2], views[0].shape[3]
-    flat = [x.permute(0, 2, 5, 1, 3, 4).reshape(batch * count, -1, kept, width) for x in views]
-    mask = None if lengths is None else _branch_mask(lengths, tokens, cut, ratio, segment)
-    out, lse = kernel(flat[0], flat[1], flat[2], None if mask is None else mask.to(q.dtype))
-    return out.reshape(batch, count, -1, kept, width), lse.reshape(batch, count, -1, kept)
+def _room(x: Tensor, pieces: list[_Piece]) -> Tensor:
+    """Pad heads and tokens so that every piece is a view."""
+    heads = max(piece.heads for piece in pieces)
+    tokens = max(x.shape[2], *(piece.stop for piece in pieces))
+    return F.pad(x, (0, 0, 0, tokens - x.shape[2], 0, heads - x.shape[1]))
 
 
-def _to_dense(x: Tensor, fill: float, ratio: int, segment: int, heads: int, tokens: int) -> Tensor:
-    """``[B, n, Hp, m, e]`` back to ``[B, H, N, e]``; what the branch did not select is ``fill``."""
-    batch, count, padded, kept, width = x.shape
-    group = padded // ratio
-    dense = x.new_full((batch, ratio, group, count, kept, ratio, width), fill)
-    source = x.view(batch, count, ratio, group, kept, width).permute(0, 3, 1, 4, 5, 2)
-    dense = torch.diagonal_scatter(dense, source, dim1=1, dim2=5)
-    dense = dense.view(batch, padded, count, kept * ratio, width)[:, :heads, :, :segment]
-    return dense.reshape(batch, heads, count * segment, width)[:, :, :tokens]
+def _attend(config: DilatedConfig, piece: _Piece, parts: list[Tensor], mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sparse output ``[B * n, Hp, m, d]`` and log-sum-exp ``[B * n, Hp, m]`` of a piece, its zero keys counted."""
+    out, lse = kernel_for(config.kernel, parts[0], masked=mask is not None).forward(parts[0], parts[1], parts[2], mask)
+    if piece.zero_keys:
+        total = torch.logaddexp(lse, lse.new_tensor(math.log(piece.zero_keys)))
+        out, lse = out * (lse - total).exp().unsqueeze(-1).to(out.dtype), total
+    return out, lse
+
+
+def _shares(pieces: list[_Piece], lses: list[Tensor], like: Tensor) -> Tensor:
+    """Weight of each branch at each place and head, ``[branches, B, H, N, 1]``; they sum to one over branches."""
+    branches = pieces[-1].branch + 1
+    dense = lses[0].new_full((branches, *like.shape[:3], 1), _UNCOVERED)
+    for piece, lse in zip(pieces, lses, strict=True):
+        target = dense[piece.branch]
+        piece.view(target).copy_(piece.spread(lse.unsqueeze(-1), target))
+    return dense.softmax(dim=0)
+
+
+class _DilatedAttention(torch.autograd.Function):
+    """All branches at once; the branch weights are constants of the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, config: DilatedConfig, lengths: Tensor | None) -> Tensor:
+        heads, tokens = q.shape[1], q.shape[2]
+        pieces = list(_pieces(config, heads, tokens, ragged=lengths is not None))
+        masks = [None if lengths is None else _mask(lengths, piece) for piece in pieces]
+        padded = [_room(x, pieces) for x in (q, k, v)]
+        sparse = [
+            _attend(config, piece, [piece.gather(x) for x in padded], mask)
+            for piece, mask in zip(pieces, masks, strict=True)
+        ]
+        shares = _shares(pieces, [lse for _, lse in sparse], padded[0])
+        total = torch.zeros_like(padded[0], memory_format=torch.contiguous_format)
+        for piece, (out, _) in zip(pieces, sparse, strict=True):
+            share = piece.view(shares[piece.branch]).to(out.dtype)
+            piece.view(total).add_(piece.spread(out, total) * share)
+        ctx.config, ctx.pieces, ctx.masks = config, pieces, masks
+        ctx.save_for_backward(q, k, v, *(part for pair in sparse for part in pair))
+        return total[:, :heads, :tokens]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        config, pieces = ctx.config, ctx.pieces
+        q, k, v, *sparse = ctx.saved_tensors
+        outs, lses = sparse[0::2], sparse[1::2]
+        padded = [_room(x, pieces) for x in (q, k, v)]
+        grad = _room(grad, pieces)
+        shares = _shares(pieces, lses, grad)
+        totals = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in padded]
+        for piece, mask, out, lse in zip(pieces, ctx.masks, outs, lses, strict=True):
+            parts = [piece.gather(x) for x in padded]
+            share = piece.gather(shares[piece.branch]).to(grad.dtype)
+            kernel = kernel_for(config.kernel, parts[0], masked=mask is not None)
+            found = kernel.backward(piece.gather(grad) * share, parts[0], parts[1], parts[2], out, lse, mask)
+            for total, part in zip(totals, found, strict=True):
+                piece.view(total).add_(piece.spread(part.contiguous(), total))
+        heads, tokens = q.shape[1], q.shape[2]
+        dq, dk, dv = (total[:, :heads, :tokens] for total in totals)
+        return dq, dk, dv, None, None
 
 
 def dilated_attention(q: Tensor, k: Tensor, v: Tensor, config: DilatedConfig, lengths: Tensor | None = None) -> Tensor:
@@ -153,14 +194,15 @@ def dilated_attention(q: Tensor, k: Tensor, v: Tensor, config: DilatedConfig, le
     Returns:
         ``[B, H, N, d]``.
     """
-    heads, tokens = q.shape[1], q.shape[2]
-    config.check_length(tokens)
-    kernel = kernel_for(config.kernel, q.device)
-    outs, weights = [], []
-    for segment, ratio in zip(config.segments, config.ratios, strict=True):
-        out, lse = sparse_branch(q, k, v, segment, ratio, kernel, lengths)
-        cut = min(segment, tokens)
-        outs.append(_to_dense(out, 0.0, ratio, cut, heads, tokens))
-        weights.append(_to_dense(lse.detach().unsqueeze(-1), _UNCOVERED, ratio, cut, heads, tokens))
-    joint = torch.stack(weights).softmax(dim=0).to(q.dtype)  # constants: no gradient through lse
-    return (torch.stack(outs) * joint).sum(dim=0)
+    config.check_length(q.shape[2])
+    out: Tensor = _DilatedAttention.apply(q, k, v, config, lengths)  # type: ignore[no-untyped-call]
+    return out
+
+
+def sparse_branches(q: Tensor, k: Tensor, v: Tensor, config: DilatedConfig) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """For inspection: of each piece the branch, ``[B * n, Hp, m, d]`` outputs and ``[B * n, Hp, m]`` log-sum-exps."""
+    pieces = list(_pieces(config, q.shape[1], q.shape[2], ragged=False))
+    padded = [_room(x, pieces) for x in (q, k, v)]
+    for piece in pieces:
+        out, lse = _attend(config, piece, [piece.gather(x) for x in padded], None)
+        yield piece.branch, out, lse

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modaltune.errors import ConfigError
+from modaltune.errors import ConfigError, ModelFileError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,69 +83,146 @@ def _mixer(sets: int, config: GeneEncoderConfig, width: int) -> nn.Sequential:
     return nn.Sequential(*blocks, nn.LayerNorm(config.latent), nn.Linear(config.latent, width))
 
 
+class SetLinear(nn.Module):
+    """One linear layer per gene set, over the set's own genes, computed for all sets together.
+
+    Sets of similar size share one batched product: a bucket pads to the next power of two with genes of value zero.
+
+    Args:
+        indices: panel columns of each set.
+        outputs: H, width of a set's output.
+    """
+
+    inverse: Tensor
+
+    def __init__(self, indices: Sequence[Sequence[int]], outputs: int) -> None:
+        super().__init__()
+        self.sizes = [len(members) for members in indices]
+        starts = np.concatenate([[0], np.cumsum(self.sizes)]).tolist()
+        self.weight = nn.Parameter(torch.empty(starts[-1], outputs))  # [M, H], set after set
+        self.bias = nn.Parameter(torch.zeros(len(indices), outputs))  # [P, H]
+        widths = sorted({1 << (size - 1).bit_length() for size in self.sizes})
+        self.buckets = len(widths)
+        order: list[int] = []
+        for bucket, width in enumerate(widths):
+            sets = [row for row, size in enumerate(self.sizes) if 1 << (size - 1).bit_length() == width]
+            columns = torch.full((len(sets), width), -1)  # -1: the zero appended to the panel
+            rows = torch.zeros(len(sets), width, dtype=torch.long)
+            for place, row in enumerate(sets):
+                columns[place, : self.sizes[row]] = torch.tensor(list(indices[row]))
+                rows[place, : self.sizes[row]] = torch.arange(starts[row], starts[row + 1])
+            self.register_buffer(f"columns_{bucket}", columns, persistent=False)
+            self.register_buffer(f"rows_{bucket}", rows, persistent=False)
+            order += sets
+        self.register_buffer("inverse", torch.tensor(order).argsort(), persistent=False)
+
+    def forward(self, expression: Tensor) -> Tensor:
+        """``[B, G]`` -> ``[B, P, H]``."""
+        panel = F.pad(expression, (0, 1))
+        parts = []
+        for bucket in range(self.buckets):
+            weight = F.embedding(self.get_buffer(f"rows_{bucket}"), self.weight)  # [p, width, H]
+            known = panel[:, self.get_buffer(f"columns_{bucket}")].transpose(0, 1)  # [p, B, width]
+            parts.append(known @ weight)
+        return torch.cat(parts)[self.inverse].transpose(0, 1) + self.bias
+
+
 class PaperGeneEncoder(nn.Module):
-    """The published gene mixer: two own layers per gene set, then a mixer over sets (state-dict names kept)."""
+    """The published gene mixer: two own layers per gene set, then a mixer over sets.
+
+    All sets are computed at once; the state dict has the published names (``gene_networks.<set>.<layer>.0``).
+    """
 
     def __init__(self, indices: Sequence[Sequence[int]], width: int, config: GeneEncoderConfig) -> None:
         super().__init__()
-        self.indices = [list(members) for members in indices]
-        self.gene_networks = nn.ModuleList(
-            nn.Sequential(
-                nn.Sequential(nn.Linear(len(members), config.latent), nn.ELU(), nn.AlphaDropout(config.dropout)),
-                nn.Sequential(nn.Linear(config.latent, config.latent), nn.ELU(), nn.AlphaDropout(config.dropout)),
-            )
-            for members in self.indices
-        )
+        self.first = SetLinear(indices, config.latent)
+        self.second_weight = nn.Parameter(torch.empty(len(indices), config.latent, config.latent))  # [P, in, out]
+        self.second_bias = nn.Parameter(torch.zeros(len(indices), config.latent))
+        for weight in (self.first.weight, self.second_weight):
+            nn.init.trunc_normal_(weight, std=0.02)
+        self.dropout = nn.AlphaDropout(config.dropout)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.latent)) if config.cls_token else None
-        sets = len(self.indices) + int(config.cls_token)
+        sets = len(indices) + int(config.cls_token)
         self.mlp_mixer = _mixer(sets, config, width)
         self.pathway_compression = nn.Linear(sets, config.tokens)
+        self.register_state_dict_post_hook(_split_sets)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_join_sets)  # type: ignore[no-untyped-call]
 
     def forward(self, expression: Tensor) -> Tensor:
         """``[B, G]`` -> ``[B, T, D]``."""
-        rows = [net(expression[:, members]) for net, members in zip(self.gene_networks, self.indices, strict=True)]
-        z = torch.stack(rows, dim=1)  # [B, P, H]
+        z = self.dropout(F.elu(self.first(expression)))
+        z = torch.einsum("bph,pho->bpo", z, self.second_weight) + self.second_bias
+        z = self.dropout(F.elu(z))
         if self.cls_token is not None:
             z = torch.cat([self.cls_token.expand(len(z), -1, -1), z], dim=1)
         out: Tensor = self.pathway_compression(self.mlp_mixer(z).transpose(1, 2)).transpose(1, 2)
         return out
 
+    def published(self, state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+        """Stacked tensors of this encoder (weights, or gradients by parameter name) under the published names."""
+        rest = {name: value for name, value in state.items() if not name.removeprefix(prefix).startswith(_STACKED)}
+        first = state[f"{prefix}first.weight"].split(self.first.sizes)
+        for row, weight in enumerate(first):
+            name = f"{prefix}gene_networks.{row}"
+            rest[f"{name}.0.0.weight"] = weight.T
+            rest[f"{name}.0.0.bias"] = state[f"{prefix}first.bias"][row]
+            rest[f"{name}.1.0.weight"] = state[f"{prefix}second_weight"][row].T
+            rest[f"{name}.1.0.bias"] = state[f"{prefix}second_bias"][row]
+        return rest
+
+
+_STACKED = ("first.", "second_")
+
+
+def _split_sets(module: nn.Module, state: dict[str, Tensor], prefix: str, _: object) -> None:
+    assert isinstance(module, PaperGeneEncoder)
+    published = module.published({name: value for name, value in state.items() if name.startswith(prefix)}, prefix)
+    for name in [name for name in state if name.removeprefix(prefix).startswith(_STACKED)]:
+        del state[name]
+    state |= published
+
+
+def _join_sets(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    assert isinstance(module, PaperGeneEncoder)
+    names = [f"{prefix}gene_networks.{row}" for row in range(len(module.first.sizes))]
+    parts = [f"{name}.{layer}.0.{part}" for name in names for layer in (0, 1) for part in ("weight", "bias")]
+    if absent := [part for part in parts if part not in state]:
+        raise ModelFileError(f"gene encoder weights lack {len(absent)} tensor(s), first {absent[0]}")
+    shapes = [state[f"{name}.0.0.weight"].shape[1] for name in names]
+    if shapes != module.first.sizes:
+        raise ModelFileError(
+            f"gene encoder weights are for gene sets of other sizes (first difference at set"
+            f" {next(i for i, pair in enumerate(zip(shapes, module.first.sizes, strict=True)) if pair[0] != pair[1])});"
+            " use the gene set file that the weights were trained with"
+        )
+    state[f"{prefix}first.weight"] = torch.cat([state[f"{name}.0.0.weight"].T for name in names])
+    state[f"{prefix}first.bias"] = torch.stack([state[f"{name}.0.0.bias"] for name in names])
+    state[f"{prefix}second_weight"] = torch.stack([state[f"{name}.1.0.weight"].T for name in names])
+    state[f"{prefix}second_bias"] = torch.stack([state[f"{name}.1.0.bias"] for name in names])
+    for part in parts:
+        del state[part]
+
 
 class CompactGeneEncoder(nn.Module):
     """Each gene set keeps its own first layer over its own genes; everything behind it is shared."""
 
-    columns: Tensor
-    slots: Tensor
-
     def __init__(self, indices: Sequence[Sequence[int]], width: int, config: GeneEncoderConfig) -> None:
         super().__init__()
-        sizes = [len(members) for members in indices]
-        total, sets, longest = sum(sizes), len(sizes), max(sizes)
-        columns = torch.zeros(sets, longest, dtype=torch.long)
-        slots = torch.full((sets, longest), total)  # slot ``total`` is a row of zeros: padding
-        start = 0
-        for row, members in enumerate(indices):
-            columns[row, : len(members)] = torch.tensor(list(members))
-            slots[row, : len(members)] = torch.arange(start, start + len(members))
-            start += len(members)
         self.input_dropout = nn.Dropout(config.input_dropout)
-        self.register_buffer("columns", columns, persistent=False)
-        self.register_buffer("slots", slots, persistent=False)
-        spread = torch.tensor(sizes, dtype=torch.float32).repeat_interleave(torch.tensor(sizes)).rsqrt()
-        self.first_weight = nn.Parameter(torch.randn(total, config.latent) * spread[:, None])  # [M, H]
-        self.first_bias = nn.Parameter(torch.zeros(sets, config.latent))  # [P, H]
+        self.first = SetLinear(indices, config.latent)
+        sizes = torch.tensor(self.first.sizes)
+        with torch.no_grad():
+            spread = sizes.repeat_interleave(sizes).float().rsqrt()
+            self.first.weight.copy_(torch.randn(self.first.weight.shape) * spread[:, None])
         self.shared = nn.Sequential(
             nn.LayerNorm(config.latent), nn.Linear(config.latent, config.latent), nn.ELU(), nn.Dropout(config.dropout)
         )
-        self.mlp_mixer = _mixer(sets, config, width)
-        self.pathway_compression = nn.Linear(sets, config.tokens)
+        self.mlp_mixer = _mixer(len(indices), config, width)
+        self.pathway_compression = nn.Linear(len(indices), config.tokens)
 
     def forward(self, expression: Tensor) -> Tensor:
         """``[B, G]`` -> ``[B, T, D]``."""
-        weight = F.pad(self.first_weight, (0, 0, 0, 1))[self.slots]  # [P, longest, H], zeros where padded
-        known = self.input_dropout(expression)[:, self.columns]
-        z = torch.einsum("bpl,plh->bph", known, weight) + self.first_bias
-        z = self.shared(F.elu(z))
+        z = self.shared(F.elu(self.first(self.input_dropout(expression))))
         out: Tensor = self.pathway_compression(self.mlp_mixer(z).transpose(1, 2)).transpose(1, 2)
         return out
 

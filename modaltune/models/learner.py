@@ -43,7 +43,7 @@ class Learner(nn.Module):
         out = {f"modaltune.task_tokens.vectors.{task}" for task in case.targets}
         out |= {f"head.{part}.{task}" for task in case.targets for part in ("scale", "classifiers")}
         out.add("modaltune.gene_encoder" if case.has_expression else "modaltune.missing.expression")
-        if len(case.patches) == 0:
+        if case.patch_count == 0:
             out.add("modaltune.missing.slides")
         return out
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modaltune.data.batch import Batch
@@ -30,9 +31,17 @@ class ModalTuneConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     gene_encoder: GeneEncoderConfig = field(default_factory=GeneEncoderConfig)
     token_join: str = "sum"
+    gene_summary: str = "mean"
+    task_pass: str = "exact"
     train_frozen_dropout: bool = False
 
     def __post_init__(self) -> None:
+        if self.gene_summary not in ("mean", "cls"):
+            raise ConfigError(f"model.gene_summary {self.gene_summary!r} is unknown; choose from cls, mean")
+        if self.task_pass not in ("exact", "joint"):
+            raise ConfigError(f"model.task_pass {self.task_pass!r} is unknown; choose from exact, joint")
+        if self.train_frozen_dropout and self.adapter.groups[0][0] > 0:
+            raise ConfigError("model.train_frozen_dropout needs adapters from the first layer on: a prefix is cached")
         if self.token_join not in ("sum", "cat"):
             raise ConfigError(f"model.token_join {self.token_join!r} is unknown; choose from cat, sum")
         if not self.tasks:
@@ -79,7 +88,11 @@ class ModalTune(nn.Module):
         )
         self.clinical_encoder = _clinical_encoder(config.clinical_width, width) if config.clinical_width else None
         gene_tokens = config.gene_encoder.tokens if config.gene_indices else 0
-        self.token_positions = nn.Parameter(torch.zeros(int(config.clinical_width > 0) + 1 + gene_tokens, width))
+        summary = int(gene_tokens > 0 and config.gene_summary == "cls")
+        self.gene_cls = nn.Parameter(torch.zeros(1, 1, width)) if summary else None
+        self.token_positions = nn.Parameter(
+            torch.zeros(int(config.clinical_width > 0) + 1 + summary + gene_tokens, width)
+        )
         self.missing = nn.ParameterDict({"slides": nn.Parameter(0.02 * torch.randn(1, width))})
         if gene_tokens:
             self.missing["expression"] = nn.Parameter(0.02 * torch.randn(gene_tokens, width))
@@ -97,6 +110,8 @@ class ModalTune(nn.Module):
             if module is not None:
                 init_adapters(module)
         nn.init.trunc_normal_(self.token_positions, std=0.02)
+        if self.gene_cls is not None:
+            nn.init.trunc_normal_(self.gene_cls, std=0.02)
 
     def train(self, mode: bool = True) -> ModalTune:
         """Training mode for what is trained; the frozen slide encoder stays deterministic unless asked otherwise."""
@@ -105,7 +120,7 @@ class ModalTune(nn.Module):
         return self
 
     def forward(self, batch: Batch, cases: Tensor, tasks: Sequence[str]) -> Tensor:
-        """Embed (case, task) pairs, each by its own complete pass.
+        """Embed (case, task) pairs.
 
         Args:
             batch: B cases.
@@ -114,33 +129,35 @@ class ModalTune(nn.Module):
         Returns:
             ``[Q, O]`` embeddings, not normalised.
         """
-        patches, lengths = self._patches(batch)
-        modality_tokens = self._modality_tokens(batch)
-        first = self.config.adapter.groups[0][0]
-        tokens = self.slide_encoder.with_cls(patches)
-        tokens = self.slide_encoder.run_layers(tokens, 0, first - 1, None if lengths is None else lengths + 1)
-        prompts = [part[cases] for part in modality_tokens[:1] if self.clinical_encoder is not None]
-        prompts.append(self.task_tokens(tasks))
-        prompts += [part[cases] for part in modality_tokens[len(prompts) - 1 :]]
-        return self._adapt(tokens[cases], None if lengths is None else lengths[cases], torch.cat(prompts, dim=1))
+        tokens, lengths = self.image_tokens(batch)
+        return self.adapt(tokens, lengths, self.modality_tokens(batch), cases, tasks)
 
     def embed(self, batch: Batch, tasks: Sequence[str] | None = None) -> Tensor:
         """All cases for several tasks: ``[B, K, O]``."""
         names = list(tasks or self.config.tasks)
-        cases = torch.arange(len(batch), device=batch.patches.device).repeat_interleave(len(names))
+        cases = torch.arange(len(batch), device=batch.lengths.device).repeat_interleave(len(names))
         out: Tensor = self(batch, cases, names * len(batch)).unflatten(0, (len(batch), len(names)))
         return out
 
-    def _patches(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Embedded patches ``[B, N, D]`` and their number ``[B]`` (None when every case fills N)."""
-        tokens = self.slide_encoder.embed(batch.patches, batch.cells)
-        absent = batch.lengths == 0
-        if bool(absent.any()):
-            tokens = torch.where(absent[:, None, None], self.missing["slides"].to(tokens.dtype), tokens)
-        lengths = batch.lengths.clamp(min=1)
-        return tokens, None if bool((lengths == tokens.shape[1]).all()) else lengths
+    def image_tokens(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """What the first adapter sees: CLS and patches ``[B, N + 1, D]``, and the patches ``[B]`` of each case.
 
-    def _modality_tokens(self, batch: Batch) -> list[Tensor]:
+        Nothing trained goes into it but the learnt patch of cases without slides; lengths are None when every case
+        has N patches.
+        """
+        lengths = batch.lengths.clamp(min=1)
+        longest = batch.patches.shape[1] if batch.tokens is None else batch.tokens.shape[1] - 1
+        ragged = None if bool((lengths == longest).all()) else lengths
+        if batch.tokens is None:
+            return self._frozen_prefix(self._patches(batch), ragged), ragged
+        absent = batch.lengths == 0
+        if not bool(absent.any()):
+            return batch.tokens, ragged
+        learnt = self.missing["slides"].to(batch.tokens.dtype).unsqueeze(0)
+        rows = F.pad(self._frozen_prefix(learnt, None), (0, 0, 0, batch.tokens.shape[1] - 2))
+        return torch.where(absent[:, None, None], rows, batch.tokens), ragged
+
+    def modality_tokens(self, batch: Batch) -> list[Tensor]:
         """Clinical token ``[B, 1, D]`` first, then gene tokens ``[B, T, D]``; only those that the model has."""
         parts: list[Tensor] = []
         if self.clinical_encoder is not None:
@@ -148,6 +165,47 @@ class ModalTune(nn.Module):
         if self.gene_encoder is not None:
             parts.append(self._gene_tokens(batch))
         return parts
+
+    def adapt(
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None,
+        modalities: Sequence[Tensor],
+        cases: Tensor,
+        tasks: Sequence[str],
+    ) -> Tensor:
+        """Adapters and the rest of the slide encoder for (case, task) pairs.
+
+        ``exact``: a complete pass for each pair. ``joint``: one pass for each case with the tokens of all tasks.
+
+        Args:
+            tokens, lengths: from :meth:`image_tokens`.
+            modalities: from :meth:`modality_tokens`.
+            cases: ``[Q]`` rows of the pairs.
+            tasks: Q task names.
+        Returns:
+            ``[Q, O]``.
+        """
+        if self.config.task_pass == "exact":
+            chosen = self.task_tokens(tasks)
+            return self._pass(tokens[cases], _pick(lengths, cases), [part[cases] for part in modalities], chosen)[:, 0]
+        rows, place = cases.unique(return_inverse=True)
+        chosen = self.task_tokens(self.config.tasks).transpose(0, 1).expand(len(rows), -1, -1)
+        out = self._pass(tokens[rows], _pick(lengths, rows), [part[rows] for part in modalities], chosen)
+        return out[place, torch.tensor([self.config.tasks.index(task) for task in tasks], device=out.device)]
+
+    def _frozen_prefix(self, patches: Tensor, lengths: Tensor | None) -> Tensor:
+        first = self.config.adapter.groups[0][0]
+        tokens = self.slide_encoder.with_cls(patches)
+        return self.slide_encoder.run_layers(tokens, 0, first - 1, None if lengths is None else lengths + 1)
+
+    def _patches(self, batch: Batch) -> Tensor:
+        """Embedded patches ``[B, N, D]``, the learnt one in the first row of a case without slides."""
+        tokens = self.slide_encoder.embed(batch.patches, batch.cells)
+        absent = batch.lengths == 0
+        if bool(absent.any()):
+            tokens = torch.where(absent[:, None, None], self.missing["slides"].to(tokens.dtype), tokens)
+        return tokens
 
     def _gene_tokens(self, batch: Batch) -> Tensor:
         present = batch.has_expression
@@ -161,32 +219,49 @@ class ModalTune(nn.Module):
         filled: Tensor = rows.index_put((present.nonzero(as_tuple=True)[0],), tokens)
         return filled
 
-    def _adapt(self, tokens: Tensor, lengths: Tensor | None, prompts: Tensor) -> Tensor:
-        """Run all groups on ``tokens [Q, N + 1, D]`` with ``prompts [Q, T, D]`` -> ``[Q, O]``."""
+    def _pass(self, tokens: Tensor, lengths: Tensor | None, modalities: Sequence[Tensor], tasks: Tensor) -> Tensor:
+        """All groups on ``tokens [Q, N + 1, D]`` with ``tasks [Q, t, D]`` task tokens each -> ``[Q, t, O]``."""
+        clinical = int(self.clinical_encoder is not None)
+        prompts = [*modalities[:clinical], tasks]
+        if self.gene_cls is not None:
+            prompts.append(self.gene_cls.expand(len(tokens), -1, -1))
+        joined = torch.cat([*prompts, *modalities[clinical:]], dim=1)
+        position: Tensor = self.token_positions
+        if (count := tasks.shape[1]) > 1:  # all task tokens stand at the one task position
+            task = position[clinical : clinical + 1].expand(count, -1)
+            position = torch.cat([position[:clinical], task, position[clinical + 1 :]])
         padding = None
         if lengths is not None:
             padding = torch.arange(tokens.shape[1] - 1, device=tokens.device)[None, :] >= lengths[:, None]
         for index, (low, high) in enumerate(self.config.adapter.groups):
             interaction = cast(Interaction, self.interactions[index])
             if index:
-                prompts = self.prompt_selfattention[index](prompts, self.token_positions)
-            patches = interaction.injector(tokens[:, 1:], prompts, self.token_positions)
+                joined = self.prompt_selfattention[index](joined, position)
+            patches = interaction.injector(tokens[:, 1:], joined, position)
             tokens = torch.cat([tokens[:, :1], patches], dim=1)
             tokens = self.slide_encoder.run_layers(tokens, low, high, None if lengths is None else lengths + 1)
-            prompts = interaction.extract(prompts, tokens[:, 1:], self.token_positions, padding)
-        return self._head(tokens[:, 0], prompts)
+            joined = interaction.extract(joined, tokens[:, 1:], position, padding)
+        return self._head(tokens[:, :1], joined, count)
 
-    def _head(self, image: Tensor, prompts: Tensor) -> Tensor:
-        """Join CLS ``[Q, D]``, the task token and each modality's mean token, then project to ``[Q, O]``."""
-        task = int(self.clinical_encoder is not None)
-        parts = [image, prompts[:, task]]
+    def _head(self, image: Tensor, prompts: Tensor, tasks: int) -> Tensor:
+        """Join CLS ``[Q, 1, D]``, each task token and each modality's token, then project to ``[Q, t, O]``."""
+        clinical = int(self.clinical_encoder is not None)
+        parts = [image, prompts[:, clinical : clinical + tasks]]
         if self.gene_encoder is not None:
-            parts.append(prompts[:, task + 1 :].mean(dim=1))
-        if task:
-            parts.append(prompts[:, 0])
-        joined = torch.cat(parts, dim=-1) if self.config.token_join == "cat" else torch.stack(parts).sum(dim=0)
+            genes = prompts[:, clinical + tasks :]
+            parts.append(genes.mean(dim=1, keepdim=True) if self.gene_cls is None else genes[:, :1])
+        if clinical:
+            parts.append(prompts[:, :1])
+        if self.config.token_join == "cat":
+            joined = torch.cat([part.expand(-1, tasks, -1) for part in parts], dim=-1)
+        else:
+            joined = torch.stack([part.expand(-1, tasks, -1) for part in parts]).sum(dim=0)
         out: Tensor = self.final_project(self.final_norm(joined))
         return out
+
+
+def _pick(lengths: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if lengths is None else lengths[rows]
 
 
 def _clinical_encoder(columns: int, width: int) -> nn.Sequential:

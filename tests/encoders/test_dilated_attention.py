@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modaltune.encoders.dilated_attention import DilatedConfig, dilated_attention, kernel_for
+from modaltune.encoders.attention_kernels import automatic, kernel_for
+from modaltune.encoders.dilated_attention import DilatedConfig, dilated_attention
 from modaltune.errors import ConfigError
 
 HEADS, WIDTH = 3, 4
@@ -195,10 +196,14 @@ def test_a_malformed_configuration_is_refused(segments: tuple[int, ...], ratios:
 
 def test_an_unknown_kernel_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"'fast'; choose from auto, cpu_flash, .*naive"):
-        kernel_for("fast", torch.device("cpu"))
+        DilatedConfig(kernel="fast")
 
 
 def test_auto_takes_the_fast_kernel_of_the_device() -> None:
-    assert kernel_for("auto", torch.device("cpu")) is kernel_for("cpu_flash", torch.device("cpu"))
-    assert kernel_for("auto", torch.device("cuda")) is kernel_for("cuda_efficient", torch.device("cuda"))
-    assert kernel_for("auto", torch.device("mps")) is kernel_for("naive", torch.device("mps"))
+    def chosen(dtype: torch.dtype, device: str, *, masked: bool = False) -> str:
+        return kernel_for("auto", torch.empty(0, dtype=dtype, device=device), masked=masked).name
+
+    assert chosen(torch.float32, "cpu") == chosen(torch.bfloat16, "cpu", masked=True) == "cpu_flash"
+    assert automatic("cuda", torch.bfloat16, masked=False) == "cuda_flash"
+    assert automatic("cuda", torch.bfloat16, masked=True) == automatic("cuda", torch.float32, masked=False)
+    assert chosen(torch.float32, "meta") == "naive"

@@ -14,7 +14,7 @@ from modaltune.encoders.gene import (
     build_gene_encoder,
     set_indices,
 )
-from modaltune.errors import ConfigError
+from modaltune.errors import ConfigError, ModelFileError
 
 PANEL = [f"G{number}" for number in range(9)]
 SETS = {"LATER": ("G5", "G0", "G2"), "EARLIER": ("G2",), "MIDDLE": ("G7", "G1")}
@@ -71,10 +71,10 @@ def test_a_set_with_a_gene_outside_the_panel_is_refused() -> None:
 def test_the_compact_first_layer_is_one_linear_map_per_set() -> None:
     encoder, expression = an_encoder(), some_expression()
     assert isinstance(encoder, CompactGeneEncoder)
-    weights = encoder.first_weight.split([len(members) for members in SETS.values()])
+    weights = encoder.first.weight.split([len(members) for members in SETS.values()])
     rows = [
         expression[:, list(columns)] @ weight + bias
-        for columns, weight, bias in zip(set_indices(SETS, PANEL), weights, encoder.first_bias, strict=True)
+        for columns, weight, bias in zip(set_indices(SETS, PANEL), weights, encoder.first.bias, strict=True)
     ]
     z = encoder.mlp_mixer(encoder.shared(F.elu(torch.stack(rows, dim=1))))
     expected = encoder.pathway_compression(z.transpose(1, 2)).transpose(1, 2)
@@ -86,7 +86,7 @@ def test_sets_of_every_size_start_at_the_same_scale() -> None:
     sizes = (1, 100)
     indices = (tuple(range(1)), tuple(range(1, 101)))
     encoder = CompactGeneEncoder(indices, WIDTH, replace(CONFIG, latent=256))
-    for size, weight in zip(sizes, encoder.first_weight.split(list(sizes)), strict=True):
+    for size, weight in zip(sizes, encoder.first.weight.split(list(sizes)), strict=True):
         response = torch.randn(400, size, generator=torch.Generator().manual_seed(1)) @ weight.detach()
         assert float(response.std()) == pytest.approx(1, abs=0.15), size
 
@@ -116,6 +116,55 @@ def test_the_paper_encoder_has_two_layers_per_set() -> None:
 def test_the_columns_do_not_travel_with_the_weights() -> None:
     encoder = an_encoder()
     assert set(encoder.state_dict()) == {name for name, _ in encoder.named_parameters()}
+
+
+def one_by_one(encoder: PaperGeneEncoder, expression: Tensor) -> Tensor:
+    """The published way: a small network per set, from the published names."""
+    state = encoder.state_dict(keep_vars=True)
+    rows = []
+    for row, members in enumerate(set_indices(SETS, PANEL)):
+        x = expression[:, list(members)]
+        for layer in (0, 1):
+            name = f"gene_networks.{row}.{layer}.0"
+            x = F.elu(F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"]))
+        rows.append(x)
+    return encoder.pathway_compression(encoder.mlp_mixer(torch.stack(rows, dim=1)).transpose(1, 2)).transpose(1, 2)
+
+
+def test_the_paper_encoder_equals_its_networks_one_by_one() -> None:
+    encoder, expression = an_encoder(config=replace(CONFIG, kind="paper")), some_expression()
+    assert isinstance(encoder, PaperGeneEncoder)
+    together, apart = encoder(expression), one_by_one(encoder, expression)
+    torch.testing.assert_close(together, apart)
+    parameters = tuple(encoder.parameters())
+    found, expected = (torch.autograd.grad(out.square().sum(), parameters) for out in (together, apart))
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_paper_encoder_keeps_the_published_names() -> None:
+    encoder, expression = an_encoder(config=replace(CONFIG, kind="paper")), some_expression()
+    state = encoder.state_dict()
+    assert state["gene_networks.0.0.0.weight"].shape == (CONFIG.latent, 3)
+    assert state["gene_networks.2.1.0.weight"].shape == (CONFIG.latent, CONFIG.latent)
+    torch.manual_seed(5)
+    other = build_gene_encoder(set_indices(SETS, PANEL), WIDTH, replace(CONFIG, kind="paper")).eval()
+    other.load_state_dict(state, strict=True)
+    assert torch.equal(other(expression), encoder(expression))
+
+
+def test_weights_for_other_gene_sets_are_refused() -> None:
+    state = an_encoder(config=replace(CONFIG, kind="paper")).state_dict()
+    state["gene_networks.1.0.0.weight"] = torch.zeros(CONFIG.latent, 4)
+    with pytest.raises(ModelFileError, match=r"gene sets of other sizes \(first difference at set 1\)"):
+        an_encoder(config=replace(CONFIG, kind="paper")).load_state_dict(state)
+
+
+def test_missing_weights_of_a_gene_set_are_named() -> None:
+    encoder = an_encoder(config=replace(CONFIG, kind="paper"))
+    state = encoder.state_dict()
+    del state["gene_networks.1.1.0.bias"]
+    with pytest.raises(ModelFileError, match=r"lack 1 tensor\(s\), first gene_networks.1.1.0.bias"):
+        encoder.load_state_dict(state)
 
 
 def test_a_cls_token_joins_the_sets_of_the_paper_encoder() -> None:

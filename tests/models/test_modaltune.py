@@ -89,7 +89,7 @@ def test_a_case_without_slides_trains_the_learnt_patch() -> None:
     with_slides = reached(gradients(model, model.embed(collate([a_case(4)]))))
     without = reached(gradients(model, model.embed(collate([a_case(0)]))))
     assert without - with_slides == {"missing.slides"}
-    assert "gene_encoder.first_weight" in without
+    assert "gene_encoder.first.weight" in without
 
 
 def test_a_case_without_expression_trains_the_learnt_tokens_and_not_the_gene_encoder() -> None:
@@ -169,7 +169,7 @@ def image_vector(model: ModalTune, case: CaseTensors) -> Tensor:
     handle = model.final_norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     model.embed(collate([case]), TASKS[:1])
     handle.remove()
-    return seen[0][0, : model.slide_encoder.config.width]
+    return seen[0][0, 0, : model.slide_encoder.config.width]
 
 
 @pytest.mark.parametrize("groups", [((0, 0), (1, 2)), ((1, 1), (2, 2)), ((0, 2),)])
@@ -194,6 +194,72 @@ def test_a_model_has_tokens_only_for_the_modalities_of_the_study(genes: bool, cl
     assert len(model.token_positions) == 1 + 3 * genes + (clinical > 0)
     assert ("expression" in model.missing) == genes
     assert model.embed(collate([a_case(3), a_case(0)])).isfinite().all()
+
+
+LATE = replace(CONFIG, adapter=replace(CONFIG.adapter, groups=((1, 1), (2, 2))))
+
+
+def with_cached_prefix(model: ModalTune, case: CaseTensors) -> CaseTensors:
+    if not case.patch_count:
+        return case
+    tokens, _ = model.image_tokens(collate([case]))
+    return replace(case, tokens=tokens[0], patches=case.patches[:0], cells=case.cells[:0])
+
+
+def test_a_cached_prefix_changes_nothing() -> None:
+    model = a_model(LATE)
+    cached = [with_cached_prefix(model, case) for case in MIXED]
+    assert [case.patch_count for case in cached] == [case.patch_count for case in MIXED]
+    full, short = model.embed(collate(MIXED)), model.embed(collate(cached))
+    torch.testing.assert_close(short, full, atol=1e-5, rtol=1e-4)
+    ours, expected = gradients(model, short), gradients(model, full)
+    for name in expected:
+        torch.testing.assert_close(ours[name], expected[name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_a_joint_pass_of_one_task_is_the_exact_one() -> None:
+    one = replace(CONFIG, tasks=TASKS[:1])
+    exact, joint = a_model(one), a_model(replace(one, task_pass="joint"))
+    torch.testing.assert_close(joint.embed(collate(MIXED)), exact.embed(collate(MIXED)))
+
+
+def test_a_joint_pass_gives_each_pair_its_own_embedding() -> None:
+    model, batch = a_model(replace(CONFIG, task_pass="joint")), collate(MIXED)
+    expected = model.embed(batch)
+    pairs = model(batch, torch.tensor([3, 0, 3]), ["two", "three", "one"])
+    chosen = expected[torch.tensor([3, 0, 3]), torch.tensor([TASKS.index(task) for task in ("two", "three", "one")])]
+    torch.testing.assert_close(pairs, chosen, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(expected[:, 0], expected[:, 1], atol=1e-3)
+
+
+def test_in_a_joint_pass_the_order_of_tasks_does_not_matter() -> None:
+    model = a_model(replace(CONFIG, task_pass="joint"))
+    turned = a_model(replace(CONFIG, task_pass="joint", tasks=TASKS[::-1]))
+    turned.load_state_dict(model.state_dict())
+    torch.testing.assert_close(
+        turned.embed(collate(MIXED), TASKS), model.embed(collate(MIXED), TASKS), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_the_gene_summary_token_stands_for_the_genes() -> None:
+    model = a_model(replace(CONFIG, gene_summary="cls"))
+    assert model.gene_cls is not None
+    assert len(model.token_positions) == len(a_model().token_positions) + 1
+    out = model.embed(collate(MIXED))
+    assert gradients(model, out)["gene_cls"].any()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"task_pass": "fast"}, "choose from exact, joint"),
+        ({"gene_summary": "sum"}, "choose from cls, mean"),
+        ({"train_frozen_dropout": True, "adapter": LATE.adapter}, "a prefix is cached"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(CONFIG, **values)  # type: ignore[arg-type]
 
 
 def test_groups_must_end_at_the_last_layer() -> None:

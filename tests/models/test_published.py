@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from modaltune.encoders.gene import GeneEncoderConfig
+from modaltune.encoders.gene import GeneEncoderConfig, PaperGeneEncoder
 from modaltune.encoders.longnet import LongNetConfig, LongNetViT
 from modaltune.models.adapters import AdapterConfig
 from modaltune.models.learner import Learner
@@ -78,4 +78,6 @@ def test_the_full_model_has_the_published_names_and_shapes() -> None:
     }
     ours = {name: shape[:2] if name.endswith(".weight") and shape[2:] == [1] else shape for name, shape in ours.items()}
     assert ours == published
-    assert set(to_published(trainable_state(model), TASKS)) == set(golden["trainable"])
+    assert isinstance(model.gene_encoder, PaperGeneEncoder)
+    trained = model.gene_encoder.published(trainable_state(model), "gene_encoder.")
+    assert set(to_published(trained, TASKS)) == set(golden["trainable"])
