@@ -1,7 +1,4 @@
-"""Local training: the same loop at a hospital, for a local-only model and for the pooled upper bound.
-
-Q (case, task) pairs of a batch, O embedding width.
-"""
+"""Local training: the same loop at a hospital, for a local-only model and for the pooled upper bound."""
 
 from __future__ import annotations
 
@@ -13,15 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modaltune.data.batch import CaseTensors, collate, without_modality
+from modaltune.data.batch import CaseTensors, without_modality
 from modaltune.errors import ConfigError
 from modaltune.federation.study import TrainingSpec
 from modaltune.models.learner import OPTIONAL_PREFIXES, Learner
 from modaltune.models.modaltune import trainable_state
 from modaltune.seeds import derive_seed, numpy_generator
-from modaltune.tasks.objectives import OBJECTIVES
-
-_EVALUATION_BATCH = 64
+from modaltune.step import accumulate_gradients, loss_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +73,6 @@ def training_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def device_of(learner: Learner) -> torch.device:
-    """Where a model lives."""
-    return next(learner.parameters()).device
-
-
 def make_optimiser(learner: Learner, spec: TrainingSpec) -> torch.optim.AdamW:
     """AdamW over the trained parameters."""
     parameters = [p for p in learner.parameters() if p.requires_grad]
@@ -106,24 +96,6 @@ def restore_optimiser(learner: Learner, optimiser: torch.optim.Optimizer, state:
         name, kind = key.split("|")
         parameter = parameters[name]
         optimiser.state[parameter][kind] = value.clone() if kind == "step" else value.to(parameter.device, copy=True)
-
-
-def batch_loss(learner: Learner, cases: Sequence[CaseTensors], objective: str) -> Tensor:
-    """Mean over tasks of the mean loss over the task's labelled cases; scalar, lower is better."""
-    device = device_of(learner)
-    pairs = [(row, task) for row, case in enumerate(cases) for task in case.targets]
-    rows = torch.tensor([row for row, _ in pairs], device=device)
-    names = [task for _, task in pairs]
-    embeddings = learner(collate(cases).to(device), rows, names)
-    losses = []
-    for task in sorted(set(names)):
-        inside = torch.tensor([name == task for name in names], device=device)
-        targets = [cases[row].targets[task] for row, name in pairs if name == task]
-        index = torch.tensor([target for target, _ in targets], device=device)
-        observed = torch.tensor([seen for _, seen in targets], device=device)
-        kind = learner.kinds[task]
-        losses.append(OBJECTIVES[objective](learner.head, embeddings[inside], task, kind, index, observed))
-    return torch.stack(losses).mean()
 
 
 def fit(
@@ -165,12 +137,10 @@ def fit(
                 exercised.setdefault(prefix, set()).add(member)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(spec, start + (end - start) * step / steps)
-        loss = batch_loss(learner, shown, spec.objective)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        total += accumulate_gradients(learner, shown, spec.objective)
         torch.nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
         optimiser.step()
-        total += float(loss.detach())
         if not math.isfinite(total):
             raise ConfigError(
                 f"training diverged: the loss is not a number at step {step + 1} of {steps}; lower"
@@ -191,16 +161,11 @@ def _per_parameter(learner: Learner, exercised: dict[str, set[int]]) -> dict[str
     return out
 
 
-@torch.no_grad()
 def evaluation_loss(learner: Learner, cases: Sequence[CaseTensors], objective: str) -> tuple[float, int]:
-    """Sum of the loss over labelled cases and their number; nothing is dropped."""
+    """Loss of the labelled cases times their number, and that number; nothing is dropped."""
     usable = labelled(cases)
     learner.eval()
-    total = 0.0
-    for start in range(0, len(usable), _EVALUATION_BATCH):
-        part = usable[start : start + _EVALUATION_BATCH]
-        total += float(batch_loss(learner, part, objective)) * len(part)
-    return total, len(usable)
+    return (loss_of(learner, usable, objective) * len(usable) if usable else 0.0), len(usable)
 
 
 def fit_and_select(

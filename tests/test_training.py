@@ -22,7 +22,6 @@ from modaltune.models.modaltune import trainable_state
 from modaltune.seeds import numpy_generator
 from modaltune.storage import digest_state
 from modaltune.training import (
-    batch_loss,
     batches,
     drop_modalities,
     epoch_steps,
@@ -228,15 +227,6 @@ def test_modality_dropout_respects_its_rate_and_hides_both_kinds(rate: float, ti
         assert all(one is case for one in shown)
 
 
-def test_the_batch_loss_is_the_mean_over_tasks(tiny_learner: Learner, tiny_cases: list[CaseTensors]) -> None:
-    cases = labelled(tiny_cases)
-    by_task = []
-    for task in tiny_learner.kinds:
-        held = [replace(case, targets={task: case.targets[task]}) for case in cases if task in case.targets]
-        by_task.append(batch_loss(tiny_learner, held, "contrastive"))
-    torch.testing.assert_close(batch_loss(tiny_learner, cases, "contrastive"), torch.stack(by_task).mean())
-
-
 def test_unlabelled_cases_are_neither_trained_on_nor_scored(
     tiny_learner: Learner, other_learner: Learner, tiny_cases: list[CaseTensors]
 ) -> None:
@@ -322,10 +312,7 @@ def test_an_optimiser_that_starts_afresh_takes_other_steps(
 def test_a_loss_that_is_no_number_stops_training_with_one_clear_line(
     tiny_learner: Learner, tiny_cases: list[CaseTensors], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(learner: Learner, *_: object) -> Tensor:
-        return next(p for p in learner.parameters() if p.requires_grad).sum() * float("nan")
-
-    monkeypatch.setattr(training, "batch_loss", broken)
+    monkeypatch.setattr(training, "accumulate_gradients", lambda *_: float("nan"))
     with pytest.raises(ConfigError, match="loss is not a number at step 1 of 3"):
         fit(tiny_learner, tiny_cases, SPEC, steps=3, seed=0)
 

@@ -29,10 +29,9 @@ from modaltune.evaluation.metrics import (
 )
 from modaltune.federation.study import METRICS, Study, TaskSpec
 from modaltune.models.learner import Learner
-from modaltune.training import device_of
+from modaltune.step import case_groups, device_of
 
 COLUMNS = ("hospital", "task", "label", "probabilities", "time_months", "event", "risk")
-_BATCH = 64
 
 
 @torch.no_grad()
@@ -40,9 +39,10 @@ def embed_cases(learner: Learner, cases: Sequence[CaseTensors]) -> dict[str, Ten
     """Embeddings ``[n, O]`` of every case for every task of the model."""
     learner.eval()
     tasks, device = list(learner.kinds), device_of(learner)
+    passes = [len(tasks)] * len(cases)
     parts = [
-        learner.modaltune.embed(collate(cases[start : start + _BATCH]).to(device), tasks)
-        for start in range(0, len(cases), _BATCH)
+        learner.modaltune.embed(collate(cases[start:stop]).to(device), tasks)
+        for start, stop in case_groups(learner, cases, passes)
     ]
     joined = torch.cat(parts) if parts else torch.zeros(0, len(tasks), learner.modaltune.config.output_width)
     return {task: joined[:, index] for index, task in enumerate(tasks)}

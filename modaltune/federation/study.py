@@ -117,6 +117,7 @@ class ModelSpec(_Part):
     output_width: int = 64
     head: Literal["text", "separate"] = "text"
     centre_texts: bool = True
+    task_pass: Literal["exact", "joint"] = "exact"  # a pass for each task, or one with the tokens of all tasks
     gene_encoder: Literal["compact", "paper"] = "compact"
     gene_latent: int = 64
     gene_tokens: int = 8

@@ -40,7 +40,8 @@ class Learner(nn.Module):
 
     def exercised_by(self, case: CaseTensors) -> set[str]:
         """Optional modules and parameters that a training case reaches; all others are reached by every case."""
-        out = {f"modaltune.task_tokens.vectors.{task}" for task in case.targets}
+        tokens = self.kinds if self.modaltune.config.task_pass == "joint" else case.targets
+        out = {f"modaltune.task_tokens.vectors.{task}" for task in tokens}
         out |= {f"head.{part}.{task}" for task in case.targets for part in ("scale", "classifiers")}
         out.add("modaltune.gene_encoder" if case.has_expression else "modaltune.missing.expression")
         if case.patch_count == 0:
@@ -119,6 +120,7 @@ def build_learner(study: Study, preprocessing: Preprocessing, targets: Mapping[s
             residual=spec.residual,
         ),
         gene_encoder=_gene_config(study),
+        task_pass=spec.task_pass,
     )
     encoder = build_slide_encoder(study.slides)
     classes = {task.name: len(preprocessing.tasks[task.name].candidates) for task in study.tasks}

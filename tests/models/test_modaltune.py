@@ -14,7 +14,7 @@ from modaltune.errors import ConfigError
 from modaltune.models.adapters import AdapterConfig
 from modaltune.models.learner import Learner
 from modaltune.models.modaltune import ModalTune, ModalTuneConfig, trainable_state
-from modaltune.training import batch_loss
+from modaltune.step import accumulate_gradients
 
 TASKS = ("one", "two", "three")
 CONFIG = ModalTuneConfig(
@@ -142,7 +142,7 @@ def test_only_what_is_trained_may_travel() -> None:
 def test_every_parameter_learns_when_all_kinds_of_cases_are_shown(
     objective: str, tiny_learner: Learner, tiny_cases: list[CaseTensors]
 ) -> None:
-    batch_loss(tiny_learner, [case for case in tiny_cases if case.targets], objective).backward()
+    accumulate_gradients(tiny_learner, [case for case in tiny_cases if case.targets], objective)
     untouched = {
         name
         for name, p in tiny_learner.named_parameters()

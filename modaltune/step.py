@@ -1,0 +1,138 @@
+"""Loss and gradients of one optimiser step over cases of different size and with different tasks.
+
+The loss of a set of cases is the mean over its tasks of the mean over the task's labelled cases. It is computed group
+by group, with the memory of one graph of bounded size, and equals the loss and the gradient of all cases at once. What
+the tasks of a case share (frozen prefix, modality tokens) is computed once; the gradient that reaches it is gathered
+over the passes of its group.
+
+Shapes: Q (case, task) pairs, O embedding width.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from modaltune.data.batch import CaseTensors, collate
+from modaltune.models.learner import Learner
+from modaltune.tasks.objectives import OBJECTIVES
+
+GRAPH_LIMIT = 2**20
+"""Numbers in the token tensors of one pass: about one (case, task) pair of 1,024 patches at width 768."""
+Pair = tuple[int, str]
+
+
+def device_of(learner: Learner) -> torch.device:
+    """Where a model lives."""
+    return next(learner.parameters()).device
+
+
+def task_weights(cases: Sequence[CaseTensors]) -> dict[str, float]:
+    """Weight of one (case, task) pair in the loss: tasks count alike, and inside a task its cases."""
+    count = Counter(task for case in cases for task in case.targets)
+    return {task: 1 / (len(count) * cases_of_task) for task, cases_of_task in count.items()}
+
+
+def case_groups(
+    learner: Learner, cases: Sequence[CaseTensors], passes: Sequence[int], limit: int = GRAPH_LIMIT
+) -> Iterator[tuple[int, int]]:
+    """Spans of cases whose padded token tensors stay within the limit; a case beyond it stands alone.
+
+    Args:
+        passes: how many passes each case takes.
+    """
+    width = learner.modaltune.slide_encoder.config.width
+    start, longest, total = 0, 0, 0
+    for row, case in enumerate(cases):
+        longest, total = max(longest, case.patch_count + 1), total + passes[row]
+        if row > start and longest * width * total > limit:
+            yield start, row
+            start, longest, total = row, case.patch_count + 1, passes[row]
+    if len(cases) > start:
+        yield start, len(cases)
+
+
+def accumulate_gradients(
+    learner: Learner, cases: Sequence[CaseTensors], objective: str, limit: int = GRAPH_LIMIT
+) -> float:
+    """Add the gradient of the loss of labelled cases to the parameters' and return the loss."""
+    weights, total = task_weights(cases), 0.0
+    for start, stop in case_groups(learner, cases, _passes(learner, cases), limit):
+        total += _group_gradients(learner, cases[start:stop], weights, objective, limit)
+    return total
+
+
+@torch.no_grad()
+def loss_of(learner: Learner, cases: Sequence[CaseTensors], objective: str) -> float:
+    """Loss of labelled cases; the model is taken as it is (call ``eval()`` first to switch dropout off)."""
+    weights, total = task_weights(cases), 0.0
+    for start, stop in case_groups(learner, cases, _passes(learner, cases)):
+        group = cases[start:stop]
+        pairs = _pairs(group)
+        rows, names = _columns(learner, pairs)
+        embeddings = learner(collate(group).to(device_of(learner)), rows, names)
+        total += float(_loss(learner, embeddings, group, pairs, weights, objective))
+    return total
+
+
+def _passes(learner: Learner, cases: Sequence[CaseTensors]) -> list[int]:
+    joint = learner.modaltune.config.task_pass == "joint"
+    return [1 if joint else len(case.targets) for case in cases]
+
+
+def _pairs(cases: Sequence[CaseTensors]) -> list[Pair]:
+    return [(row, task) for row, case in enumerate(cases) for task in case.targets]
+
+
+def _columns(learner: Learner, pairs: Sequence[Pair]) -> tuple[Tensor, list[str]]:
+    return torch.tensor([row for row, _ in pairs], device=device_of(learner)), [task for _, task in pairs]
+
+
+def _loss(
+    learner: Learner,
+    embeddings: Tensor,
+    cases: Sequence[CaseTensors],
+    pairs: Sequence[Pair],
+    weights: Mapping[str, float],
+    objective: str,
+) -> Tensor:
+    """Weighted sum over pairs with embeddings ``[Q, O]``."""
+    losses = []
+    for task in sorted({task for _, task in pairs}):
+        inside = [place for place, (_, name) in enumerate(pairs) if name == task]
+        targets = [cases[pairs[place][0]].targets[task] for place in inside]
+        index = torch.tensor([target for target, _ in targets], device=embeddings.device)
+        observed = torch.tensor([seen for _, seen in targets], device=embeddings.device)
+        mine = embeddings[torch.tensor(inside, device=embeddings.device)]
+        mean = OBJECTIVES[objective](learner.head, mine, task, learner.kinds[task], index, observed)
+        losses.append(mean * (weights[task] * len(inside)))
+    return torch.stack(losses).sum()
+
+
+def _group_gradients(
+    learner: Learner, cases: Sequence[CaseTensors], weights: Mapping[str, float], objective: str, limit: int
+) -> float:
+    model, pairs = learner.modaltune, _pairs(cases)
+    batch = collate(cases).to(device_of(learner))
+    tokens, lengths = model.image_tokens(batch)
+    one_pass = max(1, limit // tokens[0].numel()) if model.config.task_pass == "exact" else len(pairs)
+    shared = [tokens, *model.modality_tokens(batch)]
+    if one_pass < len(pairs):
+        leaves = [value.detach().requires_grad_(value.requires_grad) for value in shared]
+    else:
+        leaves = shared
+    total = 0.0
+    for start in range(0, len(pairs), one_pass):
+        part = pairs[start : start + one_pass]
+        rows, names = _columns(learner, part)
+        embeddings = model.adapt(leaves[0], lengths, leaves[1:], rows, names)
+        loss = _loss(learner, embeddings, cases, part, weights, objective)
+        loss.backward()
+        total += float(loss.detach())
+    if leaves is not shared:
+        reached = [(value, leaf.grad) for value, leaf in zip(shared, leaves, strict=True) if leaf.grad is not None]
+        torch.autograd.backward([value for value, _ in reached], [grad for _, grad in reached])
+    return total
