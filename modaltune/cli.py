@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from modaltune.bench import bench_kernels, bench_step, bench_table, bench_wire
+from modaltune.benchmarks.parts import bench_genes, bench_growth, bench_kernels, bench_positions
+from modaltune.benchmarks.step import bench_step
+from modaltune.benchmarks.table import bench_table
+from modaltune.benchmarks.wire import bench_wire
 from modaltune.console import console, emit_json, progress_line, run_app
 from modaltune.evaluation.external import evaluate_tables
 from modaltune.tables import metric_table
@@ -34,11 +38,20 @@ def evaluate(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="kernels, step, wire or all")] = "all",
+    what: Annotated[str, typer.Argument(help="kernels, genes, positions, growth, step, wire or all")] = "all",
+    patches: Annotated[int, typer.Option(min=1, help="step: patches of the case.")] = 1024,
+    tasks: Annotated[int, typer.Option(min=1, help="step: tasks of the case.")] = 3,
     json: Json = False,
 ) -> None:
-    """Measure this machine: attention kernels against each other, one training step, size of a message."""
-    parts = {"kernels": bench_kernels, "step": bench_step, "wire": bench_wire}
+    """Measure this machine, one thread: ratios against the plain path, memory, size of a message (all: about 5 min)."""
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "kernels": bench_kernels,
+        "genes": bench_genes,
+        "positions": bench_positions,
+        "growth": bench_growth,
+        "step": lambda: bench_step(patches, tasks),
+        "wire": bench_wire,
+    }
     chosen = list(parts) if what == "all" else [what]
     if unknown := [name for name in chosen if name not in parts]:
         raise typer.BadParameter(f"{unknown[0]!r}; choose from all, {', '.join(parts)}")

@@ -1,9 +1,18 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from rich.console import Console
 
-from modaltune.bench import bench_table, bench_wire
+from modaltune.benchmarks.full import GENES, gene_indices
+from modaltune.benchmarks.parts import bench_genes
+from modaltune.benchmarks.reference import index_gather_attention, sequential_step
+from modaltune.benchmarks.table import bench_table
+from modaltune.benchmarks.wire import bench_wire
+from modaltune.data.batch import CaseTensors
+from modaltune.encoders.dilated_attention import DilatedConfig, dilated_attention
+from modaltune.models.learner import Learner
+from modaltune.step import accumulate_gradients
 
 D, E, H, T = 768, 192, 64, 64  # model width, bottleneck, gene latent, gene tokens
 SETS, MEMBERSHIPS, TASKS, OUTPUT = 331, 9731, 3, 256
@@ -50,3 +59,34 @@ def test_results_become_a_table_with_a_line_for_each_measurement() -> None:
     shown = capture.get()
     for word in ("wire", "parameters", "12", "step", "1 task", "seconds 0.25"):
         assert word in shown
+
+
+def test_the_plain_attention_that_benchmarks_compare_with_gives_the_same() -> None:
+    config = DilatedConfig(segments=(16, 46, 128), ratios=(1, 2, 4))
+    q, k, v = torch.randn(3, 1, 8, 61, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    torch.testing.assert_close(index_gather_attention(q, k, v, config), dilated_attention(q, k, v, config))
+
+
+def test_the_plain_step_that_benchmarks_compare_with_gives_the_same(
+    tiny_learner: Learner, tiny_cases: list[CaseTensors]
+) -> None:
+    case = next(case for case in tiny_cases if len(case.targets) == 3)
+    gradients = []
+    for step in (
+        lambda: accumulate_gradients(tiny_learner, [case], "contrastive"),
+        lambda: sequential_step(tiny_learner, case),
+    ):
+        tiny_learner.zero_grad(set_to_none=True)
+        step()
+        gradients.append({name: p.grad for name, p in tiny_learner.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-3)
+
+
+def test_the_gene_sets_have_the_published_numbers() -> None:
+    sizes = sorted(len(members) for members in gene_indices())
+    assert (len(sizes), sum(sizes), sizes[0], sizes[SETS // 2], sizes[-1]) == (SETS, MEMBERSHIPS, 1, 8, 199)
+    assert {gene for members in gene_indices() for gene in members} == set(range(GENES))
+
+
+def test_the_batched_gene_encoder_calls_two_orders_fewer_operators() -> None:
+    assert bench_genes()["331 sets"]["fewer_operators"] > 100

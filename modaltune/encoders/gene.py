@@ -6,6 +6,7 @@ T output tokens, D model width.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -93,6 +94,8 @@ class SetLinear(nn.Module):
         outputs: H, width of a set's output.
     """
 
+    columns: Tensor
+    rows: Tensor
     inverse: Tensor
 
     def __init__(self, indices: Sequence[Sequence[int]], outputs: int) -> None:
@@ -101,29 +104,27 @@ class SetLinear(nn.Module):
         starts = np.concatenate([[0], np.cumsum(self.sizes)]).tolist()
         self.weight = nn.Parameter(torch.empty(starts[-1], outputs))  # [M, H], set after set
         self.bias = nn.Parameter(torch.zeros(len(indices), outputs))  # [P, H]
-        widths = sorted({1 << (size - 1).bit_length() for size in self.sizes})
-        self.buckets = len(widths)
-        order: list[int] = []
-        for bucket, width in enumerate(widths):
-            sets = [row for row, size in enumerate(self.sizes) if 1 << (size - 1).bit_length() == width]
-            columns = torch.full((len(sets), width), -1)  # -1: the zero appended to the panel
-            rows = torch.zeros(len(sets), width, dtype=torch.long)
-            for place, row in enumerate(sets):
-                columns[place, : self.sizes[row]] = torch.tensor(list(indices[row]))
-                rows[place, : self.sizes[row]] = torch.arange(starts[row], starts[row + 1])
-            self.register_buffer(f"columns_{bucket}", columns, persistent=False)
-            self.register_buffer(f"rows_{bucket}", rows, persistent=False)
-            order += sets
+        widths = [1 << (size - 1).bit_length() for size in self.sizes]
+        self.buckets = sorted(Counter(widths).items())  # (padded size, sets)
+        order = sorted(range(len(indices)), key=lambda row: widths[row])
+        columns, rows = [], []
+        for row in order:
+            padding = [-1] * (widths[row] - self.sizes[row])  # column -1 is the zero appended to the panel
+            columns += [*indices[row], *padding]
+            rows += [*range(starts[row], starts[row + 1]), *(0 for _ in padding)]
+        self.register_buffer("columns", torch.tensor(columns), persistent=False)
+        self.register_buffer("rows", torch.tensor(rows), persistent=False)
         self.register_buffer("inverse", torch.tensor(order).argsort(), persistent=False)
 
     def forward(self, expression: Tensor) -> Tensor:
         """``[B, G]`` -> ``[B, P, H]``."""
-        panel = F.pad(expression, (0, 1))
-        parts = []
-        for bucket in range(self.buckets):
-            weight = F.embedding(self.get_buffer(f"rows_{bucket}"), self.weight)  # [p, width, H]
-            known = panel[:, self.get_buffer(f"columns_{bucket}")].transpose(0, 1)  # [p, B, width]
-            parts.append(known @ weight)
+        spans = [width * sets for width, sets in self.buckets]
+        known = F.pad(expression, (0, 1))[:, self.columns].T.split(spans)  # [sets * width, B] each
+        weight = F.embedding(self.rows, self.weight).split(spans)  # [sets * width, H] each
+        parts = [
+            x.unflatten(0, (sets, width)).transpose(1, 2) @ w.unflatten(0, (sets, width))
+            for (width, sets), x, w in zip(self.buckets, known, weight, strict=True)
+        ]
         return torch.cat(parts)[self.inverse].transpose(0, 1) + self.bias
 
 
@@ -150,12 +151,17 @@ class PaperGeneEncoder(nn.Module):
 
     def forward(self, expression: Tensor) -> Tensor:
         """``[B, G]`` -> ``[B, T, D]``."""
-        z = self.dropout(F.elu(self.first(expression)))
-        z = torch.einsum("bph,pho->bpo", z, self.second_weight) + self.second_bias
-        z = self.dropout(F.elu(z))
+        z = self.pathways(expression)
         if self.cls_token is not None:
             z = torch.cat([self.cls_token.expand(len(z), -1, -1), z], dim=1)
         out: Tensor = self.pathway_compression(self.mlp_mixer(z).transpose(1, 2)).transpose(1, 2)
+        return out
+
+    def pathways(self, expression: Tensor) -> Tensor:
+        """The layers that each set has for itself: ``[B, G]`` -> ``[B, P, H]``."""
+        z = self.dropout(F.elu(self.first(expression)))
+        z = torch.einsum("bph,pho->bpo", z, self.second_weight) + self.second_bias
+        out: Tensor = self.dropout(F.elu(z))
         return out
 
     def published(self, state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
@@ -212,7 +218,7 @@ class CompactGeneEncoder(nn.Module):
         self.first = SetLinear(indices, config.latent)
         sizes = torch.tensor(self.first.sizes)
         with torch.no_grad():
-            spread = sizes.repeat_interleave(sizes).float().rsqrt()
+            spread = sizes.repeat_interleave(sizes, output_size=len(self.first.weight)).float().rsqrt()
             self.first.weight.copy_(torch.randn(self.first.weight.shape) * spread[:, None])
         self.shared = nn.Sequential(
             nn.LayerNorm(config.latent), nn.Linear(config.latent, config.latent), nn.ELU(), nn.Dropout(config.dropout)

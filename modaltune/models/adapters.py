@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from modaltune.encoders.longnet import DropPath
 from modaltune.errors import ConfigError
 
+Groups = tuple[tuple[int, int], ...]
 RESIDUALS = ("reference", "single")
 
 
@@ -22,7 +23,7 @@ RESIDUALS = ("reference", "single")
 class AdapterConfig:
     """Where adapters sit between slide-encoder layers, and their size."""
 
-    groups: tuple[tuple[int, int], ...] = ((0, 3), (4, 7), (8, 11))  # slide-encoder layers, inclusive
+    groups: Groups = ((0, 3), (4, 7), (8, 11))  # slide-encoder layers, inclusive
     heads: int = 12
     width_ratio: float = 0.25
     bottleneck: bool = True
