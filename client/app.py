@@ -6,14 +6,13 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.runtime import Site
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.errors import ConfigError, ModalTuneError
-from modaltune.federation.average import State
+from modaltune.federation.wire import Packed
 
 logger = logging.getLogger(__name__)
 Locate = Callable[[Context], Path]
@@ -65,8 +64,8 @@ def train(site: Site, message: Message) -> RecordDict:
     reply = site.train(_preprocessing(message), _arrays(message), int(str(config["round"])))
     return RecordDict(
         {
-            "arrays": ArrayRecord({name: Array(value) for name, value in reply.update.arrays.items()}),
-            "examples": MetricRecord(dict(reply.update.examples)),
+            "arrays": ArrayRecord({name: Array(value) for name, value in reply.arrays.items()}),
+            "examples": MetricRecord(dict(reply.examples)),
             "metrics": MetricRecord(dict(reply.metrics)),
         }
     )
@@ -85,9 +84,8 @@ def _preprocessing(message: Message) -> Preprocessing:
     return Preprocessing.from_json(str(message.content.config_records["study"]["preprocessing"]))
 
 
-def _arrays(message: Message) -> State:
-    record = message.content.array_records["arrays"]
-    return {name: np.asarray(value.numpy(), dtype=np.float32) for name, value in record.items()}
+def _arrays(message: Message) -> Packed:
+    return {name: value.numpy() for name, value in message.content.array_records["arrays"].items()}
 
 
 def site_folder(context: Context) -> Path:

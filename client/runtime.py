@@ -8,21 +8,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from client.memory import OptimiserMemory
+from client.memory import Memory, RoundMemory
 from modaltune.data.batch import CaseTensors
 from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing, prepare
 from modaltune.data.site import load_site, read_site_config
 from modaltune.errors import FeatureFileError, FederationError
 from modaltune.evaluation.predictions import metric_rows, predict
-from modaltune.federation.average import State, Update
+from modaltune.federation.average import State
 from modaltune.federation.manifest import Manifest, statistics_manifest
 from modaltune.federation.statistics import Sums, site_statistics
 from modaltune.federation.study import Study
+from modaltune.federation.wire import Packed, decode_weights, encode_update, message_manifest
 from modaltune.models.learner import Learner, build_learner, load_trainable
 from modaltune.models.modaltune import trainable_state
 from modaltune.seeds import derive_seed
@@ -44,7 +43,8 @@ PACKAGES = ("flwr", "torch")
 class TrainingReply:
     """A site's update with its metrics."""
 
-    update: Update
+    arrays: Packed
+    examples: dict[str, int]
     metrics: dict[str, float]
 
 
@@ -54,7 +54,7 @@ class Site:
     def __init__(self, folder: Path, study: Study) -> None:
         self.config = read_site_config(folder)
         self.study = study
-        self.memory = OptimiserMemory(folder / ".state" / study.digest)
+        self.memory = RoundMemory(folder / ".state" / study.digest)
         self._cases: dict[str, list[CaseTensors]] = {}
         if self.config.name not in study.roster:
             raise FederationError(
@@ -103,19 +103,23 @@ class Site:
         statistics_manifest(self.study, genes).check(self.cohort.site, sums)
         return sums
 
-    def train(self, preprocessing: Preprocessing, arrays: State, round_number: int) -> TrainingReply:
+    def train(self, preprocessing: Preprocessing, arrays: Packed, round_number: int) -> TrainingReply:
         """Score the incoming model on validation cases, train it for one round, and return what may leave."""
         torch.set_num_threads(1)
         learner = self._learner(preprocessing, arrays)
+        received = _weights(learner)
         spec = self.study.training
         cases = self._prepared(preprocessing)
         validation = evaluation_loss(learner, self._split(cases, "val"), spec.objective)
         train = labelled(self._split(cases, "train"))
+        kept = self.memory.before(round_number)
         if not train:
-            return self._idle(learner, validation)
+            metrics = {"loss": 0.0, "steps": 0.0, "train-cases": 0.0}
+            packed, _ = self._pack(learner, received, {})
+            return self._reply(packed, dict.fromkeys(received, 0), metrics, validation)
         rounds, optimiser = spec.rounds, make_optimiser(learner, spec)
         if spec.keep_optimiser:
-            restore_optimiser(learner, optimiser, self.memory.before(round_number))
+            restore_optimiser(learner, optimiser, kept.optimiser)
         outcome = fit(
             learner,
             train,
@@ -126,12 +130,13 @@ class Site:
             end=round_number / rounds,
             optimiser=optimiser,
         )
-        if spec.keep_optimiser:
-            self.memory.keep(round_number, optimiser_state(learner, optimiser))
+        packed, rounding = self._pack(learner, received, kept.rounding)
+        state = optimiser_state(learner, optimiser) if spec.keep_optimiser else {}
+        self.memory.keep(round_number, Memory(optimiser=state, rounding=rounding))
         metrics = {"loss": outcome.loss, "steps": float(outcome.steps), "train-cases": float(len(train))}
-        return self._reply(learner, outcome.examples, metrics, validation)
+        return self._reply(packed, outcome.examples, metrics, validation)
 
-    def evaluate(self, preprocessing: Preprocessing, arrays: State) -> dict[str, float]:
+    def evaluate(self, preprocessing: Preprocessing, arrays: Packed) -> dict[str, float]:
         """Metrics of the model on this site's own test cases, with intervals; small groups are held back."""
         torch.set_num_threads(1)
         learner = self._learner(preprocessing, arrays)
@@ -148,10 +153,13 @@ class Site:
                 }
         return out
 
-    def _learner(self, preprocessing: Preprocessing, arrays: State) -> Learner:
-        learner = build_learner(self.study, preprocessing)
-        Manifest.of_training(learner, self.study).check("the server", arrays)
-        load_trainable(learner, {name: torch.from_numpy(value.copy()) for name, value in arrays.items()})
+    def _learner(self, preprocessing: Preprocessing, arrays: Packed) -> Learner:
+        learner, form = build_learner(self.study, preprocessing), self.study.training.wire
+        manifest = Manifest.of_training(learner, self.study)
+        message_manifest(form, manifest).check("the server", arrays)
+        weights = decode_weights(form, arrays, _weights(learner))
+        manifest.check("the server", weights)
+        load_trainable(learner, {name: torch.from_numpy(value.copy()) for name, value in weights.items()})
         return learner.to(training_device())
 
     def _prepared(self, preprocessing: Preprocessing) -> list[CaseTensors]:
@@ -164,17 +172,22 @@ class Site:
         inside = self.cohort.cases["split"] == split
         return [case for case, keep in zip(cases, inside, strict=True) if keep]
 
-    def _idle(self, learner: Learner, validation: tuple[float, int]) -> TrainingReply:
-        metrics = {"loss": 0.0, "steps": 0.0, "train-cases": 0.0}
-        return self._reply(learner, dict.fromkeys(trainable_state(learner), 0), metrics, validation)
+    def _pack(self, learner: Learner, received: State, rounding: State) -> tuple[Packed, State]:
+        """The trained weights as they leave, checked, and what rounding keeps back for the next round."""
+        form, weights = self.study.training.wire, _weights(learner)
+        manifest = Manifest.of_training(learner, self.study)
+        manifest.check(self.cohort.site, weights)
+        packed, rest = encode_update(form, weights, received, rounding)
+        message_manifest(form, manifest).check(self.cohort.site, packed)
+        return packed, rest
 
     def _reply(
-        self, learner: Learner, examples: dict[str, int], metrics: dict[str, float], validation: tuple[float, int]
+        self, packed: Packed, examples: dict[str, int], metrics: dict[str, float], validation: tuple[float, int]
     ) -> TrainingReply:
-        arrays: dict[str, NDArray[np.float32]] = {
-            name: value.cpu().numpy() for name, value in trainable_state(learner).items()
-        }
-        Manifest.of_training(learner, self.study).check(self.cohort.site, arrays)
         total, count = validation if validation[1] >= self.minimum else (0.0, 0)
         metrics = metrics | {"val-loss-sum": total, "val-cases": float(count)}
-        return TrainingReply(update=Update(arrays=arrays, examples=examples), metrics=metrics)
+        return TrainingReply(arrays=packed, examples=examples, metrics=metrics)
+
+
+def _weights(learner: Learner) -> State:
+    return {name: value.cpu().numpy().copy() for name, value in trainable_state(learner).items()}

@@ -32,6 +32,7 @@ from modaltune.federation.manifest import (
 )
 from modaltune.federation.statistics import pooled_preprocessing
 from modaltune.federation.study import Study
+from modaltune.federation.wire import decode_update, encode_weights, message_manifest
 from modaltune.models.learner import Learner, build_learner, load_trainable, save_model
 from modaltune.models.modaltune import trainable_state
 from modaltune.storage import append_json_line, digest_state, write_text
@@ -106,13 +107,14 @@ class Federation:
         write_text(self.out / "preprocessing.json", preprocessing.to_json())
         learner = build_learner(self.study, preprocessing)
         manifest = Manifest.of_training(learner, self.study)
-        state: State = {name: value.numpy().copy() for name, value in trainable_state(learner).items()}
-        steps = 0
+        start: State = {name: value.numpy().copy() for name, value in trainable_state(learner).items()}
+        state, steps = start, 0
         for number in range(1, self.study.training.rounds + 1):
-            state, done = self._train(number, state, preprocessing, manifest)
+            message = self._weights_message(state, start, preprocessing, round=number)
+            state, done = self._train(number, state, message, manifest)
             steps += done
         load_trainable(learner, {name: torch.from_numpy(value.copy()) for name, value in state.items()})
-        self._evaluate(state, preprocessing)
+        self._evaluate(self._weights_message(state, start, preprocessing))
         save_model(self.out / "model", learner, self.study, preprocessing)
         return Result(
             learner=learner.eval(),
@@ -167,19 +169,24 @@ class Federation:
         self._require_quorum(this, accepted)
         return pooled_preprocessing(accepted, self.study, panel)
 
-    def _train(self, number: int, state: State, preprocessing: Preprocessing, manifest: Manifest) -> tuple[State, int]:
+    def _train(
+        self, number: int, state: State, content: Callable[[], RecordDict], manifest: Manifest
+    ) -> tuple[State, int]:
         this = Round(number=number, phase="train")
-        content = lambda: self._message(state, preprocessing=preprocessing.to_json(), round=number)  # noqa: E731
+        form = self.study.training.wire
+        travelling = message_manifest(form, manifest)
         updates: dict[str, Update] = {}
         metrics: dict[str, dict[str, float]] = {}
         for site, reply in self._ask(this, "train", content).items():
             try:
                 arrays = _numpy(site, reply, "arrays")
-                manifest.check(site, arrays)
+                travelling.check(site, arrays)
+                weights = decode_update(form, arrays, state)
+                manifest.check(site, weights)
                 largest = max(self.capabilities[site].train_cases, self.study.privacy.min_cell - 1)
                 examples = check_examples(site, reply.metric_records["examples"], manifest.shapes, largest)
                 metrics[site] = check_metrics(site, reply.metric_records["metrics"], TRAIN_METRICS)
-                updates[site] = Update(arrays={k: v.astype(np.float32) for k, v in arrays.items()}, examples=examples)
+                updates[site] = Update(arrays=weights, examples=examples)
             except (ReplyRefused, KeyError) as error:
                 this.refused[site] = _reason(error)
         self._require_quorum(this, updates)
@@ -187,10 +194,9 @@ class Federation:
         self._log(this, updates, **_training_log(updates, metrics))
         return new, int(sum(row["steps"] for row in metrics.values()))
 
-    def _evaluate(self, state: State, preprocessing: Preprocessing) -> None:
+    def _evaluate(self, content: Callable[[], RecordDict]) -> None:
         this = Round(number=self.study.training.rounds, phase="evaluate")
         accepted = {}
-        content = lambda: self._message(state, preprocessing=preprocessing.to_json())  # noqa: E731
         for site, reply in self._ask(this, "evaluate", content).items():
             try:
                 accepted[site] = check_metrics(site, reply.metric_records["metrics"], evaluation_metrics(self.study))
@@ -198,11 +204,21 @@ class Federation:
                 this.refused[site] = _reason(error)
         self._log(this, accepted, metrics=accepted)
 
-    def _message(self, state: State | None = None, **config: Any) -> RecordDict:
-        records = RecordDict({"study": ConfigRecord({"study": self.study.to_json()} | config)})
-        if state is not None:
-            records["arrays"] = ArrayRecord({name: Array(value) for name, value in state.items()})
-        return records
+    def _message(self, **config: Any) -> RecordDict:
+        return RecordDict({"study": ConfigRecord({"study": self.study.to_json()} | config)})
+
+    def _weights_message(
+        self, state: State, start: State, preprocessing: Preprocessing, **config: Any
+    ) -> Callable[[], RecordDict]:
+        """Makes the message that carries the weights, once for each site."""
+        packed = encode_weights(self.study.training.wire, state, start)
+
+        def content() -> RecordDict:
+            records = self._message(preprocessing=preprocessing.to_json(), **config)
+            records["arrays"] = ArrayRecord({name: Array(value) for name, value in packed.items()})
+            return records
+
+        return content
 
     def _ask(self, this: Round, kind: str, content: Callable[[], RecordDict]) -> dict[str, RecordDict]:
         absent = [site for site in self.study.roster if site not in self.nodes]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ class Manifest:
 
     shapes: Mapping[str, tuple[int, ...]]
     dtype: str = "float32"
+    dtypes: Mapping[str, str] = field(default_factory=dict)  # of single arrays, where they differ
     norm_bound: float = math.inf
 
     @classmethod
@@ -35,7 +36,13 @@ class Manifest:
     @property
     def megabytes(self) -> float:
         """Payload of one message in 10^6 bytes."""
-        return sum(math.prod(shape) for shape in self.shapes.values()) * np.dtype(self.dtype).itemsize / 1e6
+        return (
+            sum(math.prod(shape) * np.dtype(self.type_of(name)).itemsize for name, shape in self.shapes.items()) / 1e6
+        )
+
+    def type_of(self, name: str) -> str:
+        """Type of one array."""
+        return self.dtypes.get(name, self.dtype)
 
     def check(self, site: str, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         """Refuse arrays that differ from the manifest in name, shape, type, finiteness or norm."""
@@ -45,8 +52,9 @@ class Manifest:
             raise ReplyRefused(site, f"{len(missing)} array(s) missing, first {missing[0]}")
         for name, shape in self.shapes.items():
             value = arrays[name]
-            if tuple(value.shape) != shape or str(value.dtype) != self.dtype:
-                raise ReplyRefused(site, f"{name} is {value.dtype}{tuple(value.shape)}, not {self.dtype}{shape}")
+            if tuple(value.shape) != shape or str(value.dtype) != self.type_of(name):
+                expected = f"{self.type_of(name)}{shape}"
+                raise ReplyRefused(site, f"{name} is {value.dtype}{tuple(value.shape)}, not {expected}")
             if not np.isfinite(value).all():
                 raise ReplyRefused(site, f"{name} is not finite")
             if np.linalg.norm(value.astype(np.float64)) > self.norm_bound:

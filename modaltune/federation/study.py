@@ -138,6 +138,7 @@ class TrainingSpec(_Part):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    wire: Literal["fp32", "fp16", "int8"] = "fp32"  # how trained weights travel; see docs/wire.md
     keep_optimiser: bool = True  # AdamW's running averages stay at the site from round to round; they never travel
 
 

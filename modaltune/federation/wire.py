@@ -1,0 +1,125 @@
+"""How trained weights travel: fp32, fp16, or int8 with one scale a block.
+
+===== ======================= =========================================
+form  to the sites            back to the server
+===== ======================= =========================================
+fp32  weights                 weights
+fp16  weights                 change of the weights received
+int8  change since the start  change of the weights received, and what
+                              earlier rounding left behind
+===== ======================= =========================================
+
+The server adds changes to its own fp32 weights, so rounding on the way down is not lost, and a site keeps what rounding
+took from its reply and adds it to the next one (error feedback). Every message stands alone: a site that missed rounds
+needs nothing from them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modaltune.errors import ConfigError
+from modaltune.federation.average import State
+from modaltune.federation.manifest import Manifest
+
+FORMS = ("fp32", "fp16", "int8")
+SCALES = "scales"
+_BLOCK = 512
+Packed = dict[str, NDArray[np.generic]]
+_DTYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
+
+
+def pack(form: str, values: Mapping[str, NDArray[np.float32]]) -> Packed:
+    """Values as they travel; :class:`ConfigError` when one does not fit."""
+    if form == "fp32":
+        return dict(values)
+    if form == "fp16":
+        with np.errstate(over="ignore"):
+            halves: Packed = {name: value.astype(np.float16) for name, value in values.items()}
+        if wide := next((name for name, value in halves.items() if not np.isfinite(value).all()), None):
+            raise ConfigError(f"{wide} does not fit fp16 (beyond 65504); train with wire = 'fp32' or a lower rate")
+        return halves
+    packed, scales = Packed(), []
+    for name in sorted(values):
+        blocks = _blocks(values[name])
+        scale = np.abs(blocks).max(axis=1) / 127
+        codes = np.rint(blocks / np.where(scale > 0, scale, 1)[:, None]).astype(np.int8)
+        packed[name] = codes.reshape(-1)[: values[name].size].reshape(values[name].shape)
+        scales.append(scale.astype(np.float32))
+    packed[SCALES] = np.concatenate(scales)
+    return packed
+
+
+def unpack(form: str, packed: Mapping[str, NDArray[np.generic]], shapes: Mapping[str, tuple[int, ...]]) -> State:
+    """Values of a message that fits :func:`message_manifest`."""
+    if form != "int8":
+        return {name: np.asarray(packed[name], dtype=np.float32) for name in shapes}
+    out, start = State(), 0
+    for name in sorted(shapes):
+        blocks = _blocks(np.asarray(packed[name], dtype=np.float32))
+        scale = np.asarray(packed[SCALES][start : start + len(blocks)], dtype=np.float32)
+        out[name] = (blocks * scale[:, None]).reshape(-1)[: packed[name].size].reshape(shapes[name])
+        start += len(blocks)
+    return out
+
+
+def message_manifest(form: str, training: Manifest) -> Manifest:
+    """Manifest of the arrays as they travel; the norm bound applies to the weights they stand for."""
+    shapes = dict(training.shapes)
+    if form != "int8":
+        return Manifest(shapes=shapes, dtype=_DTYPES[form])
+    blocks = sum(math.ceil(math.prod(shape) / _BLOCK) for shape in shapes.values())
+    return Manifest(shapes=shapes | {SCALES: (blocks,)}, dtype="int8", dtypes={SCALES: "float32"})
+
+
+def encode_weights(form: str, weights: State, start: State) -> Packed:
+    """Weights for the sites; ``start`` are the study's initial weights."""
+    return pack(form, _minus(weights, start) if form == "int8" else weights)
+
+
+def decode_weights(form: str, packed: Packed, start: State) -> State:
+    """Weights as a site sees them."""
+    values = unpack(form, packed, {name: value.shape for name, value in start.items()})
+    return _plus(start, values) if form == "int8" else values
+
+
+def encode_update(
+    form: str, trained: State, received: State, kept: Mapping[str, NDArray[np.float32]]
+) -> tuple[Packed, State]:
+    """A site's reply and what rounding took from it (empty unless int8).
+
+    Args:
+        trained, received: weights after and before local training.
+        kept: what rounding took from the site's last reply.
+    """
+    if form == "fp32":
+        return pack(form, trained), {}
+    change = _minus(trained, received)
+    if form == "fp16":
+        return pack(form, change), {}
+    wanted = {name: value + kept.get(name, np.float32(0)) for name, value in change.items()}
+    packed = pack(form, wanted)
+    return packed, _minus(wanted, unpack(form, packed, {name: value.shape for name, value in wanted.items()}))
+
+
+def decode_update(form: str, packed: Packed, weights: State) -> State:
+    """A site's trained weights as the server counts them; ``weights`` are the server's own before the round."""
+    values = unpack(form, packed, {name: value.shape for name, value in weights.items()})
+    return values if form == "fp32" else _plus(weights, values)
+
+
+def _blocks(value: NDArray[np.float32]) -> NDArray[np.float32]:
+    flat = value.reshape(-1)
+    return np.pad(flat, (0, -len(flat) % _BLOCK)).reshape(-1, _BLOCK)
+
+
+def _minus(a: Mapping[str, NDArray[np.float32]], b: Mapping[str, NDArray[np.float32]]) -> State:
+    return {name: np.asarray(value - b[name], dtype=np.float32) for name, value in a.items()}
+
+
+def _plus(a: Mapping[str, NDArray[np.float32]], b: Mapping[str, NDArray[np.float32]]) -> State:
+    return {name: np.asarray(value + b[name], dtype=np.float32) for name, value in a.items()}
