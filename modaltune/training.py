@@ -168,6 +168,31 @@ def evaluation_loss(learner: Learner, cases: Sequence[CaseTensors], objective: s
     return (loss_of(learner, usable, objective) * len(usable) if usable else 0.0), len(usable)
 
 
+def fit_and_average(
+    learner: Learner, cases: Sequence[CaseTensors], spec: TrainingSpec, *, steps: int, seed: int, share: float = 0.2
+) -> Outcome:
+    """Train and leave an exponential average of the weights with a memory of about ``share`` of the steps.
+
+    A federation averages weights by its nature; this gives a model trained in one place the same calm end.
+    """
+    mean = {name: value.clone() for name, value in trainable_state(learner).items()}
+    rate = min(1.0, 1 / (share * steps))
+
+    def after_step(_: int) -> None:
+        for name, value in trainable_state(learner).items():
+            mean[name].lerp_(value, rate)
+
+    outcome = fit(learner, cases, spec, steps=steps, seed=seed, after_step=after_step)
+    _put(learner, mean)
+    return outcome
+
+
+def _put(learner: Learner, state: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in trainable_state(learner).items():
+            value.copy_(state[name])
+
+
 def fit_and_select(
     learner: Learner,
     train: Sequence[CaseTensors],
@@ -196,7 +221,5 @@ def fit_and_select(
 
     outcome = fit(learner, train, spec, steps=steps, seed=seed, after_step=check if labelled(validation) else None)
     if best is not None:
-        with torch.no_grad():
-            for name, value in trainable_state(learner).items():
-                value.copy_(best[1][name])
+        _put(learner, best[1])
     return outcome

@@ -25,7 +25,7 @@ from modaltune.evaluation.predictions import COLUMNS, predict, prediction_table
 from modaltune.federation.study import Study
 from modaltune.models.learner import build_learner
 from modaltune.seeds import derive_seed
-from modaltune.training import epoch_steps, fit, fit_and_select, labelled
+from modaltune.training import epoch_steps, fit_and_average, fit_and_select, labelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ def _run(job: Job) -> pd.DataFrame:
     seed = derive_seed(study.seed, job.method, job.hospital)
     if job.method == "pooled":
         everyone = [case for site in sorted(data.cohorts) for case in data.split(site, "train")]
-        fit(learner, everyone, study.training, steps=job.steps, seed=seed)
+        fit_and_average(learner, everyone, study.training, steps=job.steps, seed=seed)
     else:
         train, validation = data.split(job.hospital, "train"), data.split(job.hospital, "val")
         fit_and_select(learner, train, validation, study.training, steps=job.steps, seed=seed)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice, pairwise
 
@@ -27,6 +27,7 @@ from modaltune.training import (
     epoch_steps,
     evaluation_loss,
     fit,
+    fit_and_average,
     fit_and_select,
     labelled,
     learning_rate,
@@ -282,6 +283,24 @@ def test_without_validation_cases_the_last_weights_are_kept(
     fit_and_select(tiny_learner, tiny_cases, blank, SPEC, steps=3, seed=0)
     fit(other_learner, tiny_cases, SPEC, steps=3, seed=0)
     assert weights(tiny_learner) == weights(other_learner)
+
+
+def test_the_average_of_the_weights_follows_the_last_steps(
+    tiny_learner: Learner, tiny_cases: list[CaseTensors], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scripted(learner: Learner, *_: object, after_step: Callable[[int], None], **__: object) -> None:
+        for step in range(1, 11):
+            training._put(learner, {name: torch.full_like(v, step) for name, v in trainable_state(learner).items()})
+            after_step(step)
+
+    monkeypatch.setattr(training, "fit", scripted)
+    training._put(tiny_learner, {name: torch.zeros_like(v) for name, v in trainable_state(tiny_learner).items()})
+    fit_and_average(tiny_learner, tiny_cases, SPEC, steps=10, seed=0, share=0.2)
+    expected = 0.0
+    for step in range(1, 11):
+        expected += 0.5 * (step - expected)
+    for value in trainable_state(tiny_learner).values():
+        assert value.flatten()[0].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_an_optimiser_goes_on_from_its_saved_averages(
