@@ -49,7 +49,11 @@ def test_the_message_of_the_full_configuration_has_the_parameters_counted_by_han
 
 
 def test_megabytes_follow_from_the_parameters(wire: dict[str, float]) -> None:
-    assert wire["mb_fp32"] == pytest.approx(4 * wire["parameters"] / 1e6)
+    for form, size in (("fp32", 4), ("fp16", 2), ("int8", 1 + 4 / 512)):
+        assert wire[f"mb_{form}"] == pytest.approx(size * wire["parameters"] / 1e6, rel=0.01)
+    assert wire["parameters"] <= 10_000_000
+    assert wire["mb_fp16"] <= 20
+    assert wire["mb_int8"] <= 10.3
 
 
 def test_results_become_a_table_with_a_line_for_each_measurement() -> None:
