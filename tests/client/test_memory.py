@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from client.memory import Memory, RoundMemory
+
+
+def a_memory(value: float) -> Memory:
+    return Memory(
+        optimiser={"weight|exp_avg": torch.full((2, 3), value), "weight|step": torch.tensor(value)},
+        rounding={"weight": np.full((2, 3), -value, dtype=np.float32), "scale": np.asarray(value, dtype=np.float32)},
+    )
+
+
+def assert_same(found: Memory, expected: Memory) -> None:
+    assert {k: v.tolist() for k, v in found.optimiser.items()} == {k: v.tolist() for k, v in expected.optimiser.items()}
+    assert {k: v.tolist() for k, v in found.rounding.items()} == {k: v.tolist() for k, v in expected.rounding.items()}
+
+
+def test_a_round_starts_from_the_memory_of_the_round_before(tmp_path: Path) -> None:
+    memory = RoundMemory(tmp_path / "digest")
+    assert_same(memory.before(1), Memory())
+    for number in (1, 2, 3):
+        memory.keep(number, a_memory(number))
+    assert_same(memory.before(4), a_memory(3))
+    assert_same(memory.before(3), a_memory(2))
+
+
+def test_two_rounds_stay_and_a_repeated_round_forgets_later_ones(tmp_path: Path) -> None:
+    memory = RoundMemory(tmp_path)
+    for number in (1, 2, 3):
+        memory.keep(number, a_memory(number))
+    assert len(list(tmp_path.iterdir())) == 2
+    memory.keep(2, a_memory(20))
+    assert_same(memory.before(9), a_memory(20))
+
+
+def test_nothing_to_remember_writes_nothing(tmp_path: Path) -> None:
+    RoundMemory(tmp_path / "digest").keep(1, Memory())
+    assert not (tmp_path / "digest").exists()
