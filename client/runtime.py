@@ -24,6 +24,7 @@ from modaltune.federation.study import Study
 from modaltune.federation.wire import Packed, decode_weights, encode_update, message_manifest
 from modaltune.models.learner import Learner, build_learner, load_trainable
 from modaltune.models.modaltune import trainable_state
+from modaltune.models.prefix import with_cached_prefix
 from modaltune.seeds import derive_seed
 from modaltune.training import (
     epoch_steps,
@@ -54,7 +55,8 @@ class Site:
     def __init__(self, folder: Path, study: Study) -> None:
         self.config = read_site_config(folder)
         self.study = study
-        self.memory = RoundMemory(folder / ".state" / study.digest)
+        self.state_folder = folder / ".state"
+        self.memory = RoundMemory(self.state_folder / study.digest)
         self._cases: dict[str, list[CaseTensors]] = {}
         if self.config.name not in study.roster:
             raise FederationError(
@@ -109,7 +111,7 @@ class Site:
         learner = self._learner(preprocessing, arrays)
         received = _weights(learner)
         spec = self.study.training
-        cases = self._prepared(preprocessing)
+        cases = self._prepared(learner, preprocessing)
         validation = evaluation_loss(learner, self._split(cases, "val"), spec.objective)
         train = labelled(self._split(cases, "train"))
         kept = self.memory.before(round_number)
@@ -140,7 +142,7 @@ class Site:
         """Metrics of the model on this site's own test cases, with intervals; small groups are held back."""
         torch.set_num_threads(1)
         learner = self._learner(preprocessing, arrays)
-        table = predict(learner, self.study, preprocessing, self.cohort, self._prepared(preprocessing))
+        table = predict(learner, self.study, preprocessing, self.cohort, self._prepared(learner, preprocessing))
         tables = {task.name: [table] for task in self.study.tasks if task.name in self.cohort.tasks}
         rows = metric_rows(
             tables, self.study, preprocessing, method="federated", hospital=self.cohort.site, seed=self.study.seed
@@ -162,10 +164,12 @@ class Site:
         load_trainable(learner, {name: torch.from_numpy(value.copy()) for name, value in weights.items()})
         return learner.to(training_device())
 
-    def _prepared(self, preprocessing: Preprocessing) -> list[CaseTensors]:
+    def _prepared(self, learner: Learner, preprocessing: Preprocessing) -> list[CaseTensors]:
         key = preprocessing.digest
         if key not in self._cases:
-            self._cases = {key: prepare(self.cohort, self.study, preprocessing)}
+            cases = prepare(self.cohort, self.study, preprocessing)
+            cache = self.state_folder / "prefix"
+            self._cases = {key: with_cached_prefix(learner.modaltune, self.study.slides.sha256, cases, cache)}
         return self._cases[key]
 
     def _split(self, cases: list[CaseTensors], split: str) -> list[CaseTensors]:
