@@ -18,6 +18,15 @@ from torch import Tensor
 from modaltune.errors import ModelFileError
 
 
+def cache_folder() -> Path:
+    """Where files that can be made again are kept: ``$MODALTUNE_CACHE`` or the user's cache folder."""
+    root = (
+        os.environ.get("MODALTUNE_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "modaltune"
+    )
+    return Path(root)
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)

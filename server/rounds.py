@@ -19,6 +19,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from modaltune.data.preprocessing import Preprocessing
+from modaltune.encoders.registry import weights_are_here
 from modaltune.errors import FederationError, ReplyRefused, RunFailed
 from modaltune.federation.average import State, Update, contributors, keywise_average
 from modaltune.federation.capability import Capability, check_versions, gene_panel
@@ -105,7 +106,7 @@ class Federation:
         panel = gene_panel(self.capabilities, self.study)
         preprocessing = self._preprocess(panel)
         write_text(self.out / "preprocessing.json", preprocessing.to_json())
-        learner = build_learner(self.study, preprocessing)
+        learner = build_learner(self.study, preprocessing, frozen=weights_are_here(self.study.slides.encoder))
         manifest = Manifest.of_training(learner, self.study)
         start: State = {name: value.numpy().copy() for name, value in trainable_state(learner).items()}
         state, steps = start, 0

@@ -88,7 +88,7 @@ def test_the_loss_is_the_mean_over_tasks(tiny_learner: Learner, tiny_cases: list
 def test_groups_hold_every_case_once_and_respect_the_limit(
     tiny_learner: Learner, tiny_cases: list[CaseTensors]
 ) -> None:
-    width = tiny_learner.modaltune.slide_encoder.config.width
+    width = tiny_learner.modaltune.slide_encoder.width
     passes = [3] * len(tiny_cases)
     spans = list(case_groups(tiny_learner, tiny_cases, passes, 20 * width))
     assert [row for start, stop in spans for row in range(start, stop)] == list(range(len(tiny_cases)))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from modaltune.encoders.dilated_attention import DilatedConfig, dilated_attention
 from modaltune.encoders.positions import position_embedding
+from modaltune.encoders.slide import SlideEncoder
 from modaltune.errors import ConfigError
 
 
@@ -118,12 +119,13 @@ class _Encoder(nn.Module):
         self.layer_norm = nn.LayerNorm(config.width)
 
 
-class LongNetViT(nn.Module):
+class LongNetViT(SlideEncoder):
     """Slide encoder; 247 tensors and 86,330,880 parameters at the default configuration."""
 
     def __init__(self, config: LongNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.in_width, self.width, self.depth = config.in_width, config.width, config.depth
         self.patch_embed = _PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.encoder = _Encoder(config)

@@ -17,16 +17,7 @@ from torch import Tensor
 
 from modaltune import _torchvision
 from modaltune.errors import ConfigError, ModelFileError
-from modaltune.storage import digest_file, write_bytes
-
-
-def cache_folder() -> Path:
-    """Where embeddings are kept: ``$MODALTUNE_CACHE`` or the user's cache folder."""
-    root = (
-        os.environ.get("MODALTUNE_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "modaltune"
-    )
-    return Path(root)
+from modaltune.storage import cache_folder, digest_file, write_bytes
 
 
 class TextEncoder:

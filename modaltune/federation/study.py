@@ -81,7 +81,7 @@ class SlideSpec(_Part):
         max_patches: larger bags are subsampled once per case, by a seed.
     """
 
-    encoder: Literal["small"] = "small"
+    encoder: Literal["small", "longnet", "vit"] = "small"
     in_width: Annotated[int, Field(gt=0)]
     width: int = 64
     depth: int = 2
@@ -138,7 +138,7 @@ class TrainingSpec(_Part):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    wire: Literal["fp32", "fp16", "int8"] = "fp32"  # how trained weights travel; see docs/wire.md
+    wire: Literal["fp32", "fp16", "int8"] = "fp32"  # how trained weights travel: modaltune/federation/wire.py
     keep_optimiser: bool = True  # AdamW's running averages stay at the site from round to round; they never travel
 
 

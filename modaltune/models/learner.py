@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from modaltune.data.batch import Batch, CaseTensors
 from modaltune.data.preprocessing import Preprocessing, clinical_width
 from modaltune.encoders.gene import GeneEncoderConfig, set_indices
-from modaltune.encoders.longnet import LongNetViT
-from modaltune.encoders.small import small_slide_encoder
+from modaltune.encoders.registry import blank_slide_encoder, slide_encoder
+from modaltune.encoders.slide import SlideEncoder
 from modaltune.encoders.text import text_encoder
 from modaltune.errors import ModelFileError
-from modaltune.federation.study import SlideSpec, Study
+from modaltune.federation.study import Study
 from modaltune.models.adapters import AdapterConfig
 from modaltune.models.modaltune import ModalTune, ModalTuneConfig, trainable_state
 from modaltune.seeds import derive_seed
-from modaltune.storage import digest_state, load_state, save_state, write_text
+from modaltune.storage import load_state, save_state, write_text
 from modaltune.tasks.head import SeparateHeads, TextHead, candidate_targets
 from modaltune.tasks.projector import seeded_projector
 
@@ -58,16 +58,14 @@ OPTIONAL_PREFIXES = (
 )
 
 
-def build_slide_encoder(spec: SlideSpec) -> LongNetViT:
-    """The frozen slide encoder of a study, verified by hash."""
-    encoder = small_slide_encoder(spec.in_width, width=spec.width, depth=spec.depth)
-    found = digest_state(encoder.state_dict())
-    if found != spec.sha256:
-        raise ModelFileError(
-            f"slide encoder {spec.encoder!r}: sha256 {found[:12]}... differs from the study's {spec.sha256[:12]}...;"
-            " use the torch version of the study"
-        )
-    return encoder
+def _frozen_encoder(study: Study) -> SlideEncoder:
+    spec = study.slides
+    return slide_encoder(spec.encoder, in_width=spec.in_width, width=spec.width, depth=spec.depth, sha256=spec.sha256)
+
+
+def _blank_encoder(study: Study) -> SlideEncoder:
+    spec = study.slides
+    return blank_slide_encoder(spec.encoder, in_width=spec.in_width, width=spec.width, depth=spec.depth)
 
 
 def label_targets(study: Study, preprocessing: Preprocessing) -> dict[str, Tensor]:
@@ -97,11 +95,14 @@ def _gene_config(study: Study) -> GeneEncoderConfig:
     )
 
 
-def build_learner(study: Study, preprocessing: Preprocessing, targets: Mapping[str, Tensor] | None = None) -> Learner:
+def build_learner(
+    study: Study, preprocessing: Preprocessing, targets: Mapping[str, Tensor] | None = None, *, frozen: bool = True
+) -> Learner:
     """A fresh model of the study; its initial weights depend on the study seed only.
 
     Args:
         targets: label targets of a released model; None computes them with the text encoder, if the head needs any.
+        frozen: load the frozen slide encoder; without it the model can be averaged, not run.
     """
     spec = study.model
     sets = dict(sorted(preprocessing.gene_sets.items()))  # as in canonical JSON: copies that travelled agree
@@ -122,7 +123,7 @@ def build_learner(study: Study, preprocessing: Preprocessing, targets: Mapping[s
         gene_encoder=_gene_config(study),
         task_pass=spec.task_pass,
     )
-    encoder = build_slide_encoder(study.slides)
+    encoder = _frozen_encoder(study) if frozen else _blank_encoder(study)
     classes = {task.name: len(preprocessing.tasks[task.name].candidates) for task in study.tasks}
     if spec.head == "text" and targets is None:
         targets = label_targets(study, preprocessing)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from modaltune.data.batch import Batch
 from modaltune.encoders.gene import GeneEncoderConfig, build_gene_encoder
-from modaltune.encoders.longnet import LongNetViT
+from modaltune.encoders.slide import SlideEncoder
 from modaltune.errors import ConfigError
 from modaltune.models.adapters import AdapterConfig, Interaction, TokenSelfAttention, init_adapters
 
@@ -72,13 +72,13 @@ class ModalTune(nn.Module):
     case passes through the same layers.
     """
 
-    def __init__(self, slide_encoder: LongNetViT, config: ModalTuneConfig) -> None:
+    def __init__(self, slide_encoder: SlideEncoder, config: ModalTuneConfig) -> None:
         super().__init__()
-        width = slide_encoder.config.width
-        if config.adapter.groups[-1][1] != slide_encoder.config.depth - 1:
+        width = slide_encoder.width
+        if config.adapter.groups[-1][1] != slide_encoder.depth - 1:
             raise ConfigError(
                 f"adapter.groups end at layer {config.adapter.groups[-1][1]} but the slide encoder's last layer is"
-                f" {slide_encoder.config.depth - 1}"
+                f" {slide_encoder.depth - 1}"
             )
         self.config = config
         self.slide_encoder = slide_encoder.requires_grad_(False)
@@ -241,10 +241,10 @@ class ModalTune(nn.Module):
             tokens = torch.cat([tokens[:, :1], patches], dim=1)
             tokens = self.slide_encoder.run_layers(tokens, low, high, None if lengths is None else lengths + 1)
             joined = interaction.extract(joined, tokens[:, 1:], position, padding)
-        return self._head(tokens[:, :1], joined, count)
+        return self._head(self.slide_encoder.image(tokens, lengths), joined, count)
 
     def _head(self, image: Tensor, prompts: Tensor, tasks: int) -> Tensor:
-        """Join CLS ``[Q, 1, D]``, each task token and each modality's token, then project to ``[Q, t, O]``."""
+        """Join image ``[Q, 1, D]``, each task token and each modality's token, then project to ``[Q, t, O]``."""
         clinical = int(self.clinical_encoder is not None)
         parts = [image, prompts[:, clinical : clinical + tasks]]
         if self.gene_encoder is not None:

@@ -16,7 +16,6 @@ from modaltune.models.learner import (
     OPTIONAL_PREFIXES,
     Learner,
     build_learner,
-    build_slide_encoder,
     label_targets,
     load_model,
     load_trainable,
@@ -148,10 +147,20 @@ def test_a_damaged_description_of_a_model_is_refused(name: str, saved: Path) -> 
         load_model(saved)
 
 
-def test_a_slide_encoder_with_another_hash_is_refused(tiny_study: Study) -> None:
-    spec = tiny_study.slides.model_copy(update={"sha256": "f" * 64})
+def test_a_slide_encoder_with_another_hash_is_refused(
+    tiny_study: Study, tiny_preprocessing: Preprocessing, tiny_targets: Targets
+) -> None:
+    study = tiny_study.model_copy(update={"slides": tiny_study.slides.model_copy(update={"sha256": "f" * 64})})
     with pytest.raises(ModelFileError, match=r"slide encoder 'small': sha256 .* differs"):
-        build_slide_encoder(spec)
+        build_learner(study, tiny_preprocessing, tiny_targets)
+
+
+def test_a_coordinator_without_frozen_weights_starts_from_the_same_trained_ones(
+    tiny_learner: Learner, tiny_study: Study, tiny_preprocessing: Preprocessing, tiny_targets: Targets
+) -> None:
+    blank = build_learner(tiny_study, tiny_preprocessing, tiny_targets, frozen=False)
+    assert digest_state(trainable_state(blank)) == digest_state(trainable_state(tiny_learner))
+    assert all(parameter.is_meta for parameter in blank.modaltune.slide_encoder.parameters())
 
 
 @pytest.mark.usefixtures("word_encoder")

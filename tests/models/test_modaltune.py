@@ -169,7 +169,7 @@ def image_vector(model: ModalTune, case: CaseTensors) -> Tensor:
     handle = model.final_norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     model.embed(collate([case]), TASKS[:1])
     handle.remove()
-    return seen[0][0, 0, : model.slide_encoder.config.width]
+    return seen[0][0, 0, : model.slide_encoder.width]
 
 
 @pytest.mark.parametrize("groups", [((0, 0), (1, 2)), ((1, 1), (2, 2)), ((0, 2),)])

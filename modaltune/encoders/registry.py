@@ -1,0 +1,79 @@
+"""The slide encoder that a study names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+
+from modaltune.encoders.longnet import LongNetConfig, LongNetViT
+from modaltune.encoders.slide import SlideEncoder, encoders_folder, load_strictly, read_checkpoint, verified_file
+from modaltune.encoders.small import small_slide_encoder
+from modaltune.encoders.vit import ViTSlideEncoder
+from modaltune.errors import ConfigError, ModelFileError
+from modaltune.storage import digest_state
+
+
+def _longnet(in_width: int, width: int, depth: int) -> LongNetViT:
+    config = LongNetConfig()
+    if (in_width, width, depth) != (config.in_width, config.width, config.depth):
+        raise ConfigError(
+            f"slides: encoder 'longnet' has in_width {config.in_width}, width {config.width} and depth {config.depth},"
+            f" but the study says {in_width}, {width} and {depth}; extract features with Prov-GigaPath's tile encoder"
+        )
+    return LongNetViT(config)
+
+
+_MODULES: dict[str, Callable[[int, int, int], SlideEncoder]] = {
+    "small": lambda in_width, width, depth: small_slide_encoder(in_width, width=width, depth=depth),
+    "longnet": _longnet,
+    "vit": ViTSlideEncoder,
+}
+_FILES = {"longnet": ("slide_encoder.pth", "model"), "vit": ("model.safetensors", None)}  # and the entry inside
+
+
+def slide_encoder(name: str, *, in_width: int, width: int, depth: int, sha256: str) -> SlideEncoder:
+    """A frozen slide encoder in evaluation mode.
+
+    Args:
+        name: ``small``, ``longnet`` or ``vit``.
+        in_width: W, features per patch.
+        width: D.
+        depth: number of layers.
+        sha256: of the weights file, or for ``small`` of its names, shapes and bytes.
+    Raises:
+        ModelFileError: weights absent, truncated, incomplete or with another hash.
+        ConfigError: sizes that the encoder does not have.
+    """
+    if name in _FILES:
+        return _from_file(name, in_width, width, depth, sha256)
+    encoder = _MODULES[name](in_width, width, depth)
+    found = digest_state(encoder.state_dict())
+    if found != sha256:
+        raise ModelFileError(
+            f"slide encoder {name!r}: sha256 {found[:12]}... differs from the study's {sha256[:12]}...; use the release"
+            " of this project that the study was made with"
+        )
+    return encoder
+
+
+@lru_cache(maxsize=1)
+def _from_file(name: str, in_width: int, width: int, depth: int, sha256: str) -> SlideEncoder:
+    """Read once and shared: frozen weights are the same for every model of a process."""
+    encoder = blank_slide_encoder(name, in_width=in_width, width=width, depth=depth)
+    file, entry = _FILES[name]
+    path = verified_file(name, file, sha256)
+    load_strictly(encoder, read_checkpoint(path, entry), str(path))
+    return encoder.requires_grad_(False).eval()
+
+
+def blank_slide_encoder(name: str, *, in_width: int, width: int, depth: int) -> SlideEncoder:
+    """The module without weights, on the meta device: all that a coordinator without the gated files needs."""
+    with torch.device("meta"):
+        return _MODULES[name](in_width, width, depth).requires_grad_(False).eval()
+
+
+def weights_are_here(name: str) -> bool:
+    """Whether this machine has the weights of an encoder."""
+    return name not in _FILES or (encoders_folder() / name / _FILES[name][0]).is_file()

@@ -1,0 +1,103 @@
+"""Frozen slide encoders behind one interface, found by name and verified by hash.
+
+======= ============================================================ ==============================================
+name    what it is                                                  weights
+======= ============================================================ ==============================================
+small   built-in LongNetViT, drawn from a named seed                 none needed
+longnet Prov-GigaPath's slide encoder (12 layers, width 768)        ``longnet/slide_encoder.pth``, gated
+vit     a plain vision transformer over patch features (timm blocks) ``vit/model.safetensors``
+======= ============================================================ ==============================================
+
+Weights are looked for in ``$MODALTUNE_ENCODERS`` (default: ``encoders`` in the cache folder) and never travel. Another
+encoder is a subclass of :class:`SlideEncoder` and a line in :data:`_LOADERS`.
+
+Shapes: B cases, N patches, T = N + 1 tokens with CLS first, W features per patch, D width.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from modaltune.errors import ModelFileError
+from modaltune.storage import cache_folder, digest_file, load_state
+
+
+class SlideEncoder(nn.Module, ABC):
+    """What adapters need of a slide encoder: embedding, layers one by one, and an image vector at the end."""
+
+    in_width: int
+    width: int
+    depth: int
+
+    @abstractmethod
+    def embed(self, patches: Tensor, cells: Tensor) -> Tensor:
+        """Patches ``[B, N, W]`` on grid cells ``[B, N, 2]`` -> tokens ``[B, N, D]`` without CLS."""
+
+    @abstractmethod
+    def with_cls(self, tokens: Tensor) -> Tensor:
+        """Put CLS in front: ``[B, N, D]`` -> ``[B, T, D]``."""
+
+    @abstractmethod
+    def run_layers(self, x: Tensor, first: int, last: int, lengths: Tensor | None = None) -> Tensor:
+        """Layers ``first`` to ``last``, inclusive, on ``[B, T, D]``; ``lengths [B]`` counts tokens, CLS included."""
+
+    def image(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Image vector ``[B, 1, D]`` of the last layer's output; CLS unless the encoder pools otherwise."""
+        return x[:, :1]
+
+
+def encoders_folder() -> Path:
+    """Where gated or private weights lie: ``$MODALTUNE_ENCODERS`` or ``encoders`` in the cache folder."""
+    return Path(os.environ.get("MODALTUNE_ENCODERS") or cache_folder() / "encoders").expanduser()
+
+
+def verified_file(name: str, file: str, sha256: str) -> Path:
+    """The weights of an encoder, by hash.
+
+    Raises:
+        ModelFileError: the file is absent, or differs from what the study names.
+    """
+    path = encoders_folder() / name / file
+    if not path.is_file():
+        raise ModelFileError(
+            f"slide encoder {name!r}: no file {path}; put the weights there or name their folder in MODALTUNE_ENCODERS"
+        )
+    found = digest_file(path)
+    if found != sha256:
+        raise ModelFileError(
+            f"slide encoder {name!r}: {file} has sha256 {found[:12]}... but the study names {sha256[:12]}...; a part is"
+            " missing or it is another version, download it again"
+        )
+    return path
+
+
+def read_checkpoint(path: Path, key: str | None = None) -> dict[str, Tensor]:
+    """Tensors of a ``.pth`` or safetensors file; ``key`` names the entry of a ``.pth`` that holds them."""
+    if path.suffix == ".safetensors":
+        return load_state(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        state = content[key] if key is not None else content
+        return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    except Exception as error:  # torch.load raises a dozen kinds for a damaged file
+        raise ModelFileError(
+            f"{path}: not a readable checkpoint ({type(error).__name__}); download it again"
+        ) from error
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load every tensor; one that is missing, extra or of another shape is an error that counts and names them."""
+    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    for problem, names in (("missing", set(own) - set(state)), ("unexpected", set(state) - set(own))):
+        if names:
+            raise ModelFileError(f"{where}: {len(names)} tensor(s) {problem} of {len(own)}, first {min(names)}")
+    for name, shape in own.items():
+        if tuple(state[name].shape) != shape:
+            raise ModelFileError(f"{where}: {name} has shape {tuple(state[name].shape)}, expected {shape}")
+    module.load_state_dict(dict(state), strict=True, assign=True)
