@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.progress import Progress, TextColumn
 
 from modaltune.benchmarks.parts import bench_genes, bench_growth, bench_kernels, bench_positions
 from modaltune.benchmarks.step import bench_step
@@ -14,6 +16,8 @@ from modaltune.benchmarks.table import bench_table
 from modaltune.benchmarks.wire import bench_wire
 from modaltune.console import console, emit_json, progress_line, run_app
 from modaltune.evaluation.external import evaluate_tables
+from modaltune.federation.study import Study
+from modaltune.local import LocalTraining
 from modaltune.tables import metric_table
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -34,6 +38,33 @@ def evaluate(
         emit_json(rows)
     else:
         console.print(metric_table(rows))
+
+
+@app.command()
+def train(
+    site: Annotated[Path, typer.Argument(help="Site folder (docs/data.md).")],
+    study: Annotated[Path, typer.Option(help="study.toml or study.json, for instance of a run folder.")],
+    out: Annotated[Path, typer.Option(help="Receives model/ and training.jsonl; an interrupted run goes on here.")],
+    patience: Annotated[int | None, typer.Option(min=1, help="Checks without a better loss before stopping.")] = None,
+    json: Json = False,
+) -> None:
+    """Train the study's model on one site alone; an interrupted run that is started again gives the same model."""
+    training = LocalTraining(Study.load(study), site, out, patience=patience)
+    with Progress(*Progress.get_default_columns(), TextColumn("{task.fields[loss]}"), console=console) as bar:
+        row = bar.add_task("training", total=training.steps, loss="")
+
+        def say(step: int, steps: int, check: Mapping[str, Any]) -> None:
+            loss = check["val_loss"]
+            bar.update(row, completed=step, loss="" if loss is None else f"validation loss {loss:.4f}")
+
+        training.run(say)
+    numbers = training.numbers
+    loss = numbers.best_loss if math.isfinite(numbers.best_loss) else None
+    result = {"model": str(out / "model"), "steps": numbers.step, "best_step": numbers.best_step, "val_loss": loss}
+    if json:
+        emit_json(result)
+    else:
+        console.print(f"model: {out / 'model'}  ({numbers.step} steps, best after {numbers.best_step})", markup=False)
 
 
 @app.command()

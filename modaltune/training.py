@@ -109,6 +109,7 @@ def fit(
     end: float = 1.0,
     after_step: Callable[[int], None] | None = None,
     optimiser: torch.optim.Optimizer | None = None,
+    done: int = 0,
 ) -> Outcome:
     """Train in place for a number of optimiser steps.
 
@@ -119,10 +120,13 @@ def fit(
         start, end: part of the whole training that these steps cover, for the learning rate.
         after_step: called with the number of finished steps.
         optimiser: goes on from its state; None starts a fresh one.
+        done: steps that a checkpoint has behind it; their batches are drawn and passed over, and torch's generator is
+            taken as the checkpoint left it.
     """
     usable = labelled(cases)
     generator = numpy_generator(seed, "batches")
-    torch.manual_seed(derive_seed(seed, "dropout"))
+    if not done:
+        torch.manual_seed(derive_seed(seed, "dropout"))
     parameters = [p for p in learner.parameters() if p.requires_grad]
     optimiser = make_optimiser(learner, spec) if optimiser is None else optimiser
     exercised: dict[str, set[int]] = {}
@@ -132,6 +136,8 @@ def fit(
     for step in range(steps):
         members = next(order)
         shown = [drop_modalities(usable[i], spec.modality_dropout, generator) for i in members]
+        if step < done:
+            continue
         for member, case in zip(members, shown, strict=True):
             for prefix in {"", *learner.exercised_by(case)}:
                 exercised.setdefault(prefix, set()).add(member)
@@ -148,7 +154,7 @@ def fit(
             )
         if after_step is not None:
             after_step(step + 1)
-    return Outcome(loss=total / steps, steps=steps, examples=_per_parameter(learner, exercised))
+    return Outcome(loss=total / max(1, steps - done), steps=steps - done, examples=_per_parameter(learner, exercised))
 
 
 def _per_parameter(learner: Learner, exercised: dict[str, set[int]]) -> dict[str, int]:

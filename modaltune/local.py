@@ -1,0 +1,189 @@
+"""Training on one machine from one site folder: progress, early stopping, and checkpoints that resume exactly.
+
+The best weights are those with the lowest validation loss, the mean over the study's tasks; training stops after
+``patience`` checks without a new best. A checkpoint is one file, written atomically: weights, best weights, optimiser,
+torch's generators and the numbers below. An interrupted run that is started again gives the same model as one that was
+never interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modaltune.data.preprocessing import Preprocessing, prepare
+from modaltune.data.site import load_site
+from modaltune.errors import ConfigError, DataError
+from modaltune.federation.statistics import pooled_preprocessing, site_statistics
+from modaltune.federation.study import Study
+from modaltune.models.learner import Learner, build_learner, load_trainable, save_model
+from modaltune.models.modaltune import trainable_state
+from modaltune.seeds import derive_seed
+from modaltune.step import loss_of
+from modaltune.storage import append_json_line, load_state, save_state, write_text
+from modaltune.training import (
+    epoch_steps,
+    fit,
+    labelled,
+    learning_rate,
+    make_optimiser,
+    optimiser_state,
+    restore_optimiser,
+    training_device,
+)
+
+_CHECKPOINT = "checkpoint.safetensors"
+_LOG = "training.jsonl"
+Say = Callable[[int, int, Mapping[str, Any]], None]
+
+
+@dataclass(kw_only=True)
+class _Numbers:
+    """What a checkpoint counts."""
+
+    step: int = 0
+    best_step: int = 0
+    best_loss: float = math.inf
+    since_best: int = 0
+
+
+class _Stop(Exception):
+    """Ends training early."""
+
+
+class LocalTraining:
+    """One study on one site.
+
+    Args:
+        study: tasks, model and training settings; ``rounds`` times ``local_epochs`` are the epochs.
+        site: site folder.
+        out: receives ``model/``, ``training.jsonl`` and, until the end, ``checkpoint.safetensors``.
+        checks: validations over the whole training, evenly spaced; each writes a checkpoint.
+        patience: checks without a better validation loss before training stops; None = never.
+    """
+
+    def __init__(self, study: Study, site: Path, out: Path, *, checks: int = 24, patience: int | None = None) -> None:
+        self.study, self.out, self.patience = study, out, patience
+        labels = {task.name: task.values for task in study.tasks if task.kind != "survival"}
+        self.cohort = load_site(site, split_salt=study.digest, labels=labels)
+        held = tuple(task for task in study.tasks if task.name in self.cohort.tasks)
+        if not held:
+            raise DataError(f"site {self.cohort.site} labels no task of study {study.name}; see tasks in site.toml")
+        self.study = study.model_copy(update={"tasks": held, "roster": (self.cohort.site,), "quorum": 1})
+        genes = [] if self.cohort.expression is None else sorted(map(str, self.cohort.expression.columns))
+        sums = site_statistics(self.cohort, self.study, genes, study.privacy.min_cell)
+        self.preprocessing: Preprocessing = pooled_preprocessing({self.cohort.site: sums}, self.study, genes)
+        cases = prepare(self.cohort, self.study, self.preprocessing)
+        split = self.cohort.cases["split"]
+        self.train = labelled([case for case, name in zip(cases, split, strict=True) if name == "train"])
+        self.validation = labelled([case for case, name in zip(cases, split, strict=True) if name == "val"])
+        if not self.train:
+            raise DataError(f"site {self.cohort.site}: no labelled training case; check the split and label columns")
+        spec = study.training
+        self.steps = epoch_steps(len(self.train), spec.batch_size) * spec.local_epochs * spec.rounds
+        self.interval = max(1, self.steps // checks)
+        self.numbers, self.best = _Numbers(), dict[str, Tensor]()
+
+    def run(self, say: Say | None = None) -> Learner:
+        """Train, or go on from the checkpoint in ``out``, and write the best model."""
+        learner = build_learner(self.study, self.preprocessing).to(training_device())
+        optimiser = make_optimiser(learner, self.study.training)
+        resumed = self._resume(learner, optimiser)
+        started = time.monotonic()
+
+        def after_step(step: int) -> None:
+            self.numbers.step = step
+            if step % self.interval and step != self.steps:
+                return
+            row = self._check(learner, step, time.monotonic() - started)
+            self._save(learner, optimiser)
+            append_json_line(self.out / _LOG, row)
+            if say is not None:
+                say(step, self.steps, row)
+            if self.patience is not None and self.numbers.since_best >= self.patience:
+                raise _Stop
+
+        seed = derive_seed(self.study.seed, "local", self.cohort.site)
+        if not (self.patience is not None and self.numbers.since_best >= self.patience):
+            with suppress(_Stop):
+                fit(
+                    learner,
+                    self.train,
+                    self.study.training,
+                    steps=self.steps,
+                    seed=seed,
+                    after_step=after_step,
+                    optimiser=optimiser,
+                    done=resumed,
+                )
+        load_trainable(learner, self.best or trainable_state(learner))
+        save_model(self.out / "model", learner.cpu(), self.study, self.preprocessing)
+        (self.out / _CHECKPOINT).unlink(missing_ok=True)
+        return learner.eval()
+
+    def _check(self, learner: Learner, step: int, seconds: float) -> dict[str, Any]:
+        numbers, loss = self.numbers, None
+        if self.validation:
+            learner.eval()
+            loss = loss_of(learner, self.validation, self.study.training.objective)
+            learner.train()
+            numbers.since_best += 1
+            if math.isfinite(loss) and loss < numbers.best_loss:
+                numbers.best_loss, numbers.best_step, numbers.since_best = loss, step, 0
+                self.best = {name: value.cpu().clone() for name, value in trainable_state(learner).items()}
+        return {
+            "step": step,
+            "val_loss": loss if loss is None or math.isfinite(loss) else None,
+            "best_step": numbers.best_step,
+            "learning_rate": learning_rate(self.study.training, step / self.steps),
+            "seconds": round(seconds, 3),
+        }
+
+    def _save(self, learner: Learner, optimiser: torch.optim.Optimizer) -> None:
+        state = {f"weights/{name}": value for name, value in trainable_state(learner).items()}
+        state |= {f"best/{name}": value for name, value in self.best.items()}
+        state |= {f"optimiser/{name}": value for name, value in optimiser_state(learner, optimiser).items()}
+        state["generator/cpu"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            state["generator/cuda"] = torch.cuda.get_rng_state()
+        numbers = asdict(self.numbers) | {"best_loss": repr(self.numbers.best_loss)}
+        text = json.dumps({"study": self.study.digest, "preprocessing": self.preprocessing.digest, **numbers})
+        state["numbers"] = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        save_state(self.out / _CHECKPOINT, state)
+
+    def _resume(self, learner: Learner, optimiser: torch.optim.Optimizer) -> int:
+        """Steps behind the checkpoint, which is loaded; 0 without one."""
+        path = self.out / _CHECKPOINT
+        if not path.is_file():
+            if (self.out / _LOG).exists():
+                raise ConfigError(f"{self.out} holds a finished training; choose another --out")
+            write_text(self.out / "study.json", self.study.to_json())
+            return 0
+        state = load_state(path)
+        numbers = json.loads(bytes(state.pop("numbers").tolist()))
+        if (numbers.pop("study"), numbers.pop("preprocessing")) != (self.study.digest, self.preprocessing.digest):
+            raise ConfigError(
+                f"{path} belongs to another study or to other data of this site; choose another --out, or delete it to"
+                " start again"
+            )
+        self.numbers = _Numbers(**{**numbers, "best_loss": float(numbers["best_loss"])})
+        self.best = _part(state, "best/")
+        load_trainable(learner, _part(state, "weights/"))
+        restore_optimiser(learner, optimiser, _part(state, "optimiser/"))
+        torch.set_rng_state(state["generator/cpu"])
+        if "generator/cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["generator/cuda"])
+        return self.numbers.step
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
