@@ -11,7 +11,7 @@ import typer
 from rich.progress import Progress, TextColumn
 
 from modaltune.benchmarks.parts import bench_genes, bench_growth, bench_kernels, bench_positions
-from modaltune.benchmarks.step import bench_step
+from modaltune.benchmarks.step import bench_build, bench_step
 from modaltune.benchmarks.table import bench_table
 from modaltune.benchmarks.wire import bench_wire
 from modaltune.console import console, emit_json, progress_line, run_app
@@ -69,7 +69,7 @@ def train(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="kernels, genes, positions, growth, step, wire or all")] = "all",
+    what: Annotated[str, typer.Argument(help="kernels, genes, positions, growth, build, step, wire or all")] = "all",
     patches: Annotated[int, typer.Option(min=1, help="step: patches of the case.")] = 1024,
     tasks: Annotated[int, typer.Option(min=1, help="step: tasks of the case.")] = 3,
     json: Json = False,
@@ -80,6 +80,7 @@ def bench(
         "genes": bench_genes,
         "positions": bench_positions,
         "growth": bench_growth,
+        "build": bench_build,
         "step": lambda: bench_step(patches, tasks),
         "wire": bench_wire,
     }

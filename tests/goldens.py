@@ -204,7 +204,7 @@ def check_longnet(tensors: Mapping[str, Tensor], info: Any, kernel: str, folder:
     for length in sorted({int(name[1:].split(".")[0]) for name in tensors if name[0] == "L"}):
         golden = _part(tensors, f"L{length}.")
         patches = golden["in.x"].clone().requires_grad_()
-        cells = (golden["in.coords"] // 256).long()
+        cells = (golden["in.coords"] // config["tile_size"]).long()
         states = model.hidden_states(patches, cells)
         for index, state in enumerate(states):
             yield _activation(f"L{length}.hidden.{index}", state, golden[f"hidden.{index}"])

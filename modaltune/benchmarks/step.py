@@ -43,6 +43,11 @@ def bench_step(patches: int = 1024, tasks: int = 3) -> dict[str, Any]:
     return out | {"sequential": plain}
 
 
+def bench_build() -> dict[str, Any]:
+    """Peak memory of building the full model above torch itself, with the published gene encoder."""
+    return {"full model": {"megabytes": _in_own_process("build", 0, 3)["megabytes"]}}
+
+
 def _in_own_process(way: str, patches: int, tasks: int) -> dict[str, float]:
     command = [sys.executable, "-m", "modaltune.benchmarks.step", way, str(patches), str(tasks)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -53,6 +58,10 @@ def _in_own_process(way: str, patches: int, tasks: int) -> dict[str, float]:
 def measure(way: str, patches: int, tasks: int) -> dict[str, float]:
     """Seconds and megabytes of one way, in this process."""
     torch.set_num_threads(1)
+    if way == "build":
+        before = _peak()
+        full_model(tasks, genes=PAPER)
+        return {"megabytes": _peak() - before}
     learner, case = _prepare(way, patches, tasks)
     with suppress(OSError):  # Linux: forget the peak of building the model
         Path("/proc/self/clear_refs").write_text("5")
