@@ -117,6 +117,7 @@ class ModelSpec(_Part):
     output_width: int = 64
     head: Literal["text", "separate"] = "text"
     centre_texts: bool = True
+    frozen_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # in the frozen layers during training; published: 0.25
     task_pass: Literal["exact", "joint"] = "exact"  # a pass for each task, or one with the tokens of all tasks
     gene_encoder: Literal["compact", "paper"] = "compact"
     gene_latent: int = 64

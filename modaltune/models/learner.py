@@ -122,6 +122,7 @@ def build_learner(
         ),
         gene_encoder=_gene_config(study),
         task_pass=spec.task_pass,
+        frozen_dropout=spec.frozen_dropout,
     )
     encoder = _frozen_encoder(study) if frozen else _blank_encoder(study)
     classes = {task.name: len(preprocessing.tasks[task.name].candidates) for task in study.tasks}

@@ -33,15 +33,17 @@ class ModalTuneConfig:
     token_join: str = "sum"
     gene_summary: str = "mean"
     task_pass: str = "exact"
-    train_frozen_dropout: bool = False
+    frozen_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.gene_summary not in ("mean", "cls"):
             raise ConfigError(f"model.gene_summary {self.gene_summary!r} is unknown; choose from cls, mean")
         if self.task_pass not in ("exact", "joint"):
             raise ConfigError(f"model.task_pass {self.task_pass!r} is unknown; choose from exact, joint")
-        if self.train_frozen_dropout and self.adapter.groups[0][0] > 0:
-            raise ConfigError("model.train_frozen_dropout needs adapters from the first layer on: a prefix is cached")
+        if not 0 <= self.frozen_dropout < 1:
+            raise ConfigError(f"model.frozen_dropout must be in [0, 1), got {self.frozen_dropout}")
+        if self.frozen_dropout and self.adapter.groups[0][0] > 0:
+            raise ConfigError("model.frozen_dropout needs adapters from the first layer on: a prefix is cached")
         if self.token_join not in ("sum", "cat"):
             raise ConfigError(f"model.token_join {self.token_join!r} is unknown; choose from cat, sum")
         if not self.tasks:
@@ -82,6 +84,9 @@ class ModalTune(nn.Module):
             )
         self.config = config
         self.slide_encoder = slide_encoder.requires_grad_(False)
+        for module in slide_encoder.modules() if config.frozen_dropout else ():
+            if isinstance(module, nn.Dropout):
+                module.p = config.frozen_dropout
         self.task_tokens = TaskTokens(config.tasks, width)
         self.gene_encoder = (
             build_gene_encoder(config.gene_indices, width, config.gene_encoder) if config.gene_indices else None
@@ -116,7 +121,7 @@ class ModalTune(nn.Module):
     def train(self, mode: bool = True) -> ModalTune:
         """Training mode for what is trained; the frozen slide encoder stays deterministic unless asked otherwise."""
         super().train(mode)
-        self.slide_encoder.train(mode and self.config.train_frozen_dropout)
+        self.slide_encoder.train(mode and self.config.frozen_dropout > 0)
         return self
 
     def forward(self, batch: Batch, cases: Tensor, tasks: Sequence[str]) -> Tensor:

@@ -159,7 +159,9 @@ def test_training_mode_leaves_the_frozen_encoder_deterministic() -> None:
     model = a_model().train()
     assert model.interactions.training
     assert not any(module.training for module in model.slide_encoder.modules())
-    assert all(module.training for module in a_model(replace(CONFIG, train_frozen_dropout=True)).train().modules())
+    noisy, batch = a_model(replace(CONFIG, frozen_dropout=0.25)).train(), collate([a_case(6)])
+    assert all(module.training for module in noisy.modules())
+    assert not torch.equal(noisy.image_tokens(batch)[0], noisy.image_tokens(batch)[0])
     assert not any(module.training for module in model.eval().modules())
 
 
@@ -254,7 +256,8 @@ def test_the_gene_summary_token_stands_for_the_genes() -> None:
     [
         ({"task_pass": "fast"}, "choose from exact, joint"),
         ({"gene_summary": "sum"}, "choose from cls, mean"),
-        ({"train_frozen_dropout": True, "adapter": LATE.adapter}, "a prefix is cached"),
+        ({"frozen_dropout": 0.25, "adapter": LATE.adapter}, "a prefix is cached"),
+        ({"frozen_dropout": 1.0}, r"must be in \[0, 1\)"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(values: dict[str, object], message: str) -> None:
