@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -28,6 +29,13 @@ Pair = tuple[int, str]
 def device_of(learner: Learner) -> torch.device:
     """Where a model lives."""
     return next(learner.parameters()).device
+
+
+def precision_of(device: torch.device) -> AbstractContextManager[object]:
+    """bfloat16 where a GPU computes it fast, otherwise full precision; weights stay in fp32."""
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+    return nullcontext()
 
 
 def task_weights(cases: Sequence[CaseTensors]) -> dict[str, float]:
@@ -73,7 +81,8 @@ def loss_of(learner: Learner, cases: Sequence[CaseTensors], objective: str) -> f
         group = cases[start:stop]
         pairs = _pairs(group)
         rows, names = _columns(learner, pairs)
-        embeddings = learner(collate(group).to(device_of(learner)), rows, names)
+        with precision_of(device_of(learner)):
+            embeddings = learner(collate(group).to(device_of(learner)), rows, names).float()
         total += float(_loss(learner, embeddings, group, pairs, weights, objective))
     return total
 
@@ -117,9 +126,10 @@ def _group_gradients(
 ) -> float:
     model, pairs = learner.modaltune, _pairs(cases)
     batch = collate(cases).to(device_of(learner))
-    tokens, lengths = model.image_tokens(batch)
+    with precision_of(device_of(learner)):
+        tokens, lengths = model.image_tokens(batch)
+        shared = [tokens, *model.modality_tokens(batch)]
     one_pass = max(1, limit // tokens[0].numel()) if model.config.task_pass == "exact" else len(pairs)
-    shared = [tokens, *model.modality_tokens(batch)]
     if one_pass < len(pairs):
         leaves = [value.detach().requires_grad_(value.requires_grad) for value in shared]
     else:
@@ -128,7 +138,8 @@ def _group_gradients(
     for start in range(0, len(pairs), one_pass):
         part = pairs[start : start + one_pass]
         rows, names = _columns(learner, part)
-        embeddings = model.adapt(leaves[0], lengths, leaves[1:], rows, names)
+        with precision_of(device_of(learner)):
+            embeddings = model.adapt(leaves[0], lengths, leaves[1:], rows, names).float()
         loss = _loss(learner, embeddings, cases, part, weights, objective)
         loss.backward()
         total += float(loss.detach())

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from modaltune import step
 from modaltune.data.batch import CaseTensors, collate
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.federation.study import Study
@@ -69,6 +70,21 @@ def test_a_joint_pass_is_cut_between_cases_only(
     study = tiny_study.model_copy(update={"model": spec})
     learner, cases = build_learner(study, tiny_preprocessing, tiny_targets).eval(), labelled(tiny_cases)
     assert_same(gradients(learner, cases, limit), gradients(learner, cases))
+
+
+@pytest.mark.parametrize("limit", [1, GRAPH_LIMIT])
+def test_bfloat16_gives_nearly_the_same_gradient(
+    limit: int, tiny_learner: Learner, tiny_cases: list[CaseTensors], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = labelled(tiny_cases)
+    loss, expected = gradients(tiny_learner, cases)
+    monkeypatch.setattr(step, "precision_of", lambda device: torch.autocast("cpu", dtype=torch.bfloat16))
+    half_loss, found = gradients(tiny_learner, cases, limit)
+    assert half_loss == pytest.approx(loss, rel=0.02)
+    assert half_loss != loss
+    ours, full = (torch.cat([value.flatten() for value in one.values()]) for one in (found, expected))
+    assert ours.dtype == torch.float32
+    assert float((ours - full).norm() / full.norm()) < 0.05
 
 
 def test_the_evaluated_loss_is_the_trained_one(tiny_learner: Learner, tiny_cases: list[CaseTensors]) -> None:

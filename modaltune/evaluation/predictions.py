@@ -29,7 +29,7 @@ from modaltune.evaluation.metrics import (
 )
 from modaltune.federation.study import METRICS, Study, TaskSpec
 from modaltune.models.learner import Learner
-from modaltune.step import case_groups, device_of
+from modaltune.step import case_groups, device_of, precision_of
 
 COLUMNS = ("hospital", "task", "label", "probabilities", "time_months", "event", "risk")
 
@@ -40,10 +40,11 @@ def embed_cases(learner: Learner, cases: Sequence[CaseTensors]) -> dict[str, Ten
     learner.eval()
     tasks, device = list(learner.kinds), device_of(learner)
     passes = [len(tasks)] * len(cases)
-    parts = [
-        learner.modaltune.embed(collate(cases[start:stop]).to(device), tasks)
-        for start, stop in case_groups(learner, cases, passes)
-    ]
+    with precision_of(device):
+        parts = [
+            learner.modaltune.embed(collate(cases[start:stop]).to(device), tasks).float()
+            for start, stop in case_groups(learner, cases, passes)
+        ]
     joined = torch.cat(parts) if parts else torch.zeros(0, len(tasks), learner.modaltune.config.output_width)
     return {task: joined[:, index] for index, task in enumerate(tasks)}
 

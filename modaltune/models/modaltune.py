@@ -84,9 +84,9 @@ class ModalTune(nn.Module):
             )
         self.config = config
         self.slide_encoder = slide_encoder.requires_grad_(False)
-        for module in slide_encoder.modules() if config.frozen_dropout else ():
-            if isinstance(module, nn.Dropout):
-                module.p = config.frozen_dropout
+        for part in slide_encoder.modules() if config.frozen_dropout else ():
+            if isinstance(part, nn.Dropout):
+                part.p = config.frozen_dropout
         self.task_tokens = TaskTokens(config.tasks, width)
         self.gene_encoder = (
             build_gene_encoder(config.gene_indices, width, config.gene_encoder) if config.gene_indices else None
