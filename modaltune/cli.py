@@ -19,6 +19,7 @@ from modaltune.evaluation.external import evaluate_tables
 from modaltune.federation.study import Study
 from modaltune.local import LocalTraining
 from modaltune.tables import metric_table
+from modaltune.workers import joined
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, the rest on stderr.")]
@@ -49,15 +50,11 @@ def train(
     json: Json = False,
 ) -> None:
     """Train the study's model on one site alone; an interrupted run that is started again gives the same model."""
-    training = LocalTraining(Study.load(study), site, out, patience=patience)
-    with Progress(*Progress.get_default_columns(), TextColumn("{task.fields[loss]}"), console=console) as bar:
-        row = bar.add_task("training", total=training.steps, loss="")
-
-        def say(step: int, steps: int, check: Mapping[str, Any]) -> None:
-            loss = check["val_loss"]
-            bar.update(row, completed=step, loss="" if loss is None else f"validation loss {loss:.4f}")
-
-        training.run(say)
+    with joined() as peers:
+        training = LocalTraining(Study.load(study), site, out, patience=patience)
+        _show_progress(training, disable=not peers.first)
+    if not peers.first:
+        return
     numbers = training.numbers
     loss = numbers.best_loss if math.isfinite(numbers.best_loss) else None
     result = {"model": str(out / "model"), "steps": numbers.step, "best_step": numbers.best_step, "val_loss": loss}
@@ -65,6 +62,18 @@ def train(
         emit_json(result)
     else:
         console.print(f"model: {out / 'model'}  ({numbers.step} steps, best after {numbers.best_step})", markup=False)
+
+
+def _show_progress(training: LocalTraining, *, disable: bool) -> None:
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[loss]}"))
+    with Progress(*columns, console=console, disable=disable) as bar:
+        row = bar.add_task("training", total=training.steps, loss="")
+
+        def say(step: int, steps: int, check: Mapping[str, Any]) -> None:
+            loss = check["val_loss"]
+            bar.update(row, completed=step, loss="" if loss is None else f"validation loss {loss:.4f}")
+
+        training.run(say)
 
 
 @app.command()

@@ -40,6 +40,7 @@ from modaltune.training import (
     restore_optimiser,
     training_device,
 )
+from modaltune.workers import workers
 
 _CHECKPOINT = "checkpoint.safetensors"
 _LOG = "training.jsonl"
@@ -72,7 +73,7 @@ class LocalTraining:
     """
 
     def __init__(self, study: Study, site: Path, out: Path, *, checks: int = 24, patience: int | None = None) -> None:
-        self.study, self.out, self.patience = study, out, patience
+        self.out, self.patience, self.peers = out, patience, workers()
         labels = {task.name: task.values for task in study.tasks if task.kind != "survival"}
         self.cohort = load_site(site, split_salt=study.digest, labels=labels)
         held = tuple(task for task in study.tasks if task.name in self.cohort.tasks)
@@ -106,7 +107,8 @@ class LocalTraining:
                 return
             row = self._check(learner, step, time.monotonic() - started)
             self._save(learner, optimiser)
-            append_json_line(self.out / _LOG, row)
+            if self.peers.first:
+                append_json_line(self.out / _LOG, row)
             if say is not None:
                 say(step, self.steps, row)
             if self.patience is not None and self.numbers.since_best >= self.patience:
@@ -126,8 +128,10 @@ class LocalTraining:
                     done=resumed,
                 )
         load_trainable(learner, self.best or trainable_state(learner))
-        save_model(self.out / "model", learner.cpu(), self.study, self.preprocessing)
-        (self.out / _CHECKPOINT).unlink(missing_ok=True)
+        if self.peers.first:
+            save_model(self.out / "model", learner.cpu(), self.study, self.preprocessing)
+            (self.out / _CHECKPOINT).unlink(missing_ok=True)
+        self.peers.wait()
         return learner.eval()
 
     def _check(self, learner: Learner, step: int, seconds: float) -> dict[str, Any]:
@@ -152,9 +156,10 @@ class LocalTraining:
         state = {f"weights/{name}": value for name, value in trainable_state(learner).items()}
         state |= {f"best/{name}": value for name, value in self.best.items()}
         state |= {f"optimiser/{name}": value for name, value in optimiser_state(learner, optimiser).items()}
-        state["generator/cpu"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            state["generator/cuda"] = torch.cuda.get_rng_state()
+        for kind, value in _generators().items():
+            state |= {f"generator/{kind}/{rank}": part for rank, part in enumerate(self.peers.gather(value))}
+        if not self.peers.first:
+            return
         numbers = asdict(self.numbers) | {"best_loss": repr(self.numbers.best_loss)}
         text = json.dumps({"study": self.study.digest, "preprocessing": self.preprocessing.digest, **numbers})
         state["numbers"] = torch.tensor(list(text.encode()), dtype=torch.uint8)
@@ -166,7 +171,9 @@ class LocalTraining:
         if not path.is_file():
             if (self.out / _LOG).exists():
                 raise ConfigError(f"{self.out} holds a finished training; choose another --out")
-            write_text(self.out / "study.json", self.study.to_json())
+            self.peers.wait()
+            if self.peers.first:
+                write_text(self.out / "study.json", self.study.to_json())
             return 0
         state = load_state(path)
         numbers = json.loads(bytes(state.pop("numbers").tolist()))
@@ -179,10 +186,26 @@ class LocalTraining:
         self.best = _part(state, "best/")
         load_trainable(learner, _part(state, "weights/"))
         restore_optimiser(learner, optimiser, _part(state, "optimiser/"))
-        torch.set_rng_state(state["generator/cpu"])
-        if "generator/cuda" in state and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["generator/cuda"])
+        self._restore_generators(state)
         return self.numbers.step
+
+    def _restore_generators(self, state: Mapping[str, Tensor]) -> None:
+        kinds = set(_generators())
+        wanted = {f"generator/{kind}/{rank}" for kind in kinds for rank in range(self.peers.count)}
+        if wanted != {name for name in state if name.startswith("generator/")}:
+            raise ConfigError(
+                f"{self.out / _CHECKPOINT} was written by another number or kind of processes; go on with those"
+            )
+        torch.set_rng_state(state[f"generator/cpu/{self.peers.rank}"])
+        if "cuda" in kinds:
+            torch.cuda.set_rng_state(state[f"generator/cuda/{self.peers.rank}"])
+
+
+def _generators() -> dict[str, Tensor]:
+    out = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        out["cuda"] = torch.cuda.get_rng_state()
+    return out
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -64,10 +64,19 @@ def case_groups(
 
 
 def accumulate_gradients(
-    learner: Learner, cases: Sequence[CaseTensors], objective: str, limit: int = GRAPH_LIMIT
+    learner: Learner,
+    cases: Sequence[CaseTensors],
+    objective: str,
+    limit: int = GRAPH_LIMIT,
+    weights: Mapping[str, float] | None = None,
 ) -> float:
-    """Add the gradient of the loss of labelled cases to the parameters' and return the loss."""
-    weights, total = task_weights(cases), 0.0
+    """Add the gradient of the loss of labelled cases to the parameters' and return the loss.
+
+    Args:
+        limit: see :data:`GRAPH_LIMIT`.
+        weights: :func:`task_weights` of a larger batch of which these cases are a share.
+    """
+    weights, total = task_weights(cases) if weights is None else weights, 0.0
     for start, stop in case_groups(learner, cases, _passes(learner, cases), limit):
         total += _group_gradients(learner, cases[start:stop], weights, objective, limit)
     return total

@@ -16,7 +16,8 @@ from modaltune.federation.study import TrainingSpec
 from modaltune.models.learner import OPTIONAL_PREFIXES, Learner
 from modaltune.models.modaltune import trainable_state
 from modaltune.seeds import derive_seed, numpy_generator
-from modaltune.step import accumulate_gradients, loss_of
+from modaltune.step import accumulate_gradients, device_of, loss_of, task_weights
+from modaltune.workers import workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,11 +126,12 @@ def fit(
     """
     usable = labelled(cases)
     generator = numpy_generator(seed, "batches")
+    peers = workers()
     if not done:
-        torch.manual_seed(derive_seed(seed, "dropout"))
+        torch.manual_seed(derive_seed(seed, "dropout", *([peers.rank] if peers.rank else [])))
     parameters = [p for p in learner.parameters() if p.requires_grad]
     optimiser = make_optimiser(learner, spec) if optimiser is None else optimiser
-    exercised: dict[str, set[int]] = {}
+    device, exercised = device_of(learner), dict[str, set[int]]()
     total = 0.0
     order = batches(len(usable), spec.batch_size, generator)
     learner.train()
@@ -144,7 +146,10 @@ def fit(
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(spec, start + (end - start) * step / steps)
         optimiser.zero_grad(set_to_none=True)
-        total += accumulate_gradients(learner, shown, spec.objective)
+        mine = peers.share(shown)
+        loss = accumulate_gradients(learner, mine, spec.objective, weights=task_weights(shown))
+        total += peers.sum_number(loss, device)
+        peers.sum_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
         optimiser.step()
         if not math.isfinite(total):

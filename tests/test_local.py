@@ -15,7 +15,7 @@ from modaltune.models.modaltune import trainable_state
 from modaltune.storage import digest_state
 from simulation.study import read_sites
 from simulation.synthetic import build_synthetic
-from tests.integration.helpers import make_study, vocabulary
+from tests.integration.helpers import make_study, run_script, script, vocabulary
 
 
 class Killed(Exception):
@@ -124,3 +124,27 @@ def test_a_site_without_a_task_of_the_study_is_refused(study: Study, site: Path,
     other = study.model_copy(update={"tasks": (study.tasks[0].model_copy(update={"name": "grade"}),)})
     with pytest.raises(DataError, match="labels no task of study small"):
         LocalTraining(other, site, tmp_path)
+
+
+def test_two_processes_train_what_one_trains(study: Study, site: Path, tmp_path: Path) -> None:
+    quiet = study.model.model_copy(update={"gene_dropout": 0.0, "expression_dropout": 0.0, "drop_path": 0.0})
+    (tmp_path / "study.json").write_text(study.model_copy(update={"model": quiet}).to_json())
+    arguments = ["train", str(site), "--study", str(tmp_path / "study.json"), "--json", "--out"]
+    one = run_script("modaltune", *arguments, tmp_path / "one")
+    assert one.code == 0, one.err
+    two = run_script(
+        "torchrun",
+        "--standalone",
+        "--nproc-per-node",
+        2,
+        "--no-python",
+        script("modaltune"),
+        *arguments,
+        tmp_path / "two",
+    )
+    assert two.code == 0, two.err
+    alone, together = json.loads(one.out), json.loads(two.out)
+    assert together["steps"] == alone["steps"]
+    assert together["val_loss"] == pytest.approx(alone["val_loss"], rel=1e-2)
+    first, second = (rows(tmp_path / name)[0]["val_loss"] for name in ("one", "two"))
+    assert second == pytest.approx(first, rel=1e-4)

@@ -331,7 +331,7 @@ def test_an_optimiser_that_starts_afresh_takes_other_steps(
 def test_a_loss_that_is_no_number_stops_training_with_one_clear_line(
     tiny_learner: Learner, tiny_cases: list[CaseTensors], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "accumulate_gradients", lambda *_: float("nan"))
+    monkeypatch.setattr(training, "accumulate_gradients", lambda *_, **__: float("nan"))
     with pytest.raises(ConfigError, match="loss is not a number at step 1 of 3"):
         fit(tiny_learner, tiny_cases, SPEC, steps=3, seed=0)
 
