@@ -1,15 +1,11 @@
 """Frozen slide encoders behind one interface, found by name and verified by hash.
 
-======= ============================================================ ==============================================
-name    what it is                                                  weights
-======= ============================================================ ==============================================
-small   built-in LongNetViT, drawn from a named seed                 none needed
-longnet Prov-GigaPath's slide encoder (12 layers, width 768)        ``longnet/slide_encoder.pth``, gated
-vit     a plain vision transformer over patch features (timm blocks) ``vit/model.safetensors``
-======= ============================================================ ==============================================
+- ``small``: built-in LongNetViT, drawn from a named seed; needs no file.
+- ``longnet``: Prov-GigaPath's slide encoder (12 layers, width 768), from ``longnet/slide_encoder.pth``, gated.
+- ``vit``: a plain vision transformer over patch features (timm blocks), from ``vit/model.safetensors``.
 
 Weights are looked for in ``$MODALTUNE_ENCODERS`` (default: ``encoders`` in the cache folder) and never travel. Another
-encoder is a subclass of :class:`SlideEncoder` and a line in :data:`_LOADERS`.
+encoder is a subclass of :class:`SlideEncoder` and a line in :mod:`modaltune.encoders.registry`.
 
 Shapes: B cases, N patches, T = N + 1 tokens with CLS first, W features per patch, D width.
 """
