@@ -101,6 +101,23 @@ def test_the_cuda_kernel_agrees_with_the_naive_one(name: str, lengths: tuple[int
     torch.testing.assert_close(tuple(x.cpu() for x in found), gradients(inputs, naive), atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kernel", ["cuda_flash", "cuda_efficient"])
+def test_half_precision_on_cuda_agrees_with_full(kernel: str) -> None:
+    config = DilatedConfig(segments=(16, 46, 128), ratios=(1, 2, 4), kernel="naive")
+    generator = torch.Generator().manual_seed(0)
+    inputs = tuple(torch.randn(1, 8, 61, 16, generator=generator).requires_grad_() for _ in range(3))
+    halves = tuple(x.detach().cuda().bfloat16().requires_grad_() for x in inputs)
+    full = dilated_attention(inputs[0], inputs[1], inputs[2], config)
+    half = dilated_attention(halves[0], halves[1], halves[2], with_kernel(config, kernel))
+    torch.testing.assert_close(half.float().cpu(), full, atol=3e-2, rtol=3e-2)
+    weight = torch.randn(full.shape, generator=torch.Generator().manual_seed(1))
+    found = torch.autograd.grad((half * weight.cuda().bfloat16()).sum(), halves)
+    for ours, expected in zip(found, gradients(inputs, full), strict=True):
+        assert float((ours.float().cpu() - expected).norm() / expected.norm()) < 0.03
+
+
 def padded_attention(inputs: tuple[Tensor, ...], config: DilatedConfig, lengths: tuple[int, ...] | None) -> Tensor:
     """Attention of a padded batch, zero where a case has no token."""
     if lengths is None:
