@@ -94,6 +94,7 @@ class Site:
                 *(["slides"] if self.cohort.patch_width else []),
                 *(["expression"] if self.cohort.expression is not None else []),
                 *(["clinical"] if self.study.clinical else []),
+                *(modality.name for modality in self.study.modalities if modality.name in self.cohort.modalities),
             ],
             **{f"cases-{name}": count if count >= self.minimum else 0 for name, count in splits.items()},
             **{f"version-{name}": version(name) for name in PACKAGES},

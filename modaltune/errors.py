@@ -6,6 +6,7 @@ ModalTuneError          exit code 2: the user or the data is at fault, one line 
 │   ├── SiteFolderError     folder, site.toml or a path it names
 │   ├── CaseTableError      cases table
 │   ├── ExpressionError     expression table
+│   ├── ModalityError       table of a further modality
 │   ├── FeatureFileError    bag features (HDF5) or slides table
 │   └── LabelError          a label that the vocabulary does not know
 ├── ModelFileError      weights that are absent, truncated or have the wrong hash
@@ -44,6 +45,10 @@ class CaseTableError(DataError):
 
 class ExpressionError(DataError):
     """The expression table of a site."""
+
+
+class ModalityError(DataError):
+    """The table of a further modality of a site: report texts or numbers."""
 
 
 class FeatureFileError(DataError):

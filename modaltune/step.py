@@ -136,7 +136,7 @@ def _group_gradients(
     model, pairs = learner.modaltune, _pairs(cases)
     batch = collate(cases).to(device_of(learner))
     with precision_of(device_of(learner)):
-        tokens, lengths = model.image_tokens(batch)
+        tokens, places = model.image_tokens(batch)
         shared = [tokens, *model.modality_tokens(batch)]
     one_pass = max(1, limit // tokens[0].numel()) if model.config.task_pass == "exact" else len(pairs)
     if one_pass < len(pairs):
@@ -148,7 +148,7 @@ def _group_gradients(
         part = pairs[start : start + one_pass]
         rows, names = _columns(learner, part)
         with precision_of(device_of(learner)):
-            embeddings = model.adapt(leaves[0], lengths, leaves[1:], rows, names).float()
+            embeddings = model.adapt(leaves[0], places, leaves[1:], rows, names).float()
         loss = _loss(learner, embeddings, cases, part, weights, objective)
         loss.backward()
         total += float(loss.detach())

@@ -43,6 +43,16 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def digest_folder(folder: Path) -> str:
+    """SHA-256 over names and contents of all files below a folder; hidden files and compiled Python do not count."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    total = hashlib.sha256()
+    for name in names:
+        if not any(part.startswith(".") or part == "__pycache__" for part in name.split("/")):
+            total.update(f"{name}|{digest_file(folder / name)}\n".encode())
+    return total.hexdigest()
+
+
 def digest_state(state: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes, dtypes and bytes of a state, independent of its order."""
     total = hashlib.sha256()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modaltune.data.batch import CaseTensors, without_modality
+from modaltune.data.batch import CaseTensors, modalities_of, without_modality
 from modaltune.errors import ConfigError
 from modaltune.federation.study import TrainingSpec
 from modaltune.models.learner import OPTIONAL_PREFIXES, Learner
@@ -62,11 +62,12 @@ def batches(count: int, batch_size: int, generator: np.random.Generator) -> Iter
 
 
 def drop_modalities(case: CaseTensors, rate: float, generator: np.random.Generator) -> CaseTensors:
-    """Hide slides or expression of a case that has both, so that the model learns to do without either."""
+    """Hide one modality of a case that has several, so that the model learns to do without any of them."""
     draw, which = generator.random(2)
-    if draw >= rate or not case.has_expression or not case.patch_count:
+    present = modalities_of(case)
+    if draw >= rate or len(present) < 2:
         return case
-    return without_modality(case, "slides" if which < 0.5 else "expression")
+    return without_modality(case, present[int(which * len(present))])
 
 
 def training_device() -> torch.device:
@@ -75,9 +76,17 @@ def training_device() -> torch.device:
 
 
 def make_optimiser(learner: Learner, spec: TrainingSpec) -> torch.optim.AdamW:
-    """AdamW over the trained parameters."""
-    parameters = [p for p in learner.parameters() if p.requires_grad]
-    return torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=spec.weight_decay, foreach=True)
+    """AdamW over the trained parameters; weight decay on weight matrices only.
+
+    Biases, norms, gates, temperatures and learnt tokens keep their size: at zero they say nothing.
+    """
+    trained = [(name, parameter) for name, parameter in learner.named_parameters() if parameter.requires_grad]
+    matrices = {name for name, parameter in trained if parameter.dim() > 1 and name.endswith("weight")}
+    groups = [
+        {"params": [p for name, p in trained if name in matrices], "weight_decay": spec.weight_decay},
+        {"params": [p for name, p in trained if name not in matrices], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=spec.learning_rate, foreach=True)
 
 
 def optimiser_state(learner: Learner, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -5,8 +5,8 @@ Shapes: B cases, N patches (the longest bag), W patch features, G genes, C clini
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,12 +19,13 @@ class CaseTensors:
 
     Attributes:
         patches: ``[N, W]``; N = 0 when the case has no slides, or when ``tokens`` stand for them.
-        cells: ``[N, 2]`` grid cell of each patch.
+        cells: ``[N, 2]`` grid cell of each patch, cached or not.
         expression: ``[G]`` standardised, zeros when absent.
         has_expression: whether the case has genomics.
         clinical: ``[C]`` standardised numbers, one-hot categories with an own column for missing.
         targets: task -> (index, observed): class, level or time bin; observed False = censored. Unlabelled: absent.
         tokens: ``[N + 1, D]`` cached output of the frozen layers before the first adapter, CLS first.
+        vectors: further modality -> its vector; a modality that the case lacks is absent.
     """
 
     patches: Tensor
@@ -34,6 +35,7 @@ class CaseTensors:
     clinical: Tensor
     targets: dict[str, tuple[int, bool]]
     tokens: Tensor | None = None
+    vectors: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def patch_count(self) -> int:
@@ -45,7 +47,8 @@ class CaseTensors:
 class Batch:
     """B cases. ``lengths [B]`` counts patches, 0 = no slides; patches beyond it are zeros.
 
-    With cached ``tokens [B, N + 1, D]`` there are no patches.
+    With cached ``tokens [B, N + 1, D]`` there are no patches. ``vectors`` holds further modalities: the rows of the
+    cases that have it, and their vectors.
     """
 
     patches: Tensor
@@ -55,14 +58,16 @@ class Batch:
     has_expression: Tensor
     clinical: Tensor
     tokens: Tensor | None = None
+    vectors: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if value is not None}
-        return Batch(**moved)
+        moved = {n: value.to(device, non_blocking=True) for n, value in vars(self).items() if isinstance(value, Tensor)}
+        vectors = {name: (rows.to(device), values.to(device)) for name, (rows, values) in self.vectors.items()}
+        return Batch(**moved, vectors=vectors)
 
 
 def collate(cases: Sequence[CaseTensors]) -> Batch:
@@ -83,11 +88,25 @@ def collate(cases: Sequence[CaseTensors]) -> Batch:
         has_expression=torch.tensor([case.has_expression for case in cases]),
         clinical=torch.stack([case.clinical for case in cases]),
         tokens=None if tokens is None else tokens.float(),
+        vectors={name: _vectors(cases, name) for name in sorted({name for case in cases for name in case.vectors})},
     )
 
 
+def _vectors(cases: Sequence[CaseTensors], name: str) -> tuple[Tensor, Tensor]:
+    present = [row for row, case in enumerate(cases) if name in case.vectors]
+    return torch.tensor(present), torch.stack([cases[row].vectors[name] for row in present])
+
+
+def modalities_of(case: CaseTensors) -> list[str]:
+    """Names of the modalities that a case has; the clinical row, always there, does not count."""
+    slides = ["slides"] if case.patch_count else []
+    return [*slides, *(["expression"] if case.has_expression else []), *sorted(case.vectors)]
+
+
 def without_modality(case: CaseTensors, modality: str) -> CaseTensors:
-    """The same case with its slides or its expression taken away."""
+    """The same case with one modality taken away."""
     if modality == "slides":
         return replace(case, patches=case.patches[:0], cells=case.cells[:0], tokens=None)
-    return replace(case, expression=torch.zeros_like(case.expression), has_expression=False)
+    if modality == "expression":
+        return replace(case, expression=torch.zeros_like(case.expression), has_expression=False)
+    return replace(case, vectors={name: value for name, value in case.vectors.items() if name != modality})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -40,6 +40,7 @@ class Cohort:
         expression: ``[cases, genes]`` float32, index ``case_id``, columns gene symbols; only cases that have it.
             None when the site has no genomics.
         bags: case_id -> the bags of its slides, ordered by slide id; a case without slides has no entry.
+        modalities: further ones by name: index ``case_id``, column ``text`` or float32 columns; only cases with it.
     """
 
     site: str
@@ -47,6 +48,7 @@ class Cohort:
     cases: pd.DataFrame
     expression: pd.DataFrame | None
     bags: Mapping[str, tuple[Bag, ...]]
+    modalities: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     @property
     def patch_width(self) -> int | None:

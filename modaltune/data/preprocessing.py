@@ -13,29 +13,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from modaltune.data.batch import CaseTensors
 from modaltune.data.cohort import Bag, Cohort
+from modaltune.data.modalities import modality_vectors
+from modaltune.data.scale import Scale
 from modaltune.encoders.positions import grid_cells
 from modaltune.errors import ConfigError, FeatureFileError
 from modaltune.federation.study import Study, TaskSpec
 from modaltune.seeds import numpy_generator
 from modaltune.storage import canonical_json, digest_text
 from modaltune.tasks.survival import time_bin
-
-_CLIP = 8.0  # standardised values beyond this many deviations carry no more information
-
-
-class Scale(BaseModel):
-    """Pooled mean and standard deviation; a deviation of 0 means the value never varies and becomes 0."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    mean: tuple[float, ...]
-    deviation: tuple[float, ...]
-
-    def apply(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``[..., n]`` values -> standardised and clipped, float32."""
-        deviation = np.asarray(self.deviation)
-        scaled = (values - np.asarray(self.mean)) / np.where(deviation > 0, deviation, np.inf)
-        out: NDArray[np.float32] = np.clip(scaled, -_CLIP, _CLIP).astype(np.float32)
-        return out
 
 
 class TaskSpace(BaseModel):
@@ -65,6 +50,7 @@ class Preprocessing(BaseModel):
     expression: Scale | None = None
     patches: Scale | None = None
     clinical: dict[str, Scale] = {}
+    modalities: dict[str, Scale] = {}
     tasks: dict[str, TaskSpace]
     suppressed: dict[str, tuple[str, ...]] = {}
 
@@ -165,6 +151,7 @@ def _standardised(values: NDArray[np.float32], study: Study, scale: Scale, site:
 def prepare(cohort: Cohort, study: Study, preprocessing: Preprocessing) -> list[CaseTensors]:
     """Every case of a cohort as model input, in the order of ``cohort.cases``."""
     genes = list(preprocessing.genes)
+    vectors = modality_vectors(cohort, study, preprocessing.modalities)
     rows: list[dict[str, Any]] = cohort.cases.to_dict(orient="records")  # type: ignore[assignment]
     out = []
     for number, (case_id, row) in enumerate(zip(cohort.cases.index, rows, strict=True), start=1):
@@ -189,6 +176,7 @@ def prepare(cohort: Cohort, study: Study, preprocessing: Preprocessing) -> list[
                 has_expression=present,
                 clinical=torch.tensor(_clinical_row(row, study, preprocessing)),
                 targets=targets,
+                vectors={name: rows[str(case_id)] for name, rows in vectors.items() if str(case_id) in rows},
             )
         )
     return out

@@ -15,8 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from modaltune.data.bags import BagFiles, SlideFile
 from modaltune.data.case_table import clean_cases, labelled, task_columns
 from modaltune.data.cohort import Bag, Cohort
-from modaltune.data.tables import clean_expression, identifiers, read_table, rows
-from modaltune.errors import CaseTableError, ExpressionError, FeatureFileError, LabelError, SiteFolderError
+from modaltune.data.tables import clean_numbers, clean_texts, identifiers, read_table, rows
+from modaltune.errors import (
+    CaseTableError,
+    DataError,
+    ExpressionError,
+    FeatureFileError,
+    LabelError,
+    ModalityError,
+    SiteFolderError,
+)
 
 SITE_FILE = "site.toml"
 HASH_SPLIT = {"train": 0.65, "val": 0.10, "test": 0.25}
@@ -28,7 +36,10 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
 
 class SitePaths(BaseModel):
-    """Files of a site, relative to its folder; an absent key is an absent modality."""
+    """Files of a site, relative to its folder; an absent key is an absent modality.
+
+    ``modalities`` names the tables of further ones: ``case_id`` and ``text``, or ``case_id`` and numeric columns.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,6 +47,7 @@ class SitePaths(BaseModel):
     expression: str | None = None
     slides: str | None = None
     features: str | None = None
+    modalities: dict[Name, str] = {}
 
     @model_validator(mode="after")
     def _slides_with_features(self) -> SitePaths:
@@ -110,7 +122,7 @@ def load_site(folder: Path, *, split_salt: str, labels: Mapping[str, Collection[
         split_salt: salt of the hash split, used when the cases table has no ``split`` column.
         labels: per task, the vocabulary values; a task that is absent takes any text.
     Returns:
-        The usable cases: those with a slide or an expression row. Others are left out and counted in the log.
+        The usable cases: those with at least one modality. Others are left out and counted in the log.
     Raises:
         DataError: one line that says what is wrong where, and how to correct it.
     """
@@ -118,21 +130,28 @@ def load_site(folder: Path, *, split_salt: str, labels: Mapping[str, Collection[
     cases = _load_cases(folder, config, labels or {})
     expression = _load_expression(folder, config, cases.index)
     bags = _load_bags(folder, config, cases.index)
-    usable = cases.index.isin([*bags, *(expression.index if expression is not None else ())])
+    modalities = {name: _load_modality(folder, config, name, cases.index) for name in config.paths.modalities}
+    tables = [*modalities.values(), *([] if expression is None else [expression])]
+    usable = cases.index.isin([*bags, *(case for table in tables for case in table.index)])
     if not usable.any():
         raise SiteFolderError(
-            f"site {config.name}: none of {len(cases)} cases has a slide or an expression row; "
+            f"site {config.name}: none of {len(cases)} cases has a slide or a row of expression or another modality; "
             "set paths.expression or paths.slides and paths.features in site.toml"
         )
     if not usable.all():
         logger.warning(
-            "site %s: %d of %d cases left out: neither slide nor expression", config.name, (~usable).sum(), len(usable)
+            "site %s: %d of %d cases left out: no slide, expression or other modality",
+            config.name,
+            (~usable).sum(),
+            len(usable),
         )
     cases = cases[usable]
     if "split" not in cases:
         cases.insert(0, "split", [hash_split(str(case), split_salt) for case in cases.index])
     _require_labels(cases, config)
-    return Cohort(site=config.name, tasks=config.tasks, cases=cases, expression=expression, bags=bags)
+    return Cohort(
+        site=config.name, tasks=config.tasks, cases=cases, expression=expression, bags=bags, modalities=modalities
+    )
 
 
 def hash_split(case_id: str, salt: str) -> str:
@@ -171,16 +190,36 @@ def _load_expression(folder: Path, config: SiteConfig, cases: pd.Index) -> pd.Da
     local = config.columns.get("case_id", "case_id")
     table = read_table(folder / config.paths.expression, where=where, error=ExpressionError, text=["case_id", local])
     key = local if local in table.columns else "case_id"
-    expression = clean_expression(table, key=key, where=where)
-    known = expression.index.isin(cases)
+    return _of_cases(clean_numbers(table, key=key, where=where), cases, config, where, ExpressionError)
+
+
+def _load_modality(folder: Path, config: SiteConfig, name: str, cases: pd.Index) -> pd.DataFrame:
+    """A further modality's rows of known cases: one column ``text``, or numbers."""
+    file = config.paths.modalities[name]
+    where, local = _where(config, file), config.columns.get("case_id", "case_id")
+    text = ["case_id", local, "text"]
+    table = read_table(folder / file, where=where, error=ModalityError, text=text)
+    key = local if local in table.columns else "case_id"
+    if "text" in table.columns:
+        found = clean_texts(table, key=key, where=where, error=ModalityError)
+    else:
+        found = clean_numbers(table, key=key, where=where, error=ModalityError, noun="measurement")
+    return _of_cases(found, cases, config, where, ModalityError)
+
+
+def _of_cases(
+    table: pd.DataFrame, cases: pd.Index, config: SiteConfig, where: str, error: type[DataError]
+) -> pd.DataFrame:
+    """The rows of known cases, in their order."""
+    known = table.index.isin(cases)
     if not known.any():
-        raise ExpressionError(
-            f"{where}: none of {len(expression)} rows belongs to a case of {config.paths.cases}; "
+        raise error(
+            f"{where}: none of {len(table)} rows belongs to a case of {config.paths.cases}; "
             "use the same case_id in both tables"
         )
     if not known.all():
         logger.warning("%s: %d of %d rows belong to no case and are ignored", where, (~known).sum(), len(known))
-    return expression.loc[cases[cases.isin(expression.index)]]
+    return table.loc[cases[cases.isin(table.index)]]
 
 
 def _load_bags(folder: Path, config: SiteConfig, cases: pd.Index) -> Mapping[str, tuple[Bag, ...]]:

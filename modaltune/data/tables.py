@@ -86,42 +86,54 @@ def identifiers(table: pd.DataFrame, column: str, *, where: str, error: type[Dat
     return text.astype(object)
 
 
-def clean_expression(table: pd.DataFrame, *, key: str, where: str) -> pd.DataFrame:
-    """Check an expression table.
+def clean_numbers(
+    table: pd.DataFrame, *, key: str, where: str, error: type[DataError] = ExpressionError, noun: str = "gene"
+) -> pd.DataFrame:
+    """Check a table of measurements, such as expression.
 
     Args:
-        table: one row a case: the identifier column, then one numeric column a gene.
+        table: one row a case: the identifier column, then one numeric column a measurement.
         key: name of the identifier column.
         where: what messages call the table.
+        error: class of the errors raised.
+        noun: what messages call a measurement.
     Returns:
-        ``[cases, genes]`` float32, index ``case_id``, every value finite.
+        ``[cases, measurements]`` float32, index ``case_id``, every value finite.
     """
-    cases = identifiers(table, key, where=where, error=ExpressionError, unique=True)
-    genes = table.drop(columns=key)
-    if genes.columns.empty:
-        raise ExpressionError(f"{where}: no gene column besides {key!r}; expected one column a gene symbol")
-    wordy = [number for number, kind in enumerate(genes.dtypes, start=2) if not pd.api.types.is_numeric_dtype(kind)]
+    cases = identifiers(table, key, where=where, error=error, unique=True)
+    columns = table.drop(columns=key)
+    if columns.columns.empty:
+        raise error(f"{where}: no {noun} column besides {key!r}; expected one numeric column a {noun}")
+    wordy = [number for number, kind in enumerate(columns.dtypes, start=2) if not pd.api.types.is_numeric_dtype(kind)]
     if wordy:
-        raise ExpressionError(
-            f"{where}: {len(wordy)} gene columns are not numeric (first: column {wordy[0]}); "
+        raise error(
+            f"{where}: {len(wordy)} {noun} columns are not numeric (first: column {wordy[0]}); "
             "remove annotation columns and text such as 'NA'"
         )
     with np.errstate(over="ignore"):
-        values = genes.to_numpy(dtype=np.float32, na_value=np.nan)
-    _require_finite(values, where)
-    index = pd.Index(cases, name="case_id")
-    return pd.DataFrame(values, index=index, columns=pd.Index([str(gene) for gene in genes.columns]))
-
-
-def _require_finite(values: np.ndarray, where: str) -> None:
+        values = columns.to_numpy(dtype=np.float32, na_value=np.nan)
     broken = ~np.isfinite(values)
     if broken.any():
         row, column = (int(axis[0]) for axis in np.nonzero(broken))
-        raise ExpressionError(
+        raise error(
             f"{where}: {int(broken.sum())} values are NaN or infinite, in {int(broken.any(axis=1).sum())} rows and "
-            f"{int(broken.any(axis=0).sum())} gene columns (first: row {row + 1}, column {column + 2}); "
-            "remove those rows or genes, or impute them"
+            f"{int(broken.any(axis=0).sum())} {noun} columns (first: row {row + 1}, column {column + 2}); "
+            f"remove those rows or {noun}s, or impute them"
         )
+    index = pd.Index(cases, name="case_id")
+    return pd.DataFrame(values, index=index, columns=pd.Index([str(name) for name in columns.columns]))
+
+
+def clean_texts(table: pd.DataFrame, *, key: str, where: str, error: type[DataError]) -> pd.DataFrame:
+    """Check a table with one text a case; rows without text are left out: that case lacks the modality.
+
+    Returns:
+        Column ``text``, index ``case_id``.
+    """
+    cases = identifiers(table, key, where=where, error=error, unique=True)
+    text = table["text"].astype("string").str.strip().fillna("")
+    out = pd.DataFrame({"text": text.astype(object).to_numpy()}, index=pd.Index(cases, name="case_id"))
+    return out[out["text"] != ""]
 
 
 def _header(path: Path) -> list[str]:

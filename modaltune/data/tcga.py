@@ -14,7 +14,7 @@ import pandas as pd
 
 from modaltune.data.cohort import Bag
 from modaltune.data.image_tokens import IMAGE_TABLES, TOKEN_PIXELS, image_tokens
-from modaltune.data.tables import clean_expression, identifiers, read_table
+from modaltune.data.tables import clean_numbers, identifiers, read_table
 from modaltune.errors import ConfigError, DataError
 
 DIAGNOSES: Mapping[str, tuple[str, ...]] = {
@@ -109,7 +109,7 @@ def read_tcga(data: Path, cohort: str, *, expression: str = "rna") -> TcgaTables
     if missing:
         raise DataError(f"{name}/clinical.parquet: column {', '.join(map(repr, missing))} is missing; {_HELP}")
     table = f"{expression}.parquet"
-    genes = clean_expression(_read(folder / table), key="case_id", where=f"{name}/{table}")
+    genes = clean_numbers(_read(folder / table), key="case_id", where=f"{name}/{table}")
     image = _image(folder)
     measured = genes.index if image is None else genes.index.union(image.index)
     cases, counts = _eligible(_canonical(clinical, name), measured, table)

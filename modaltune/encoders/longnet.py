@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from modaltune.encoders.dilated_attention import DilatedConfig, dilated_attention
 from modaltune.encoders.positions import position_embedding
-from modaltune.encoders.slide import SlideEncoder
+from modaltune.encoders.slide import Places, SlideEncoder
 from modaltune.errors import ConfigError
 
 
@@ -142,17 +142,17 @@ class LongNetViT(SlideEncoder):
         out: Tensor = self.dropout(torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1))
         return out
 
-    def run_layers(self, x: Tensor, first: int, last: int, lengths: Tensor | None = None) -> Tensor:
+    def run_layers(self, x: Tensor, first: int, last: int, places: Places) -> Tensor:
         """Layers ``first`` to ``last``, inclusive."""
         for index in range(first, last + 1):
-            x = self.encoder.layers[index](x, lengths)
+            x = self.encoder.layers[index](x, places.tokens)
         return x
 
     def hidden_states(self, patches: Tensor, cells: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
         """States after the embedding and after each layer: depth + 1 tensors ``[B, T, D]``."""
         states = [self.with_cls(self.embed(patches, cells))]
-        for index in range(self.config.depth):
-            states.append(self.run_layers(states[-1], index, index, lengths))
+        for layer in self.encoder.layers:
+            states.append(layer(states[-1], lengths))
         return states
 
     def forward(self, patches: Tensor, cells: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 - ``small``: built-in LongNetViT, drawn from a named seed; needs no file.
 - ``longnet``: Prov-GigaPath's slide encoder (12 layers, width 768), from ``longnet/slide_encoder.pth``, gated.
+- ``titan``: TITAN's slide encoder with the code of its snapshot, from the folder ``titan``, gated.
 - ``vit``: a plain vision transformer over patch features (timm blocks), from ``vit/model.safetensors``.
 
 Weights are looked for in ``$MODALTUNE_ENCODERS`` (default: ``encoders`` in the cache folder) and never travel. Another
@@ -15,13 +16,31 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from modaltune.errors import ModelFileError
-from modaltune.storage import cache_folder, digest_file, load_state
+from modaltune.errors import ConfigError, ModelFileError
+from modaltune.storage import cache_folder, digest_file, digest_folder, load_state
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the patches of B cases lie: ``cells [B, N, 2]`` and counts ``lengths [B]``, None = N for every case."""
+
+    cells: Tensor
+    lengths: Tensor | None = None
+
+    def of(self, rows: Tensor) -> Places:
+        """Those of some rows, ``[Q]``."""
+        return Places(self.cells[rows], None if self.lengths is None else self.lengths[rows])
+
+    @property
+    def tokens(self) -> Tensor | None:
+        """Tokens ``[B]`` of each case, CLS included; None when every case has N + 1."""
+        return None if self.lengths is None else self.lengths + 1
 
 
 class SlideEncoder(nn.Module, ABC):
@@ -40,10 +59,10 @@ class SlideEncoder(nn.Module, ABC):
         """Put CLS in front: ``[B, N, D]`` -> ``[B, T, D]``."""
 
     @abstractmethod
-    def run_layers(self, x: Tensor, first: int, last: int, lengths: Tensor | None = None) -> Tensor:
-        """Layers ``first`` to ``last``, inclusive, on ``[B, T, D]``; ``lengths [B]`` counts tokens, CLS included."""
+    def run_layers(self, x: Tensor, first: int, last: int, places: Places) -> Tensor:
+        """Layers ``first`` to ``last``, inclusive, on ``[B, T, D]``; tokens beyond a case's patches are padding."""
 
-    def image(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def image(self, x: Tensor, places: Places) -> Tensor:
         """Image vector ``[B, 1, D]`` of the last layer's output; CLS unless the encoder pools otherwise."""
         return x[:, :1]
 
@@ -73,6 +92,27 @@ def verified_file(name: str, file: str, sha256: str) -> Path:
     return path
 
 
+def verified_folder(name: str, sha256: str) -> Path:
+    """A model folder of an encoder whose code is run: every file is part of the hash.
+
+    Raises:
+        ModelFileError: the folder is absent, or differs from what the study names.
+    """
+    path = encoders_folder() / name
+    if not (path / "config.json").is_file():
+        raise ModelFileError(
+            f"slide encoder {name!r}: no model folder {path}; put the snapshot there or name its parent in"
+            " MODALTUNE_ENCODERS"
+        )
+    found = digest_folder(path)
+    if found != sha256:
+        raise ModelFileError(
+            f"slide encoder {name!r}: the folder has sha256 {found[:12]}... but the study names {sha256[:12]}...; its"
+            " code is not run: a file is missing, changed or of another version, download the snapshot again"
+        )
+    return path
+
+
 def read_checkpoint(path: Path, key: str | None = None) -> dict[str, Tensor]:
     """Tensors of a ``.pth`` or safetensors file; ``key`` names the entry of a ``.pth`` that holds them."""
     if path.suffix == ".safetensors":
@@ -85,6 +125,15 @@ def read_checkpoint(path: Path, key: str | None = None) -> dict[str, Tensor]:
         raise ModelFileError(
             f"{path}: not a readable checkpoint ({type(error).__name__}); download it again"
         ) from error
+
+
+def require_sizes(name: str, found: tuple[int, int, int], asked: tuple[int, int, int], patches_of: str) -> None:
+    """Refuse a study whose (features per patch, width, depth) are not those of the encoder."""
+    if found != asked:
+        raise ConfigError(
+            f"slides: encoder {name!r} has in_width {found[0]}, width {found[1]} and depth {found[2]}, but the study"
+            f" says {asked[0]}, {asked[1]} and {asked[2]}; extract features with {patches_of}"
+        )
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from modaltune import _torchvision
 from modaltune.encoders.positions import position_embedding
-from modaltune.encoders.slide import SlideEncoder
+from modaltune.encoders.slide import Places, SlideEncoder
 
 _HEAD_WIDTH = 64
 
@@ -44,17 +44,17 @@ class ViTSlideEncoder(SlideEncoder):
         """See :meth:`SlideEncoder.with_cls`."""
         return torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
 
-    def run_layers(self, x: Tensor, first: int, last: int, lengths: Tensor | None = None) -> Tensor:
+    def run_layers(self, x: Tensor, first: int, last: int, places: Places) -> Tensor:
         """See :meth:`SlideEncoder.run_layers`."""
         mask: dict[str, Any] = {}
-        if lengths is not None:
-            inside = torch.arange(x.shape[1], device=x.device)[None, :] < lengths[:, None]
+        if places.tokens is not None:
+            inside = torch.arange(x.shape[1], device=x.device)[None, :] < places.tokens[:, None]
             mask["attn_mask"] = inside[:, None, None, :]
         for index in range(first, last + 1):
             x = self.blocks[index](x, **mask)
         return x
 
-    def image(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def image(self, x: Tensor, places: Places) -> Tensor:
         """The normed CLS token."""
         out: Tensor = self.norm(x[:, :1])
         return out

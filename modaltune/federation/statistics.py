@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from modaltune.data.cohort import Cohort
 from modaltune.data.genesets import restrict
-from modaltune.data.preprocessing import Preprocessing, Scale, TaskSpace
+from modaltune.data.modalities import modality_numbers
+from modaltune.data.preprocessing import Preprocessing, TaskSpace
+from modaltune.data.scale import Scale
 from modaltune.errors import FeatureFileError, FederationError
 from modaltune.federation.study import Study, TaskSpec
 from modaltune.tasks.survival import CELLS, bin_edges, bin_times, event_histogram
@@ -29,6 +31,7 @@ def statistics_shapes(study: Study, genes: Sequence[str]) -> dict[str, tuple[int
     if study.slides.standardise != "none":
         by_row = study.slides.standardise == "position"
         groups["patches"] = study.slides.in_width * (study.slides.rows if by_row else 1)
+    groups |= {f"modality.{modality.name}": modality.width for modality in study.modalities if modality.columns}
     groups |= {f"clinical.{column.name}": 1 for column in study.clinical if not column.values}
     for group, width in groups.items():
         shapes |= {f"{group}.count": (1,), f"{group}.sum": (width,), f"{group}.squares": (width,)}
@@ -91,6 +94,10 @@ def site_statistics(cohort: Cohort, study: Study, genes: Sequence[str], min_cell
     if study.slides.standardise != "none":
         rows, cases = _patch_rows(cohort, train, study)
         sums |= _moments("patches", rows, cases, minimum, rows.shape[1])
+    for modality in study.modalities:
+        if modality.columns:
+            rows = modality_numbers(cohort, modality, train.index)
+            sums |= _moments(f"modality.{modality.name}", rows, len(rows), minimum, modality.width)
     for column in study.clinical:
         if not column.values:
             values = train[column.name].dropna().to_numpy(np.float64) if column.name in train else np.zeros(0)
@@ -155,6 +162,8 @@ def pooled_preprocessing(replies: Mapping[str, Sums], study: Study, genes: Seque
             f"no site reported {study.privacy.min_cell} or more training cases; lower privacy.min_cell or add cases"
         )
     sets = restrict(study.gene_sets, genes, study.model.gene_minimum) if genes else {}
+    measured = [modality.name for modality in study.modalities if modality.columns]
+    modalities = {name: _scale(pooled, f"modality.{name}") for name in measured}
     numbers = [column.name for column in study.clinical if not column.values]
     scales = {name: _scale(pooled, f"clinical.{name}") for name in numbers}
     return Preprocessing(
@@ -164,6 +173,7 @@ def pooled_preprocessing(replies: Mapping[str, Sums], study: Study, genes: Seque
         expression=_scale(pooled, "expression") if genes else None,
         patches=_scale(pooled, "patches") if study.slides.standardise != "none" else None,
         clinical={name: scale for name, scale in scales.items() if scale is not None},
+        modalities={name: scale for name, scale in modalities.items() if scale is not None},
         tasks={task.name: _task_space(task, pooled[f"labels.{task.name}"]) for task in study.tasks},
         suppressed=suppressed_groups(replies),
     )

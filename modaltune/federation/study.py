@@ -81,7 +81,7 @@ class SlideSpec(_Part):
         max_patches: larger bags are subsampled once per case, by a seed.
     """
 
-    encoder: Literal["small", "longnet", "vit"] = "small"
+    encoder: Literal["small", "longnet", "titan", "vit"] = "small"
     in_width: Annotated[int, Field(gt=0)]
     width: int = 64
     depth: int = 2
@@ -104,6 +104,34 @@ class TextSpec(_Part):
     sha256: Digest
 
 
+class ModalitySpec(_Part):
+    """A further modality: one vector a case, from a table that a site names under ``[paths.modalities]``.
+
+    Attributes:
+        columns: numeric columns, standardised over the federation; none = a column ``text`` (reports), embedded at the
+            site by a frozen text encoder.
+        text: that encoder.
+        width: of the vector: the text encoder's, or the number of columns.
+        tokens: what the adapters see of it.
+    """
+
+    name: Name
+    columns: tuple[str, ...] = ()
+    text: TextSpec | None = None
+    width: Annotated[int, Field(gt=0)]
+    tokens: Annotated[int, Field(gt=0)] = 1
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.name in ("slides", "expression", "clinical"):
+            raise ValueError(f"modality {self.name} has a part of its own in the study; choose another name")
+        if bool(self.columns) == (self.text is not None):
+            raise ValueError(f"modality {self.name}: give either columns or a text encoder")
+        if self.columns and (len(self.columns) != self.width or len(set(self.columns)) != self.width):
+            raise ValueError(f"modality {self.name}: width {self.width} but {len(set(self.columns))} different columns")
+        return self
+
+
 class ModelSpec(_Part):
     """What is trained."""
 
@@ -118,6 +146,9 @@ class ModelSpec(_Part):
     head: Literal["text", "separate"] = "text"
     centre_texts: bool = True
     frozen_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # in the frozen layers during training; published: 0.25
+    token_join: Literal["sum", "cat"] = (
+        "sum"  # of image, task and modality tokens before the head; TITAN published: cat
+    )
     task_pass: Literal["exact", "joint"] = "exact"  # a pass for each task, or one with the tokens of all tasks
     gene_encoder: Literal["compact", "paper"] = "compact"
     gene_latent: int = 64
@@ -139,7 +170,7 @@ class TrainingSpec(_Part):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    wire: Literal["fp32", "fp16", "int8"] = "fp32"  # how trained weights travel: modaltune/federation/wire.py
+    wire: Literal["fp32", "fp16", "int8"] = "fp16"  # how trained weights travel: modaltune/federation/wire.py
     keep_optimiser: bool = True  # AdamW's running averages stay at the site from round to round; they never travel
 
 
@@ -173,6 +204,7 @@ class Study(_Part):
         ClinicalColumn(name="age"),
         ClinicalColumn(name="sex", values=("female", "male")),
     )
+    modalities: tuple[ModalitySpec, ...] = ()
     model: ModelSpec = ModelSpec()
     training: TrainingSpec = TrainingSpec()
     privacy: PrivacySpec = PrivacySpec()
@@ -182,6 +214,8 @@ class Study(_Part):
         names = [task.name for task in self.tasks]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"tasks must be named once each, got {names}")
+        if len({modality.name for modality in self.modalities}) != len(self.modalities):
+            raise ValueError("modalities must be named once each")
         if not self.roster or len(set(self.roster)) != len(self.roster):
             raise ValueError("roster must name each site once")
         if self.quorum > len(self.roster):

@@ -13,7 +13,7 @@ from modaltune.data.preprocessing import Preprocessing, clinical_width
 from modaltune.encoders.gene import GeneEncoderConfig, set_indices
 from modaltune.encoders.registry import blank_slide_encoder, slide_encoder
 from modaltune.encoders.slide import SlideEncoder
-from modaltune.encoders.text import text_encoder
+from modaltune.encoders.text import verified_text_encoder
 from modaltune.errors import ModelFileError
 from modaltune.federation.study import Study
 from modaltune.models.adapters import AdapterConfig
@@ -46,6 +46,8 @@ class Learner(nn.Module):
         out.add("modaltune.gene_encoder" if case.has_expression else "modaltune.missing.expression")
         if case.patch_count == 0:
             out.add("modaltune.missing.slides")
+        for name in self.modaltune.vector_encoders:
+            out.add(f"modaltune.{'vector_encoders' if name in case.vectors else 'missing'}.{name}")
         return out
 
 
@@ -55,6 +57,7 @@ OPTIONAL_PREFIXES = (
     "head.classifiers.",
     "modaltune.gene_encoder.",
     "modaltune.missing.",
+    "modaltune.vector_encoders.",
 )
 
 
@@ -70,12 +73,7 @@ def _blank_encoder(study: Study) -> SlideEncoder:
 
 def label_targets(study: Study, preprocessing: Preprocessing) -> dict[str, Tensor]:
     """Frozen unit targets ``[C, O]`` of every task: text encoder, seeded projector, centring."""
-    encoder = text_encoder(study.text.encoder)
-    if encoder.sha256 != study.text.sha256:
-        raise ModelFileError(
-            f"text encoder {study.text.encoder!r}: sha256 {encoder.sha256[:12]}... differs from the study's"
-            f" {study.text.sha256[:12]}...; install the version that the study names"
-        )
+    encoder = verified_text_encoder(study.text)
     targets = {}
     for task in study.tasks:
         texts = encoder.embed(preprocessing.tasks[task.name].texts)
@@ -110,6 +108,7 @@ def build_learner(
         tasks=tuple(task.name for task in study.tasks),
         gene_indices=set_indices(sets, preprocessing.genes),
         clinical_width=clinical_width(study),
+        vectors=tuple((modality.name, modality.width, modality.tokens) for modality in study.modalities),
         output_width=spec.output_width,
         adapter=AdapterConfig(
             groups=spec.groups,
@@ -121,6 +120,7 @@ def build_learner(
             residual=spec.residual,
         ),
         gene_encoder=_gene_config(study),
+        token_join=spec.token_join,
         task_pass=spec.task_pass,
         frozen_dropout=spec.frozen_dropout,
     )

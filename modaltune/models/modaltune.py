@@ -15,18 +15,22 @@ from torch import Tensor, nn
 
 from modaltune.data.batch import Batch
 from modaltune.encoders.gene import GeneEncoderConfig, build_gene_encoder
-from modaltune.encoders.slide import SlideEncoder
+from modaltune.encoders.slide import Places, SlideEncoder
 from modaltune.errors import ConfigError
 from modaltune.models.adapters import AdapterConfig, Interaction, TokenSelfAttention, init_adapters
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModalTuneConfig:
-    """What surrounds the slide encoder."""
+    """What surrounds the slide encoder.
+
+    ``vectors`` lists further modalities: name, width of the vector, number of tokens.
+    """
 
     tasks: tuple[str, ...]
     gene_indices: tuple[tuple[int, ...], ...] = ()
     clinical_width: int = 0
+    vectors: tuple[tuple[str, int, int], ...] = ()
     output_width: int = 256
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     gene_encoder: GeneEncoderConfig = field(default_factory=GeneEncoderConfig)
@@ -70,8 +74,8 @@ class TaskTokens(nn.Module):
 class ModalTune(nn.Module):
     """The trainable model around one frozen slide encoder.
 
-    A case without slides shows the adapters one learnt patch, a case without expression learnt gene tokens, so every
-    case passes through the same layers.
+    A case without slides shows the adapters one learnt patch, a case without another modality learnt tokens in its
+    place, so every case passes through the same layers.
     """
 
     def __init__(self, slide_encoder: SlideEncoder, config: ModalTuneConfig) -> None:
@@ -92,15 +96,22 @@ class ModalTune(nn.Module):
             build_gene_encoder(config.gene_indices, width, config.gene_encoder) if config.gene_indices else None
         )
         self.clinical_encoder = _clinical_encoder(config.clinical_width, width) if config.clinical_width else None
+        self.vector_encoders = nn.ModuleDict(
+            {name: _vector_encoder(columns, width, tokens) for name, columns, tokens in config.vectors}
+        )
         gene_tokens = config.gene_encoder.tokens if config.gene_indices else 0
         summary = int(gene_tokens > 0 and config.gene_summary == "cls")
         self.gene_cls = nn.Parameter(torch.zeros(1, 1, width)) if summary else None
         self.token_positions = nn.Parameter(
-            torch.zeros(int(config.clinical_width > 0) + 1 + summary + gene_tokens, width)
+            torch.zeros(
+                int(config.clinical_width > 0) + 1 + summary + gene_tokens + sum(t for *_, t in config.vectors), width
+            )
         )
         self.missing = nn.ParameterDict({"slides": nn.Parameter(0.02 * torch.randn(1, width))})
         if gene_tokens:
             self.missing["expression"] = nn.Parameter(0.02 * torch.randn(gene_tokens, width))
+        for name, _, tokens in config.vectors:
+            self.missing[name] = nn.Parameter(0.02 * torch.randn(tokens, width))
         groups = len(config.adapter.groups)
         self.interactions = nn.ModuleList(
             Interaction(width, config.adapter, last=index == groups - 1) for index in range(groups)
@@ -108,10 +119,17 @@ class ModalTune(nn.Module):
         self.prompt_selfattention = nn.ModuleList(
             TokenSelfAttention(width, config.adapter) if index else nn.Identity() for index in range(groups)
         )
-        parts = 1 if config.token_join == "sum" else 2 + int(gene_tokens > 0) + int(config.clinical_width > 0)
+        own_part = [gene_tokens, config.clinical_width, *(tokens for *_, tokens in config.vectors)]
+        parts = 1 if config.token_join == "sum" else 2 + sum(size > 0 for size in own_part)
         self.final_norm = nn.LayerNorm(parts * width)
         self.final_project = nn.Linear(parts * width, config.output_width)
-        for module in (self.interactions, self.prompt_selfattention, self.clinical_encoder, self.final_project):
+        for module in (
+            self.interactions,
+            self.prompt_selfattention,
+            self.clinical_encoder,
+            self.vector_encoders,
+            self.final_project,
+        ):
             if module is not None:
                 init_adapters(module)
         nn.init.trunc_normal_(self.token_positions, std=0.02)
@@ -134,8 +152,8 @@ class ModalTune(nn.Module):
         Returns:
             ``[Q, O]`` embeddings, not normalised.
         """
-        tokens, lengths = self.image_tokens(batch)
-        return self.adapt(tokens, lengths, self.modality_tokens(batch), cases, tasks)
+        tokens, places = self.image_tokens(batch)
+        return self.adapt(tokens, places, self.modality_tokens(batch), cases, tasks)
 
     def embed(self, batch: Batch, tasks: Sequence[str] | None = None) -> Tensor:
         """All cases for several tasks: ``[B, K, O]``."""
@@ -144,37 +162,37 @@ class ModalTune(nn.Module):
         out: Tensor = self(batch, cases, names * len(batch)).unflatten(0, (len(batch), len(names)))
         return out
 
-    def image_tokens(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """What the first adapter sees: CLS and patches ``[B, N + 1, D]``, and the patches ``[B]`` of each case.
+    def image_tokens(self, batch: Batch) -> tuple[Tensor, Places]:
+        """What the first adapter sees: CLS and patches ``[B, N + 1, D]``, and where these lie.
 
-        Nothing trained goes into it but the learnt patch of cases without slides; lengths are None when every case
-        has N patches.
+        Nothing trained goes into it but the learnt patch of cases without slides.
         """
         lengths = batch.lengths.clamp(min=1)
-        longest = batch.patches.shape[1] if batch.tokens is None else batch.tokens.shape[1] - 1
-        ragged = None if bool((lengths == longest).all()) else lengths
+        places = Places(batch.cells, None if bool((lengths == batch.cells.shape[1]).all()) else lengths)
         if batch.tokens is None:
-            return self._frozen_prefix(self._patches(batch), ragged), ragged
+            return self._frozen_prefix(self._patches(batch), places), places
         absent = batch.lengths == 0
         if not bool(absent.any()):
-            return batch.tokens, ragged
+            return batch.tokens, places
         learnt = self.missing["slides"].to(batch.tokens.dtype).unsqueeze(0)
-        rows = F.pad(self._frozen_prefix(learnt, None), (0, 0, 0, batch.tokens.shape[1] - 2))
-        return torch.where(absent[:, None, None], rows, batch.tokens), ragged
+        rows = self._frozen_prefix(learnt, Places(batch.cells.new_zeros(1, 1, 2)))
+        return torch.where(
+            absent[:, None, None], F.pad(rows, (0, 0, 0, batch.tokens.shape[1] - 2)), batch.tokens
+        ), places
 
     def modality_tokens(self, batch: Batch) -> list[Tensor]:
-        """Clinical token ``[B, 1, D]`` first, then gene tokens ``[B, T, D]``; only those that the model has."""
+        """Clinical token ``[B, 1, D]``, gene tokens ``[B, T, D]``, then further ones; only those that the model has."""
         parts: list[Tensor] = []
         if self.clinical_encoder is not None:
             parts.append(self.clinical_encoder(batch.clinical).unsqueeze(1))
         if self.gene_encoder is not None:
             parts.append(self._gene_tokens(batch))
-        return parts
+        return parts + [self._vector_tokens(batch, name) for name, *_ in self.config.vectors]
 
     def adapt(
         self,
         tokens: Tensor,
-        lengths: Tensor | None,
+        places: Places,
         modalities: Sequence[Tensor],
         cases: Tensor,
         tasks: Sequence[str],
@@ -184,7 +202,7 @@ class ModalTune(nn.Module):
         ``exact``: a complete pass for each pair. ``joint``: one pass for each case with the tokens of all tasks.
 
         Args:
-            tokens, lengths: from :meth:`image_tokens`.
+            tokens, places: from :meth:`image_tokens`.
             modalities: from :meth:`modality_tokens`.
             cases: ``[Q]`` rows of the pairs.
             tasks: Q task names.
@@ -193,16 +211,15 @@ class ModalTune(nn.Module):
         """
         if self.config.task_pass == "exact":
             chosen = self.task_tokens(tasks)
-            return self._pass(tokens[cases], _pick(lengths, cases), [part[cases] for part in modalities], chosen)[:, 0]
+            return self._pass(tokens[cases], places.of(cases), [part[cases] for part in modalities], chosen)[:, 0]
         rows, place = cases.unique(return_inverse=True)
         chosen = self.task_tokens(self.config.tasks).transpose(0, 1).expand(len(rows), -1, -1)
-        out = self._pass(tokens[rows], _pick(lengths, rows), [part[rows] for part in modalities], chosen)
+        out = self._pass(tokens[rows], places.of(rows), [part[rows] for part in modalities], chosen)
         return out[place, torch.tensor([self.config.tasks.index(task) for task in tasks], device=out.device)]
 
-    def _frozen_prefix(self, patches: Tensor, lengths: Tensor | None) -> Tensor:
+    def _frozen_prefix(self, patches: Tensor, places: Places) -> Tensor:
         first = self.config.adapter.groups[0][0]
-        tokens = self.slide_encoder.with_cls(patches)
-        return self.slide_encoder.run_layers(tokens, 0, first - 1, None if lengths is None else lengths + 1)
+        return self.slide_encoder.run_layers(self.slide_encoder.with_cls(patches), 0, first - 1, places)
 
     def _patches(self, batch: Batch) -> Tensor:
         """Embedded patches ``[B, N, D]``, the learnt one in the first row of a case without slides."""
@@ -224,7 +241,15 @@ class ModalTune(nn.Module):
         filled: Tensor = rows.index_put((present.nonzero(as_tuple=True)[0],), tokens)
         return filled
 
-    def _pass(self, tokens: Tensor, lengths: Tensor | None, modalities: Sequence[Tensor], tasks: Tensor) -> Tensor:
+    def _vector_tokens(self, batch: Batch, name: str) -> Tensor:
+        learnt: Tensor = self.missing[name].expand(len(batch), -1, -1)
+        if name not in batch.vectors:
+            return learnt
+        rows, values = batch.vectors[name]
+        tokens: Tensor = self.vector_encoders[name](values)
+        return learnt.to(tokens.dtype).index_put((rows,), tokens)
+
+    def _pass(self, tokens: Tensor, places: Places, modalities: Sequence[Tensor], tasks: Tensor) -> Tensor:
         """All groups on ``tokens [Q, N + 1, D]`` with ``tasks [Q, t, D]`` task tokens each -> ``[Q, t, O]``."""
         clinical = int(self.clinical_encoder is not None)
         prompts = [*modalities[:clinical], tasks]
@@ -236,25 +261,28 @@ class ModalTune(nn.Module):
             task = position[clinical : clinical + 1].expand(count, -1)
             position = torch.cat([position[:clinical], task, position[clinical + 1 :]])
         padding = None
-        if lengths is not None:
-            padding = torch.arange(tokens.shape[1] - 1, device=tokens.device)[None, :] >= lengths[:, None]
+        if places.lengths is not None:
+            padding = torch.arange(tokens.shape[1] - 1, device=tokens.device)[None, :] >= places.lengths[:, None]
         for index, (low, high) in enumerate(self.config.adapter.groups):
             interaction = cast(Interaction, self.interactions[index])
             if index:
                 joined = self.prompt_selfattention[index](joined, position)
             patches = interaction.injector(tokens[:, 1:], joined, position)
             tokens = torch.cat([tokens[:, :1], patches], dim=1)
-            tokens = self.slide_encoder.run_layers(tokens, low, high, None if lengths is None else lengths + 1)
+            tokens = self.slide_encoder.run_layers(tokens, low, high, places)
             joined = interaction.extract(joined, tokens[:, 1:], position, padding)
-        return self._head(self.slide_encoder.image(tokens, lengths), joined, count)
+        return self._head(self.slide_encoder.image(tokens, places), joined, count)
 
     def _head(self, image: Tensor, prompts: Tensor, tasks: int) -> Tensor:
         """Join image ``[Q, 1, D]``, each task token and each modality's token, then project to ``[Q, t, O]``."""
         clinical = int(self.clinical_encoder is not None)
         parts = [image, prompts[:, clinical : clinical + tasks]]
+        further = [tokens for *_, tokens in self.config.vectors]
+        own = prompts.shape[1] - clinical - tasks - sum(further)
+        genes, *vectors = prompts[:, clinical + tasks :].split([own, *further], dim=1)
         if self.gene_encoder is not None:
-            genes = prompts[:, clinical + tasks :]
             parts.append(genes.mean(dim=1, keepdim=True) if self.gene_cls is None else genes[:, :1])
+        parts += [tokens.mean(dim=1, keepdim=True) for tokens in vectors]
         if clinical:
             parts.append(prompts[:, :1])
         if self.config.token_join == "cat":
@@ -265,8 +293,15 @@ class ModalTune(nn.Module):
         return out
 
 
-def _pick(lengths: Tensor | None, rows: Tensor) -> Tensor | None:
-    return None if lengths is None else lengths[rows]
+def _vector_encoder(columns: int, width: int, tokens: int) -> nn.Sequential:
+    """``[B, columns]`` -> ``[B, tokens, D]``."""
+    return nn.Sequential(
+        nn.Linear(columns, width // 2),
+        nn.ReLU(),
+        nn.Linear(width // 2, tokens * width),
+        nn.Unflatten(-1, (tokens, width)),
+        nn.LayerNorm(width),
+    )
 
 
 def _clinical_encoder(columns: int, width: int) -> nn.Sequential:

@@ -41,7 +41,7 @@ def _cached(model: ModalTune, origin: str, case: CaseTensors, folder: Path) -> C
     if not path.is_file():
         save_state(path, {"tokens": _prefix(model, case)})
     tokens = load_state(path)["tokens"]
-    return replace(case, tokens=tokens, patches=case.patches[:0].clone(), cells=case.cells[:0].clone())
+    return replace(case, tokens=tokens, patches=case.patches[:0].clone())
 
 
 @torch.no_grad()

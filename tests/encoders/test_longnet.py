@@ -6,6 +6,7 @@ from torch import Tensor
 
 from modaltune.encoders.dilated_attention import DilatedConfig
 from modaltune.encoders.longnet import DropPath, LongNetConfig, LongNetViT
+from modaltune.encoders.slide import Places
 from modaltune.errors import ConfigError
 
 SMALL = LongNetConfig(
@@ -51,10 +52,11 @@ def test_a_padded_batch_equals_slides_one_by_one(encoder: LongNetViT) -> None:
 
 
 def test_running_layers_in_parts_equals_running_them_at_once(encoder: LongNetViT) -> None:
-    tokens = encoder.with_cls(encoder.embed(*some_slides(2, 5)))
-    parts = encoder.run_layers(encoder.run_layers(tokens, 0, 0), 1, 2)
-    assert torch.equal(parts, encoder.run_layers(tokens, 0, 2))
-    assert torch.equal(tokens, encoder.run_layers(tokens, 0, -1))
+    patches, cells = some_slides(2, 5)
+    tokens, places = encoder.with_cls(encoder.embed(patches, cells)), Places(cells)
+    parts = encoder.run_layers(encoder.run_layers(tokens, 0, 0, places), 1, 2, places)
+    assert torch.equal(parts, encoder.run_layers(tokens, 0, 2, places))
+    assert torch.equal(tokens, encoder.run_layers(tokens, 0, -1, places))
 
 
 def test_there_is_a_hidden_state_before_and_after_every_layer(encoder: LongNetViT) -> None:

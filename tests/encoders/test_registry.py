@@ -74,7 +74,9 @@ def test_another_transformer_carries_the_adapters() -> None:
     together = model.embed(a_batch(5, 2, 1))
     for row, length in enumerate((5, 2, 1)):
         whole = a_batch(5, 2, 1)
-        alone = Batch(**{name: None if v is None else v[row : row + 1] for name, v in vars(whole).items()})
+        alone = Batch(
+            **{name: None if v is None else v[row : row + 1] for name, v in vars(whole).items() if name != "vectors"}
+        )
         cut = Batch(**{**vars(alone), "patches": alone.patches[:, :length], "cells": alone.cells[:, :length]})
         torch.testing.assert_close(together[row : row + 1], model.embed(cut), atol=1e-5, rtol=1e-4)
     together.square().sum().backward()

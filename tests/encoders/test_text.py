@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,8 @@ from torch import Tensor
 
 from modaltune.encoders.text import TextEncoder, cache_folder, text_encoder
 from modaltune.errors import ConfigError, ModelFileError
+from modaltune.storage import load_state
+from tests.encoders.stand_ins import titan_snapshot
 
 
 class CountingEncoder(TextEncoder):
@@ -19,10 +20,11 @@ class CountingEncoder(TextEncoder):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.asked: list[str] = []
+        self._open = lambda _: self._count
 
-    def _encode(self, texts: Sequence[str]) -> Tensor:
-        self.asked += texts
-        return F.normalize(torch.tensor([[float(len(text)), 1.0, 0.5] for text in texts]), dim=-1)
+    def _count(self, text: str) -> Tensor:
+        self.asked.append(text)
+        return torch.tensor([float(len(text)), 1.0, 0.5])
 
 
 @pytest.fixture
@@ -30,6 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MODALTUNE_CACHE", str(tmp_path / "cache"))
     model = tmp_path / "model"
     model.mkdir()
+    (model / "config.json").write_text("{}")
     (model / "model.safetensors").write_bytes(b"weights")
     return model
 
@@ -64,8 +67,62 @@ def test_a_cached_row_is_a_plain_float32_file(folder: Path) -> None:
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match=r"nowhere: no model\.safetensors"):
+    with pytest.raises(ModelFileError, match=r"text encoder nowhere: no model in .*config\.json"):
         text_encoder(str(tmp_path / "nowhere"))
+
+
+def test_an_incomplete_transformers_folder_is_refused(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ModelFileError, match="text encoder model: does not load"):
+        TextEncoder(folder).embed(["one"])
+
+
+def test_another_tokenizer_is_another_encoder(folder: Path) -> None:
+    before = TextEncoder(folder).sha256
+    (folder / "tokenizer.json").write_text("{}")
+    assert TextEncoder(folder).sha256 != before
+
+
+def test_the_text_tower_of_a_snapshot_is_its_encode_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODALTUNE_ENCODERS", str(tmp_path))
+    monkeypatch.setenv("MODALTUNE_CACHE", str(tmp_path / "cache"))
+    folder = titan_snapshot(tmp_path / "titan")
+    rows = text_encoder("titan").embed(["stage two", "stage one two"])
+    words = load_state(folder / "model.safetensors")["text_encoder.weight"]
+    for row, ids in zip(rows, ([1, 3], [1, 2, 3]), strict=True):
+        torch.testing.assert_close(row, F.normalize(words[ids].mean(dim=0), dim=0))
+
+
+CONCH = """
+import torch
+def create_model_from_pretrained(name, checkpoint_path):
+    assert name == "conch_ViT-B-16"
+    model = torch.nn.EmbeddingBag(256, 4)
+    model.load_state_dict(torch.load(checkpoint_path, weights_only=True))
+    model.encode_text = model.forward
+    return model, None
+def get_tokenizer():
+    return lambda text: list(text.encode())
+def tokenize(texts, tokenizer):
+    return torch.tensor([tokenizer(text) for text in texts])
+"""
+
+
+def test_conchs_release_is_run_by_its_own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODALTUNE_ENCODERS", str(tmp_path))
+    monkeypatch.setenv("MODALTUNE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "conch").mkdir()
+    weights = torch.randn(256, 4, generator=torch.Generator().manual_seed(1))
+    torch.save({"weight": weights}, tmp_path / "conch" / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match="CONCH needs its own package 'conch'"):
+        text_encoder("conch").embed(["ab"])
+    package = tmp_path / "packages" / "conch"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "open_clip_custom.py").write_text(CONCH)
+    monkeypatch.syspath_prepend(str(package.parent))
+    row = text_encoder("conch").embed(["ab"])[0]
+    torch.testing.assert_close(row, F.normalize(weights[[97, 98]].mean(dim=0), dim=0))
 
 
 def test_a_missing_package_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

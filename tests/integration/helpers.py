@@ -28,7 +28,7 @@ SMALL = {
         "gene_latent": 16,
         "gene_tokens": 4,
     },
-    "training": {"rounds": 2, "batch_size": 16},
+    "training": {"rounds": 2, "batch_size": 16, "wire": "fp32"},
     "privacy": {"min_cell": 1},
 }
 

@@ -46,6 +46,7 @@ def test_a_smaller_message_gives_nearly_the_same_model(
         ours, whole = (next(m for m in run.passed if m.kind == kind and m.down is down) for run in (small, federation))
         assert payload(ours) == pytest.approx(SHARE[form] * payload(whole), rel=0.1)
     record = next(m for m in small.passed if m.kind == "train" and not m.down).content.array_records["arrays"]
+    assert set(record) - {SCALES} == set(trainable_state(small.result.learner))
     types = {str(array.numpy().dtype) for name, array in record.items() if name != SCALES}
     assert types == {"float16" if form == "fp16" else "int8"}
 

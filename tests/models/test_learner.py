@@ -8,6 +8,7 @@ from torch import Tensor
 
 from modaltune.data.batch import CaseTensors
 from modaltune.data.preprocessing import Preprocessing
+from modaltune.encoders import text
 from modaltune.errors import ConfigError, ModelFileError
 from modaltune.evaluation.predictions import embed_cases
 from modaltune.federation.study import Study
@@ -39,7 +40,7 @@ class WordEncoder:
 
 @pytest.fixture
 def word_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "text_encoder", lambda name: WordEncoder())
+    monkeypatch.setattr(text, "text_encoder", lambda name: WordEncoder())
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_a_saved_model_needs_no_text_encoder(saved: Path, monkeypatch: pytest.Mo
     def unwanted(name: str) -> None:
         raise AssertionError("the text encoder was asked for")
 
-    monkeypatch.setattr(module, "text_encoder", unwanted)
+    monkeypatch.setattr(module, "verified_text_encoder", unwanted)
     assert load_model(saved)[1].name == "tiny"
 
 
@@ -85,7 +86,7 @@ def test_separate_heads_survive_saving_without_a_text_encoder(
     tiny_cases: list[CaseTensors],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delattr(module, "text_encoder")
+    monkeypatch.delattr(module, "verified_text_encoder")
     study = tiny_study.model_copy(update={"model": tiny_study.model.model_copy(update={"head": "separate"})})
     learner = build_learner(study, tiny_preprocessing)
     save_model(tmp_path, learner, study, tiny_preprocessing)
