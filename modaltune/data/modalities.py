@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -71,4 +72,4 @@ def _embedded(cohort: Cohort, modality: ModalitySpec, table: pd.DataFrame) -> Te
             f"modality {modality.name}: text encoder {modality.text.encoder!r} gives {rows.shape[1]} numbers, the study"
             f" says width {modality.width}; correct the study"
         )
-    return rows * float(modality.width) ** 0.5
+    return rows * math.sqrt(modality.width)

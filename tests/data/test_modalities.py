@@ -154,7 +154,7 @@ def test_another_text_encoder_is_refused(tiny_study: Study, tiny_cohort: Cohort)
     cohort = replace(tiny_cohort, modalities={"report": texts})
     study = tiny_study.model_copy(update={"modalities": (report().model_copy(update={"text": NO_HASH}),)})
     preprocessing = pooled_preprocessing({"H1": site_statistics(cohort, study, GENES)}, study, GENES)
-    with pytest.raises(ModelFileError, match="sha256 .* differs from the study's 000000000000"):
+    with pytest.raises(ModelFileError, match=r"sha256 .* differs from the study's 000000000000"):
         prepare(cohort, study, preprocessing)
 
 
