@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from modaltune.encoders.attention_kernels import available_kernels
 from modaltune.storage import load_state, save_state
-from tests.goldens import STANDARD, check_file, check_folder
+from tests.goldens import STANDARD, check_file, check_folder, full_precision_kernels
 
 _FOLDER = Path(os.environ.get("MODALTUNE_GOLDENS", Path(__file__).parents[2] / "shared" / "goldens"))
 
@@ -21,7 +20,7 @@ def golden(stem: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kernel", available_kernels())
+@pytest.mark.parametrize("kernel", full_precision_kernels())
 @pytest.mark.parametrize("stem", STANDARD)
 def test_module_equals_golden_vectors(stem: str, kernel: str) -> None:
     golden(stem)

@@ -3,15 +3,19 @@
 Shapes: B batch, H heads, M queries, S keys, d head width. A kernel's backward takes ``out`` and ``lse`` as given, so a
 caller may have enlarged the softmax denominator (and shrunk ``out``) by keys that are zero: the gradients stay exact,
 because zero keys with zero values add nothing to them. The torch operators are private names; torch is pinned, and the
-naive kernel is the tested reference.
+naive kernel is the tested reference. ``flash_attn`` is the package of that name, taken only when asked for: torch has
+flash kernels of its own. It takes fp16 and bf16, no mask, and has been run here on a stand-in with its interface only.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,12 +32,14 @@ _aten = torch.ops.aten
 class Kernel:
     """``forward(q, k, v, mask) -> (out, lse)`` and ``backward(grad, q, k, v, out, lse, mask) -> (dq, dk, dv)``.
 
-    ``q [B, H, M, d]``, ``k, v [B, H, S, d]``, additive ``mask [B, 1, 1, S]`` or None, ``lse [B, H, M]``.
+    ``q [B, H, M, d]``, ``k, v [B, H, S, d]``, additive ``mask [B, 1, 1, S]`` or None, ``lse [B, H, M]``. A kernel with
+    ``half`` computes in fp16 or bf16 only.
     """
 
     name: str
     forward: Forward
     backward: Backward
+    half: bool = False
 
 
 def _naive_scores(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
@@ -105,20 +111,69 @@ def _cuda_flash_backward(
     return dq, dk, dv
 
 
+def _flash_attn_package() -> Any:
+    try:
+        return importlib.import_module("flash_attn.flash_attn_interface")
+    except ImportError:
+        raise ConfigError(
+            "attention kernel 'flash_attn' needs the package flash-attn: install the extra 'gpu', or choose 'auto'"
+        ) from None
+
+
+def _heads_inside(*parts: Tensor) -> list[Tensor]:
+    """``[B, H, M, d]`` <-> ``[B, M, H, d]``, the layout of flash-attn."""
+    return [part.transpose(1, 2) for part in parts]
+
+
+def _flash_attn_settings(q: Tensor) -> dict[str, object]:
+    return {
+        "dropout_p": 0.0,
+        "softmax_scale": float(q.shape[-1]) ** -0.5,
+        "causal": False,
+        "window_size_left": -1,
+        "window_size_right": -1,
+        "softcap": 0.0,
+        "alibi_slopes": None,
+    }
+
+
+def _flash_attn(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    package = _flash_attn_package()
+    if mask is not None:
+        raise ConfigError("attention kernel 'flash_attn' takes no padded batch; choose 'auto' or one case a pass")
+    out, lse, *_ = package._flash_attn_forward(*_heads_inside(q, k, v), **_flash_attn_settings(q), return_softmax=False)
+    return out.transpose(1, 2), lse
+
+
+def _flash_attn_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    into = [torch.empty_like(part).contiguous() for part in _heads_inside(q, k, v)]
+    _flash_attn_package()._flash_attn_backward(
+        *_heads_inside(grad, q, k, v, out), lse, *into, **_flash_attn_settings(q), deterministic=True
+    )
+    dq, dk, dv = _heads_inside(*into)
+    return dq, dk, dv
+
+
 KERNELS = {
     kernel.name: kernel
     for kernel in (
         Kernel(name="naive", forward=_naive, backward=_naive_backward),
         Kernel(name="cpu_flash", forward=_cpu_flash, backward=_cpu_flash_backward),
         Kernel(name="cuda_efficient", forward=_cuda_efficient, backward=_cuda_efficient_backward),
-        Kernel(name="cuda_flash", forward=_cuda_flash, backward=_cuda_flash_backward),
+        Kernel(name="cuda_flash", forward=_cuda_flash, backward=_cuda_flash_backward, half=True),
+        Kernel(name="flash_attn", forward=_flash_attn, backward=_flash_attn_backward, half=True),
     )
 }
 
 
 def available_kernels() -> list[str]:
     """Kernels that run on this machine, the naive one first."""
-    return ["naive", "cpu_flash"] + (["cuda_efficient", "cuda_flash"] if torch.cuda.is_available() else [])
+    if not torch.cuda.is_available():
+        return ["naive", "cpu_flash"]
+    own = ["flash_attn"] if importlib.util.find_spec("flash_attn") else []
+    return ["naive", "cpu_flash", "cuda_efficient", "cuda_flash", *own]
 
 
 def check_kernel(name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modaltune.encoders.attention_kernels import automatic, kernel_for
+from modaltune.encoders.attention_kernels import automatic, available_kernels, kernel_for
 from modaltune.encoders.dilated_attention import DilatedConfig, dilated_attention
 from modaltune.errors import ConfigError
 
@@ -103,7 +104,7 @@ def test_the_cuda_kernel_agrees_with_the_naive_one(name: str, lengths: tuple[int
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("kernel", ["cuda_flash", "cuda_efficient"])
+@pytest.mark.parametrize("kernel", [name for name in available_kernels() if name not in ("naive", "cpu_flash")])
 def test_half_precision_on_cuda_agrees_with_full(kernel: str) -> None:
     config = DilatedConfig(segments=(16, 46, 128), ratios=(1, 2, 4), kernel="naive")
     generator = torch.Generator().manual_seed(0)
@@ -116,6 +117,41 @@ def test_half_precision_on_cuda_agrees_with_full(kernel: str) -> None:
     found = torch.autograd.grad((half * weight.cuda().bfloat16()).sum(), halves)
     for ours, expected in zip(found, gradients(inputs, full), strict=True):
         assert float((ours.float().cpu() - expected).norm() / expected.norm()) < 0.03
+
+
+FLASH_ATTN = """
+from modaltune.encoders.attention_kernels import KERNELS
+NAIVE = KERNELS["naive"]
+def swap(*parts):
+    return [part.transpose(1, 2) for part in parts]
+def _flash_attn_forward(q, k, v, dropout_p, softmax_scale, causal, window_size_left, window_size_right, softcap,
+                        alibi_slopes, return_softmax):
+    assert abs(softmax_scale - q.shape[-1] ** -0.5) < 1e-9 and dropout_p == softcap == 0 and not causal
+    out, lse = NAIVE.forward(*swap(q, k, v), None)
+    return *swap(out), lse, None, None
+def _flash_attn_backward(dout, q, k, v, out, softmax_lse, dq, dk, dv, dropout_p, softmax_scale, causal,
+                         window_size_left, window_size_right, softcap, alibi_slopes, deterministic, rng_state=None):
+    grad, q, k, v, out = swap(dout, q, k, v, out)
+    for into, value in zip((dq, dk, dv), swap(*NAIVE.backward(grad, q, k, v, out, softmax_lse, None)), strict=True):
+        into.copy_(value)
+    return softmax_lse
+"""
+
+
+def test_the_flash_attn_package_is_called_in_its_own_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = DilatedConfig(segments=(16, 46, 128), ratios=(1, 2, 4), kernel="naive")
+    generator = torch.Generator().manual_seed(0)
+    inputs = tuple(torch.randn(1, 8, 61, 16, generator=generator).requires_grad_() for _ in range(3))
+    expected = dilated_attention(inputs[0], inputs[1], inputs[2], config)
+    with pytest.raises(ConfigError, match="'flash_attn' needs the package flash-attn: install the extra 'gpu'"):
+        dilated_attention(inputs[0], inputs[1], inputs[2], with_kernel(config, "flash_attn"))
+    (tmp_path / "flash_attn").mkdir()
+    (tmp_path / "flash_attn" / "__init__.py").write_text("")
+    (tmp_path / "flash_attn" / "flash_attn_interface.py").write_text(FLASH_ATTN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = dilated_attention(inputs[0], inputs[1], inputs[2], with_kernel(config, "flash_attn"))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients(inputs, found), gradients(inputs, expected))
 
 
 def padded_attention(inputs: tuple[Tensor, ...], config: DilatedConfig, lengths: tuple[int, ...] | None) -> Tensor:
