@@ -175,6 +175,20 @@ def test_a_round_covers_its_own_part_of_the_schedule(tiny_learner: Learner, tiny
     assert [rate for _, rate in seen] == pytest.approx(expected)
 
 
+def test_weight_decay_shrinks_weight_matrices_only(tiny_learner: Learner, tiny_study: Study) -> None:
+    spec = tiny_study.training.model_copy(update={"weight_decay": 0.5, "learning_rate": 0.1})
+    before = {name: value.clone() for name, value in trainable_state(tiny_learner).items()}
+    optimiser = training.make_optimiser(tiny_learner, spec)
+    for parameter in tiny_learner.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    optimiser.step()
+    for name, value in trainable_state(tiny_learner).items():
+        shrinks = value.dim() > 1 and name.endswith("weight")
+        torch.testing.assert_close(value, before[name] * (0.95 if shrinks else 1.0))
+    kept = {"modaltune.token_positions", "modaltune.task_tokens.vectors.stage", "modaltune.missing.slides"}
+    assert kept <= {name for name in before if not name.endswith("weight")}
+
+
 def test_the_gradient_of_all_parameters_together_is_clipped(
     tiny_learner: Learner, tiny_cases: list[CaseTensors]
 ) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -174,6 +175,11 @@ def available_kernels() -> list[str]:
         return ["naive", "cpu_flash"]
     own = ["flash_attn"] if importlib.util.find_spec("flash_attn") else []
     return ["naive", "cpu_flash", "cuda_efficient", "cuda_flash", *own]
+
+
+def preferred_kernel() -> str:
+    """``$MODALTUNE_ATTENTION``, the choice of a machine; ``auto`` without it."""
+    return os.environ.get("MODALTUNE_ATTENTION", "auto")
 
 
 def check_kernel(name: str) -> None:

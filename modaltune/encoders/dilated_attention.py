@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from modaltune.encoders.attention_kernels import check_kernel, kernel_for
+from modaltune.encoders.attention_kernels import check_kernel, kernel_for, preferred_kernel
 from modaltune.errors import ConfigError
 
 _UNCOVERED = -1e8
@@ -33,7 +33,7 @@ class DilatedConfig:
 
     segments: tuple[int, ...] = (1024, 5792, 32768, 185363, 1048576)
     ratios: tuple[int, ...] = (1, 2, 4, 8, 16)
-    kernel: str = "auto"
+    kernel: str = field(default_factory=preferred_kernel)
 
     def __post_init__(self) -> None:
         if len(self.segments) != len(self.ratios) or not self.segments:

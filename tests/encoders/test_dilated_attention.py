@@ -252,6 +252,14 @@ def test_an_unknown_kernel_lists_the_known_ones() -> None:
         DilatedConfig(kernel="fast")
 
 
+def test_a_machine_may_choose_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODALTUNE_ATTENTION", "naive")
+    assert DilatedConfig().kernel == "naive"
+    monkeypatch.setenv("MODALTUNE_ATTENTION", "quick")
+    with pytest.raises(ConfigError, match="unknown attention kernel 'quick'"):
+        DilatedConfig()
+
+
 def test_auto_takes_the_fast_kernel_of_the_device() -> None:
     def chosen(dtype: torch.dtype, device: str, *, masked: bool = False) -> str:
         return kernel_for("auto", torch.empty(0, dtype=dtype, device=device), masked=masked).name
