@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from modaltune.federation.average import State
-from modaltune.storage import load_state, save_state
+from modaltune.storage import load_state, save_state, write_text
 
 _KEPT = 2  # a round that is repeated after a crash starts from the memory of the round before
 _OPTIMISER, _ROUNDING = "optimiser/", "rounding/"
@@ -48,6 +48,13 @@ class RoundMemory:
         for number in self._rounds():
             if number <= round_number - _KEPT or number > round_number:
                 self._path(number).unlink(missing_ok=True)
+
+    def agree(self, round_number: int, digest: str) -> bool:
+        """Whether a preprocessing digest is the one that this site saw first; a first round begins anew."""
+        path = self.folder / "preprocessing.sha256"
+        if round_number <= 1 or not path.is_file():
+            write_text(path, digest)
+        return path.read_text(encoding="utf-8") == digest
 
     def _rounds(self) -> list[int]:
         return sorted(int(path.stem) for path in self.folder.glob("*.safetensors"))

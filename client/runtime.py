@@ -109,6 +109,7 @@ class Site:
     def train(self, preprocessing: Preprocessing, arrays: Packed, round_number: int) -> TrainingReply:
         """Score the incoming model on validation cases, train it for one round, and return what may leave."""
         torch.set_num_threads(1)
+        self._agree(preprocessing, round_number)
         learner = self._learner(preprocessing, arrays)
         received = _weights(learner)
         spec = self.study.training
@@ -142,6 +143,7 @@ class Site:
     def evaluate(self, preprocessing: Preprocessing, arrays: Packed) -> dict[str, float]:
         """Metrics of the model on this site's own test cases, with intervals; small groups are held back."""
         torch.set_num_threads(1)
+        self._agree(preprocessing, self.study.training.rounds + 1)
         learner = self._learner(preprocessing, arrays)
         table = predict(learner, self.study, preprocessing, self.cohort, self._prepared(learner, preprocessing))
         tables = {task.name: [table] for task in self.study.tasks if task.name in self.cohort.tasks}
@@ -155,6 +157,19 @@ class Site:
                     f"{row['task']}.{row['metric']}.{part}": float(row[part]) for part in ("value", "low", "high", "n")
                 }
         return out
+
+    def _agree(self, preprocessing: Preprocessing, round_number: int) -> None:
+        """Refuse a preprocessing of another study, or another one than this study's first round had."""
+        if preprocessing.study != self.study.digest:
+            raise FederationError(
+                f"the server sent the preprocessing of study {preprocessing.study[:12]}..., not of"
+                f" {self.study.digest[:12]}...; it has to start the study again"
+            )
+        if not self.memory.agree(round_number, preprocessing.digest):
+            raise FederationError(
+                f"round {round_number}: the preprocessing is not the one that this study began with; the server has to"
+                " go on with the first one, or to start the study again"
+            )
 
     def _learner(self, preprocessing: Preprocessing, arrays: Packed) -> Learner:
         learner, form = build_learner(self.study, preprocessing), self.study.training.wire

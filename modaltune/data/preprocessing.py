@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -148,17 +148,34 @@ def _standardised(values: NDArray[np.float32], study: Study, scale: Scale, site:
     return scale.apply(values.reshape(-1)).reshape(values.shape)
 
 
+def gene_columns(study: Study, genes: Sequence[str]) -> int:
+    """Width of the expression input: a value for each gene, in a union of panels also a flag "not measured here"."""
+    return len(genes) * (2 if study.gene_panel == "union" else 1)
+
+
+def _expression_rows(cohort: Cohort, study: Study, preprocessing: Preprocessing) -> dict[str, NDArray[np.float32]]:
+    """case_id -> standardised expression, zero (average) for a gene that is not measured, then the flags of a union."""
+    genes, scale = list(preprocessing.genes), preprocessing.expression
+    if not genes or cohort.expression is None:
+        return {}
+    values = np.zeros((len(cohort.expression), gene_columns(study, genes)), dtype=np.float32)
+    measured = np.isin(genes, cohort.expression.columns)
+    if scale is not None:
+        table = cohort.expression.reindex(columns=genes, fill_value=0).to_numpy(np.float32)
+        values[:, : len(genes)] = np.where(measured, scale.apply(table), 0)
+    if study.gene_panel == "union":
+        values[:, len(genes) :] = ~measured
+    return dict(zip(map(str, cohort.expression.index), values, strict=True))
+
+
 def prepare(cohort: Cohort, study: Study, preprocessing: Preprocessing) -> list[CaseTensors]:
     """Every case of a cohort as model input, in the order of ``cohort.cases``."""
-    genes = list(preprocessing.genes)
+    expression = _expression_rows(cohort, study, preprocessing)
+    absent = np.zeros(gene_columns(study, preprocessing.genes), dtype=np.float32)
     vectors = modality_vectors(cohort, study, preprocessing.modalities)
     rows: list[dict[str, Any]] = cohort.cases.to_dict(orient="records")  # type: ignore[assignment]
     out = []
     for number, (case_id, row) in enumerate(zip(cohort.cases.index, rows, strict=True), start=1):
-        expression = np.zeros(len(genes), dtype=np.float32)
-        present = bool(genes) and cohort.expression is not None and case_id in cohort.expression.index
-        if present and cohort.expression is not None and preprocessing.expression is not None:
-            expression = preprocessing.expression.apply(cohort.expression.loc[case_id, genes].to_numpy(np.float32))
         patches = np.zeros((0, study.slides.in_width), dtype=np.float32)
         cells = np.zeros((0, 2), dtype=np.int64)
         if bags := cohort.bags.get(str(case_id)):
@@ -172,8 +189,8 @@ def prepare(cohort: Cohort, study: Study, preprocessing: Preprocessing) -> list[
             CaseTensors(
                 patches=torch.from_numpy(patches),
                 cells=torch.from_numpy(cells),
-                expression=torch.from_numpy(expression),
-                has_expression=present,
+                expression=torch.from_numpy(expression.get(str(case_id), absent)),
+                has_expression=str(case_id) in expression,
                 clinical=torch.tensor(_clinical_row(row, study, preprocessing)),
                 targets=targets,
                 vectors={name: rows[str(case_id)] for name, rows in vectors.items() if str(case_id) in rows},

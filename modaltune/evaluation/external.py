@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from modaltune.data.cohort import Cohort
@@ -69,7 +68,7 @@ def _cohort(tables: TcgaTables, hospital: str, study: Study, preprocessing: Prep
 
 
 def _panel(expression: pd.DataFrame | None, preprocessing: Preprocessing, hospital: str) -> pd.DataFrame | None:
-    """The model's genes; one that was not measured takes the pooled mean, which standardises to zero."""
+    """The table, when it has some of the model's genes; one that was not measured counts as average."""
     if expression is None or preprocessing.expression is None:
         return None
     genes = list(preprocessing.genes)
@@ -80,5 +79,4 @@ def _panel(expression: pd.DataFrame | None, preprocessing: Preprocessing, hospit
         )
     if absent:
         logger.warning("%s: %d of %d genes absent, taken as average", hospital, len(absent), len(genes))
-    means = pd.Series(np.asarray(preprocessing.expression.mean, dtype=np.float32), index=genes)
-    return expression.reindex(columns=genes).fillna(means)
+    return expression

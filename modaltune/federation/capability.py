@@ -58,12 +58,13 @@ def _texts(record: Mapping[str, Any], name: str, site: str) -> list[str]:
 
 
 def gene_panel(capabilities: Mapping[str, Capability], study: Study) -> list[str]:
-    """Genes that every site with expression measures and that some gene set of the study names, sorted."""
+    """Genes that every site with expression (or any, as the study says) measures and a gene set names, sorted."""
     measured = [set(capability.genes) for capability in capabilities.values() if capability.genes]
     if not measured or not study.gene_sets:
         return []
     named = {gene for members in study.gene_sets.values() for gene in members}
-    panel = sorted(set.intersection(*measured) & named)
+    shared = set.union(*measured) if study.gene_panel == "union" else set.intersection(*measured)
+    panel = sorted(shared & named)
     if not panel:
         raise FederationError(
             "the sites with expression share no gene of the study's gene sets; check that all use gene symbols"

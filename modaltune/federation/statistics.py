@@ -34,7 +34,8 @@ def statistics_shapes(study: Study, genes: Sequence[str]) -> dict[str, tuple[int
     groups |= {f"modality.{modality.name}": modality.width for modality in study.modalities if modality.columns}
     groups |= {f"clinical.{column.name}": 1 for column in study.clinical if not column.values}
     for group, width in groups.items():
-        shapes |= {f"{group}.count": (1,), f"{group}.sum": (width,), f"{group}.squares": (width,)}
+        counts = width if group == "expression" else 1
+        shapes |= {f"{group}.count": (counts,), f"{group}.sum": (width,), f"{group}.squares": (width,)}
     for task in study.tasks:
         shapes[f"labels.{task.name}"] = (CELLS,) if task.kind == "survival" else (len(task.labels),)
     return shapes
@@ -86,11 +87,13 @@ def site_statistics(cohort: Cohort, study: Study, genes: Sequence[str], min_cell
     minimum = max(study.privacy.min_cell, min_cell)
     sums: Sums = {"cases": np.array([float(len(train) if len(train) >= minimum else 0)])}
     if genes:
-        rows = np.zeros((0, len(genes)))
+        rows, measured = np.zeros((0, len(genes))), np.zeros(len(genes))
         if cohort.expression is not None:
             inside = cohort.expression.index.intersection(train.index)
-            rows = cohort.expression.loc[inside, list(genes)].to_numpy(np.float64)
+            rows = cohort.expression.loc[inside].reindex(columns=list(genes), fill_value=0).to_numpy(np.float64)
+            measured = np.isin(genes, cohort.expression.columns).astype(np.float64)
         sums |= _moments("expression", rows, len(rows), minimum, len(genes))
+        sums["expression.count"] = sums["expression.count"] * measured
     if study.slides.standardise != "none":
         rows, cases = _patch_rows(cohort, train, study)
         sums |= _moments("patches", rows, cases, minimum, rows.shape[1])
@@ -116,8 +119,8 @@ def pool_sums(replies: Mapping[str, Sums]) -> Sums:
 
 
 def _scale(pooled: Sums, name: str) -> Scale | None:
-    count = float(pooled[f"{name}.count"][0])
-    if count == 0:
+    count = np.maximum(pooled[f"{name}.count"], 1.0)
+    if not pooled[f"{name}.count"].any():
         return None
     mean = pooled[f"{name}.sum"] / count
     variance = np.maximum(pooled[f"{name}.squares"] / count - mean**2, 0.0)
@@ -150,7 +153,7 @@ def _task_space(task: TaskSpec, counts: NDArray[np.float64]) -> TaskSpace:
 def suppressed_groups(replies: Mapping[str, Sums]) -> dict[str, tuple[str, ...]]:
     """Sites whose sums of a group are absent or were held back: group -> site names."""
     groups = [key.removesuffix(".count") for key in next(iter(replies.values())) if key.endswith(".count")]
-    out = {group: tuple(s for s in sorted(replies) if replies[s][f"{group}.count"][0] == 0) for group in groups}
+    out = {group: tuple(s for s in sorted(replies) if not replies[s][f"{group}.count"].any()) for group in groups}
     return {group: sites for group, sites in out.items() if sites}
 
 

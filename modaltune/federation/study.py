@@ -189,7 +189,12 @@ class PrivacySpec(_Part):
 
 
 class Study(_Part):
-    """A study. Its canonical JSON has a SHA-256, the digest, which names it."""
+    """A study. Its canonical JSON has a SHA-256, the digest, which names it.
+
+    Attributes:
+        gene_panel: genes of the sets that all sites with expression measure, or that any does. In a union, a gene that
+            a site does not measure is the pooled mean there, with a flag beside it; flags can give the site away.
+    """
 
     name: Name
     seed: Annotated[int, Field(ge=0)] = 0
@@ -200,6 +205,7 @@ class Study(_Part):
     slides: SlideSpec
     text: TextSpec
     gene_sets: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    gene_panel: Literal["intersection", "union"] = "intersection"
     clinical: tuple[ClinicalColumn, ...] = (
         ClinicalColumn(name="age"),
         ClinicalColumn(name="sex", values=("female", "male")),

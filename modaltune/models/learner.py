@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -93,6 +93,14 @@ def _gene_config(study: Study) -> GeneEncoderConfig:
     )
 
 
+def _gene_inputs(study: Study, sets: Mapping[str, Sequence[str]], genes: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Columns of the expression input that each gene set reads: its genes and, in a union of panels, their flags."""
+    found = set_indices(sets, genes)
+    if study.gene_panel == "intersection":
+        return found
+    return tuple((*columns, *(len(genes) + column for column in columns)) for columns in found)
+
+
 def build_learner(
     study: Study, preprocessing: Preprocessing, targets: Mapping[str, Tensor] | None = None, *, frozen: bool = True
 ) -> Learner:
@@ -106,7 +114,7 @@ def build_learner(
     sets = dict(sorted(preprocessing.gene_sets.items()))  # as in canonical JSON: copies that travelled agree
     config = ModalTuneConfig(
         tasks=tuple(task.name for task in study.tasks),
-        gene_indices=set_indices(sets, preprocessing.genes),
+        gene_indices=_gene_inputs(study, sets, preprocessing.genes),
         clinical_width=clinical_width(study),
         vectors=tuple((modality.name, modality.width, modality.tokens) for modality in study.modalities),
         output_width=spec.output_width,

@@ -41,3 +41,12 @@ def test_two_rounds_stay_and_a_repeated_round_forgets_later_ones(tmp_path: Path)
 def test_nothing_to_remember_writes_nothing(tmp_path: Path) -> None:
     RoundMemory(tmp_path / "digest").keep(1, Memory())
     assert not (tmp_path / "digest").exists()
+
+
+def test_a_study_keeps_the_preprocessing_it_began_with(tmp_path: Path) -> None:
+    memory = RoundMemory(tmp_path)
+    assert memory.agree(3, "first"), "a site that joins late takes what it sees"
+    assert memory.agree(4, "first")
+    assert not memory.agree(5, "other")
+    assert memory.agree(1, "other"), "a study that starts again may have another"
+    assert not RoundMemory(tmp_path).agree(2, "first")
