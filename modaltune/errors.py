@@ -9,6 +9,7 @@ ModalTuneError          exit code 2: the user or the data is at fault, one line 
 │   ├── ModalityError       table of a further modality
 │   ├── FeatureFileError    bag features (HDF5) or slides table
 │   └── LabelError          a label that the vocabulary does not know
+├── FetchError          a download of public data that failed or did not match its checksum
 ├── ModelFileError      weights that are absent, truncated or have the wrong hash
 └── FederationError     a study that cannot be run as asked
     └── ReplyRefused        one site's reply broke the manifest; carries the site and a reason code
@@ -57,6 +58,10 @@ class FeatureFileError(DataError):
 
 class LabelError(DataError):
     """A label value that the study's vocabulary does not know."""
+
+
+class FetchError(ModalTuneError):
+    """A download of public data that failed, broke off or did not match its checksum."""
 
 
 class ModelFileError(ModalTuneError):

@@ -6,11 +6,13 @@ import shlex
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.progress import Progress
 
 from modaltune.console import console, emit_json, progress_line, run_app
 from modaltune.data.tcga import read_tcga
@@ -18,6 +20,10 @@ from modaltune.errors import ConfigError
 from server.report_data import load_run
 from server.tables import comparison_table, participation_table, traffic_table
 from simulation.experiment import COMPARISONS
+from simulation.fetch.cohort import HOSPITALS, Say, Wanted, fetch_cohort
+from simulation.fetch.connection import Connection
+from simulation.fetch.gdc import GDC
+from simulation.fetch.xena import XENA
 from simulation.runs import Plan, simulate
 from simulation.sites import check_overrides, require_known
 from simulation.synthetic import HOMOGENEOUS, HOSPITAL_SHARES, TASKS, build_synthetic
@@ -141,6 +147,56 @@ def build(
         emit_json({"sites": [str(folder) for folder in folders]})
     else:
         console.print(f"{len(folders)} site folders in {out}", markup=False)
+
+
+@app.command()
+def fetch(
+    cohort: Annotated[str, typer.Option(help="BRCA, GBMLGG, NSCLC, RCC, COADREAD or BLCA.")],
+    out: Annotated[Path, typer.Option(help="Receives COHORT/; an interrupted fetch goes on here.")],
+    hospitals: Annotated[
+        int, typer.Option(min=1, help="How many of the largest centres become hospitals.")
+    ] = HOSPITALS,
+    centres: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Table 'tss, centre' in place of GDC's names.")
+    ] = None,
+    base_gdc: Annotated[str, typer.Option(help="Address of the GDC API.")] = GDC,
+    base_xena: Annotated[str, typer.Option(help="Address of the Xena hub.")] = XENA,
+    json: Json = False,
+) -> None:
+    """Download a cohort's open tables (clinical, expression, slide list) for `tcga`, split by contributing centre."""
+    wanted = Wanted(
+        cohort=cohort.upper(),
+        hospitals=hospitals,
+        centres=centres,
+        gdc=base_gdc.rstrip("/"),
+        xena=base_xena.rstrip("/"),
+    )
+    with _steps_bar(quiet=json) as say:
+        manifest = fetch_cohort(wanted, out, Connection(), say)
+    if json:
+        emit_json(manifest)
+        return
+    for name, about in manifest["hospitals"].items():
+        console.print(f"{name}: {about['cases']} cases with expression, {about['centre']}", markup=False)
+    for reason, count in manifest["counts"].items():
+        if count:
+            console.print(f"{count} {reason}", markup=False)
+    state = "fetched" if manifest["fetched"] else "complete already, verified"
+    console.print(f"{out / wanted.cohort}: {state}; put gene sets beside it as pathways.gmt", markup=False)
+
+
+@contextmanager
+def _steps_bar(*, quiet: bool) -> Iterator[Say]:
+    """A row for each step; nothing when quiet or not on a terminal."""
+    with Progress(console=console, disable=quiet or not console.is_terminal) as bar:
+        rows: dict[str, Any] = {}
+
+        def say(what: str, done: int, total: int | None) -> None:
+            if what not in rows:
+                rows[what] = bar.add_task(what, total=total)
+            bar.update(rows[what], completed=done, total=total)
+
+        yield say
 
 
 def _hospitals(names: str | None, known: Sequence[str]) -> list[str]:

@@ -126,5 +126,7 @@ def _write_gene_sets(tables: TcgaTables, out: Path) -> None:
         logger.info("%s: %d of %d gene sets have enough genes", tables.cohort, len(sets), len(tables.gene_sets))
     else:
         logger.warning(
-            "%s: no pathways.parquet, so no %s; name a gene-set file yourself", tables.cohort, GENE_SETS_FILE
+            "%s: no pathways.parquet or pathways.gmt, so no %s; name a gene-set file yourself",
+            tables.cohort,
+            GENE_SETS_FILE,
         )

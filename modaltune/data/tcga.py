@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from modaltune.data.cohort import Bag
+from modaltune.data.genesets import read_gene_sets
 from modaltune.data.image_tokens import IMAGE_TABLES, TOKEN_PIXELS, image_tokens
 from modaltune.data.tables import clean_numbers, identifiers, read_table
 from modaltune.errors import ConfigError, DataError
@@ -47,7 +48,7 @@ class TcgaTables:
             ``time_months`` (> 0), ``event`` (1 = death observed), ``age`` (years), ``sex``.
         expression: ``[cases, genes]`` float32, index ``case_id``.
         image: ``[cases, measurements]``, index ``case_id``; None when the cohort has no image table.
-        gene_sets: pathway -> genes; empty when ``pathways.parquet`` is absent.
+        gene_sets: pathway -> genes; empty when there is neither ``pathways.parquet`` nor ``.gmt``.
         counts: what was left out or changed -> number of cases.
     """
 
@@ -120,7 +121,7 @@ def read_tcga(data: Path, cohort: str, *, expression: str = "rna") -> TcgaTables
         cases=cases,
         expression=genes[genes.index.isin(cases.index)],
         image=None if image is None else image[image.index.isin(cases.index)],
-        gene_sets=_pathways(data / "pathways.parquet"),
+        gene_sets=_pathways(data),
         counts=counts,
     )
 
@@ -215,10 +216,12 @@ def _image(folder: Path) -> pd.DataFrame | None:
     return None
 
 
-def _pathways(path: Path) -> dict[str, tuple[str, ...]]:
-    """Pathway -> genes, both in the order of the table."""
+def _pathways(data: Path) -> dict[str, tuple[str, ...]]:
+    """Pathway -> genes, both in the order of ``pathways.parquet`` or else of ``pathways.gmt``."""
+    path = data / "pathways.parquet"
     if not path.is_file():
-        return {}
+        gmt = path.with_suffix(".gmt")
+        return read_gene_sets(gmt) if gmt.is_file() else {}
     table = read_table(path, where=path.name, error=DataError)
     if not {"gene", "pathway"} <= set(table.columns):
         raise DataError(f"{path.name}: columns 'gene' and 'pathway' are needed; {_HELP}")
