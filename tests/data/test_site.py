@@ -378,7 +378,7 @@ def test_a_mapped_column_that_is_absent_is_named(site: Path) -> None:
 
 
 def test_an_unknown_table_format_lists_the_known_ones(site: Path) -> None:
-    (site / "cases.xlsx").write_text("")
-    (site / "site.toml").write_text(TOML.replace("cases.parquet", "cases.xlsx"))
+    (site / "cases.sav").write_text("")
+    (site / "site.toml").write_text(TOML.replace("cases.parquet", "cases.sav"))
     with pytest.raises(CaseTableError, match=r"choose from .parquet, .csv, .tsv"):
         load_site(site, split_salt="s")
