@@ -30,7 +30,7 @@ def event_values(values: pd.Series, column: str, where: str) -> pd.Series:
     else:
         text = values.astype("string").str.strip()
         text = text.mask(text == "")
-        words = text.map(_event_of, na_action="ignore").astype("float64")
+        words = pd.to_numeric(text.map(_event_of, na_action="ignore"), errors="coerce").astype("float64")
         event = words if words.notna().any() and words.isna().equals(text.isna()) else numbers(values, column, where)
     wrong = event.notna() & ~event.isin([0, 1])
     if wrong.any():

@@ -155,13 +155,14 @@ def load_site(folder: Path, *, split_salt: str, labels: Mapping[str, Collection[
         DataError: one line that says what is wrong where, and how to correct it.
     """
     config = read_site_config(folder)
-    cases = _with_splits(folder, config, _load_cases(folder, config, labels or {}))
+    every = _load_cases(folder, config, labels or {})
+    cases = _with_splits(folder, config, every)
     if "survival" in config.tasks and events_live_longer(cases):
         logger.warning(
             "site %s: cases with an event live longer than censored ones; check that event 1 means death", config.name
         )
     expression = _load_expression(folder, config, cases.index)
-    bags = _load_bags(folder, config, cases.index)
+    bags = _load_bags(folder, config, every.index, cases.index)
     modalities = {name: _load_modality(folder, config, name, cases.index) for name in config.paths.modalities}
     tables = [*modalities.values(), *([] if expression is None else [expression])]
     usable = cases.index.isin([*bags, *(case for table in tables for case in table.index)])
@@ -275,7 +276,8 @@ def _slide_table(folder: Path, config: SiteConfig) -> dict[str, pd.Series] | Non
     }
 
 
-def _load_bags(folder: Path, config: SiteConfig, cases: pd.Index) -> Mapping[str, tuple[Bag, ...]]:
+def _load_bags(folder: Path, config: SiteConfig, known: pd.Index, cases: pd.Index) -> Mapping[str, tuple[Bag, ...]]:
+    """The bags of ``cases``; a slide of a case that is not even ``known`` is an error."""
     text = _slide_table(folder, config)
     if text is None or config.paths.features is None:
         return {}
@@ -283,7 +285,7 @@ def _load_bags(folder: Path, config: SiteConfig, cases: pd.Index) -> Mapping[str
     features = folder / config.paths.features
     if not features.is_dir():
         raise SiteFolderError(f"site {config.name}: paths.features is not a folder; correct it in site.toml")
-    strangers = ~text["case_id"].isin(cases)
+    strangers = ~text["case_id"].isin(known)
     if strangers.any():
         raise FeatureFileError(
             f"{where}: case_id is not in {config.paths.cases} in {rows(strangers)}; add the cases or remove the rows"

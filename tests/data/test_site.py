@@ -283,7 +283,7 @@ def drop_features_folder(site: Path) -> None:
 
 
 def strangers_only(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.assign(case_id=[f"{case}-01" for case in frame["case_id"]])
+    return frame.assign(case_id=[f"{case}X" for case in frame["case_id"]])
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], type[DataError], str]] = {
