@@ -85,8 +85,8 @@ def _canonical(table: pd.DataFrame, columns: Mapping[str, str], where: str) -> p
     missing = sorted(local for local in columns.values() if local not in table.columns)
     if missing:
         raise CaseTableError(
-            f"{where}: column {missing[0]!r} named in [columns] of site.toml is missing; "
-            f"the table has {', '.join(map(str, table.columns[:12]))}"
+            f"{where}: column {missing[0]!r} named in [columns] of site.toml is missing among {len(table.columns)}; "
+            "correct its spelling there"
         )
     untouched = [name for name in table.columns if name not in columns]
     renamed = table[untouched].copy()
@@ -159,7 +159,8 @@ def _require_known(cases: pd.DataFrame, task: str, site: str, known: Collection[
     if not unknown.any():
         return
     value = str(values[unknown].iloc[0])
-    shown = f" such as {value!r}" if _may_be_shown(value, cases["case_id"]) else ""
+    coded = any(letter.isdigit() for letter in value) and (values == value).sum() == 1  # perhaps an identifier
+    shown = f" such as {value!r}" if _may_be_shown(value, cases["case_id"]) and not coded else ""
     raise LabelError(
         f"site {site}: task {task!r} has labels outside the vocabulary{shown} in {rows(unknown)}; "
         f"known: {', '.join(map(repr, known))}. Map local codes under [labels.{task}] in site.toml ('' = unlabelled)"

@@ -200,7 +200,7 @@ def _one_column_a_gene(
         return table
     if config.unit not in LINEAR and config.repeats == "error":
         raise ExpressionError(
-            f"{where}: {len(repeated)} genes occur more than once, such as {repeated[0]!r}; keep one of each, or set "
+            f"{where}: {len(repeated)} genes occur more than once; keep one of each, or set "
             "repeats = 'mean' in [expression] of site.toml"
         )
     logger.warning("%s: %d genes occur more than once", where, len(repeated))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +55,8 @@ def read_expression_table(path: Path, *, key: str, by_id: bool, where: str) -> M
     if set(table.columns) == {key, "gene", "value"}:
         return _long(table, key, where)
     first = str(table.columns[0])
-    barcodes = [name for name in table.columns if TCGA_SAMPLE.fullmatch(str(name))]
-    if first in GENE_COLUMNS and (key not in table.columns or 2 * len(barcodes) > len(table.columns)):
+    matrix = first != key or _barcodes(table.columns) > len(table.columns) / 2
+    if first in GENE_COLUMNS and matrix and _barcodes(table[first]) == 0:
         return _matrix(table, by_id, where)
     if key not in table.columns:
         raise ExpressionError(
@@ -64,6 +65,10 @@ def read_expression_table(path: Path, *, key: str, by_id: bool, where: str) -> M
         )
     values = clean_numbers(table, key=key, where=where)
     return Measured(values=values.reset_index(drop=True), samples=list(values.index), wide=True)
+
+
+def _barcodes(names: Iterable[object]) -> int:
+    return sum(TCGA_SAMPLE.fullmatch(str(name)) is not None for name in names)
 
 
 def _long(table: pd.DataFrame, key: str, where: str) -> Measured:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import os
 import re
 import zlib
 from collections import Counter
@@ -22,6 +23,7 @@ FORMATS = (".parquet", *SEPARATORS, ".xlsx")
 GDC_BLANKS = ("'--", "[Not Available]", "[Not Applicable]", "[Unknown]")
 
 _SEPARATOR_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
+_TAIL = 16 * 2**20
 _LONGER_LINE = re.compile(r"Expected (\d+) fields in line (\d+)")
 
 
@@ -39,6 +41,10 @@ def load_table(path: Path, *, where: str, error: type[DataError], text: Collecti
     try:
         names = _header(path)
         _check_header(names, path, where, error)
+        if file_format(path) in SEPARATORS and (fields := _last_fields(path)) < len(names):
+            raise error(
+                f"{where}: the last row has {fields} of {len(names)} fields; the file is cut off, copy it again"
+            )
         table = _read(path, text)
     except UnicodeDecodeError:
         raise error(f"{where}: not UTF-8 text; save the table as UTF-8 (in Excel: 'CSV UTF-8')") from None
@@ -80,6 +86,16 @@ def _header(path: Path) -> list[str]:
         for _ in range(skipped):
             next(stream)
         return next(csv.reader(stream, delimiter=SEPARATORS[kind]))
+
+
+def _last_fields(path: Path) -> float:
+    """How many fields the last row has; infinity where that takes a parser to say."""
+    if path.suffix.lower() == ".gz":  # its checksum finds a cut
+        return float("inf")
+    with path.open("rb") as stream:
+        stream.seek(-min(path.stat().st_size, _TAIL), os.SEEK_END)
+        before, _, last = stream.read().rstrip(b"\r\n").rpartition(b"\n")
+    return float("inf") if not before or b'"' in last else last.count(SEPARATORS[file_format(path)].encode()) + 1
 
 
 def _check_header(names: list[str], path: Path, where: str, error: type[DataError]) -> None:

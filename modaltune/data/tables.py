@@ -63,8 +63,11 @@ def identifiers(table: pd.DataFrame, column: str, *, where: str, error: type[Dat
         Text without blanks, same index as the table.
     """
     if column not in table.columns:
-        known = ", ".join(map(str, table.columns[:8]))
-        raise error(f"{where}: column {column!r} is missing (first columns: {known}); add it or rename it in site.toml")
+        # a table without a header would show its first patient here, so no names
+        raise error(
+            f"{where}: column {column!r} is missing among {len(table.columns)}; add it, or name the local column under "
+            "[columns] of site.toml"
+        )
     values = table[column]
     if pd.api.types.is_float_dtype(values) and bool((values.dropna() % 1 == 0).all()):
         values = values.astype("Int64")
