@@ -74,7 +74,8 @@ def with_known_columns(
     if "event" in wanted:
         added |= _gdc_survival(table, found, where)
     key = columns.get("case_id", "case_id")
-    return one_row_a_case(table.assign(**added), [*added, *columns.values()], where, key=key)
+    agreeing = [*added, *columns.values(), found["vital_status"]]
+    return one_row_a_case(table.assign(**added), agreeing, where, key=key)
 
 
 def _cbioportal(table: pd.DataFrame, wanted: Collection[str], where: str) -> dict[str, pd.Series]:

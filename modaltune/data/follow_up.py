@@ -23,21 +23,28 @@ def event_values(values: pd.Series, column: str, where: str) -> pd.Series:
     """An event column as 0 and 1: numbers, words such as ``Dead``, or cBioPortal's ``1:DECEASED``; blanks stay.
 
     Raises:
-        CaseTableError: something else, words mixed with numbers, or a number that its word contradicts.
+        CaseTableError: a value is something else, or a number that its word contradicts.
     """
-    if pd.api.types.is_numeric_dtype(values):
-        event = values.astype("float64")
-    else:
+    if not pd.api.types.is_numeric_dtype(values):
         text = values.astype("string").str.strip()
-        text = text.mask(text == "")
-        words = pd.to_numeric(text.map(_event_of, na_action="ignore"), errors="coerce").astype("float64")
-        event = words if words.notna().any() and words.isna().equals(text.isna()) else numbers(values, column, where)
-    wrong = event.notna() & ~event.isin([0, 1])
-    if wrong.any():
-        raise CaseTableError(
-            f"{where}: {column!r} is neither 0 nor 1 in {rows(wrong)}; expected 1 = death observed, 0 = censored"
-        )
+        given = text.notna() & (text != "")
+        words = pd.to_numeric(text[given].map(_event_of), errors="coerce").reindex(text.index)
+        if 2 * words.notna().sum() > given.sum():
+            _require(words.notna() | ~given, f"{column!r} is neither alive nor dead", "expected Alive or Dead", where)
+            return words
+    event = numbers(values, column, where)
+    _require(
+        event.isna() | event.isin([0, 1]),
+        f"{column!r} is neither 0 nor 1",
+        "expected 1 or 0 (event: 1 = death observed; censorship: 1 = censored), or Alive and Dead",
+        where,
+    )
     return event
+
+
+def _require(right: pd.Series, problem: str, remedy: str, where: str) -> None:
+    if not right.all():
+        raise CaseTableError(f"{where}: {problem} in {rows(~right.astype(bool))}; {remedy}")
 
 
 def _event_of(text: str) -> float | None:
@@ -53,19 +60,18 @@ def clean_follow_up(table: pd.DataFrame, where: str) -> pd.DataFrame:
     time = numbers(table["time_months"], "time_months", where)
     event = event_values(table["event"], "event", where)
     given = time.notna()
-    checks = (
-        (event.notna() & ~given, "'event' is given but 'time_months' is blank", "fill in or blank both"),
-        (given & event.isna(), "'time_months' is given but 'event' is blank", "fill in or blank both"),
+    positive = (time > 0) & (time < float("inf"))
+    for right, problem, remedy in (
+        (event.isna() | given, "'event' is given but 'time_months' is blank", "fill in or blank both"),
+        (~given | event.notna(), "'time_months' is given but 'event' is blank", "fill in or blank both"),
         (
-            given & ~((time > 0) & (time < float("inf"))),
+            ~given | positive,
             "'time_months' is not above 0",
-            "expected months of follow-up; correct the time, or blank it and the event",
+            "expected months; correct the time, or blank it and the event",
         ),
-        (time > LONGEST_MONTHS, f"'time_months' is above {LONGEST_MONTHS}", "expected months, not days"),
-    )
-    for wrong, problem, remedy in checks:
-        if wrong.any():
-            raise CaseTableError(f"{where}: {problem} in {rows(wrong)}; {remedy}")
+        (~(time > LONGEST_MONTHS), f"'time_months' is above {LONGEST_MONTHS}", "expected months, not days"),
+    ):
+        _require(right, problem, remedy, where)
     return pd.DataFrame({"time_months": time, "event": event})
 
 

@@ -101,10 +101,13 @@ class SiteConfig(BaseModel):
         if event and censorship:
             raise ValueError("[columns] names both 'event' and 'censorship'; keep the one that the table has")
         if "censor" in event.lower():
-            raise ValueError(f"[columns] event = {event!r}: if 1 means censored there, write censorship = {event!r}")
+            raise ValueError(
+                f"[columns] event = {event!r}: expected 1 = death; if 1 means censored, write censorship = {event!r}"
+            )
         if any(word in censorship.lower() for word in EVENT_NAMES):
             raise ValueError(
-                f"[columns] censorship = {censorship!r}: if 1 means death there, write event = {censorship!r}"
+                f"[columns] censorship = {censorship!r}: expected 1 = censored; if 1 means death, "
+                f"write event = {censorship!r}"
             )
         return self
 
@@ -319,8 +322,10 @@ def _first_problem(error: ValidationError) -> str:
         return f"unknown key {place!r}; known keys: {known}. Correct its spelling or remove it"
     if problem["type"] == "missing":
         return f"key {place!r} is missing; add it"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{place}: {message}" if place else message
+    if problem["type"] == "value_error":  # ours: names the keys and the remedy
+        message = str(problem["msg"]).removeprefix("Value error, ")
+        return f"{place}: {message}" if place else message
+    return f"{place}: {problem['msg']}; correct the value"
 
 
 def _known_keys(place: tuple[int | str, ...]) -> list[str]:

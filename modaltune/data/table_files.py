@@ -23,6 +23,7 @@ FORMATS = (".parquet", *SEPARATORS, ".xlsx")
 GDC_BLANKS = ("'--", "[Not Available]", "[Not Applicable]", "[Unknown]")
 
 _SEPARATOR_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
+_DATE = re.compile(r"\d{4}-\d\d-\d\d(?: 00:00:00)?")
 _TAIL = 16 * 2**20
 _LONGER_LINE = re.compile(r"Expected (\d+) fields in line (\d+)")
 
@@ -112,6 +113,12 @@ def _check_header(names: list[str], path: Path, where: str, error: type[DataErro
     nameless = [number for number, name in enumerate(names, start=1) if not name.strip()]
     if any(number > 1 for number in nameless):
         raise error(f"{where}: column {nameless[-1]} has no name; name it or remove it")
+    dates = [number for number, name in enumerate(names, start=1) if _DATE.fullmatch(name)]
+    if dates:
+        raise error(
+            f"{where}: the name of column {dates[0]} is a date; expected text, format the header as text before typing "
+            "gene names such as MARCH1"
+        )
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         number = names.index(repeated[0], names.index(repeated[0]) + 1) + 1

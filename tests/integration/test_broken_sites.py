@@ -164,7 +164,9 @@ BREAKS: dict[str, Break] = {
     # site.toml
     "toml cut off": Break("own", cut(TOML, 0.9), "site.toml: not valid TOML"),
     "unknown section": Break("own", add("[expresion]\n"), "unknown key 'expresion'"),
-    "unknown expression key": Break("own", swap(TOML, "unit =", "units ="), "'expression.units'; known keys: unit, log"),
+    "unknown expression key": Break(
+        "own", swap(TOML, "unit =", "units ="), "'expression.units'; known keys: unit, log"
+    ),
     "unknown unit": Break("own", swap(TOML, '"tpm"', '"TPM"'), "expression.unit: .*'counts', 'tpm'"),
     "log of log2": Break("xena", swap(TOML, 'unit = "log2"', 'unit = "log2"\nlog = true'), "'log = true' is for unit"),
     "unknown sample type": Break("own", swap(TOML, '"tpm"', '"tpm"\nsamples = ["11"]'), "expression.samples.0: "),
@@ -175,18 +177,24 @@ BREAKS: dict[str, Break] = {
     "event is censorship": Break(
         "survpath", swap(TOML, 'censorship = "', 'event = "'), "event = 'censorship': .*write censorship = 'censorship'"
     ),
-    "censorship is event": Break("own", add('[columns]\ncensorship = "event"\n'), "censorship = 'event': .*write event"),
+    "censorship is event": Break(
+        "own", add('[columns]\ncensorship = "event"\n'), "censorship = 'event': .*write event"
+    ),
     "both": Break("own", add('[columns]\ncensorship = "c"\nevent = "e"\n'), "names both 'event' and 'censorship'"),
     "path of cases": Break("own", swap(TOML, "cases.csv", "case.csv"), "case.csv: no such file"),
     "format": Break("own", swap(TOML, '"cases.csv"', '"site.toml"'), "unknown table format '.toml'; choose from .parq"),
     # tables
-    "semicolons": Break("own", lambda site: swap("cases.csv", ",", ";", 999)(site), "separated by semicolons, expected"),
+    "semicolons": Break(
+        "own", lambda site: swap("cases.csv", ",", ";", 999)(site), "separated by semicolons, expected"
+    ),
     "tabs": Break("own", lambda site: swap("cases.csv", ",", "\t", 999)(site), "separated by tabs, expected commas"),
     "latin-1": Break("own", latin, "cases.csv: not UTF-8 text"),
     "cut off": Break("own", cut("cases.csv", 0.93), r"cases.csv: the last row has \d of 7 fields"),
     "cut gzip": Break("xena", cut(XENA, 0.7), "not a readable tsv table"),
     "not gzip": Break("xena", lambda site: (site / XENA).write_text("Ensembl_ID\tx\n"), "not a readable tsv table"),
-    "longer row": Break("own", swap("cases.csv", ",female", ",female,x"), "row 1 has more than the 7 fields|header has f"),
+    "longer row": Break(
+        "own", swap("cases.csv", ",female", ",female,x"), "row 1 has more than the 7 fields|header has f"
+    ),
     "longer row later": Break("own", swap("cases.csv", ",male", ",male,x"), "row 2 has more than the 7 fields"),
     "header short": Break("own", header_short, "the header has fewer fields than the rows"),
     "nameless column": Break("own", swap("cases.csv", ",stage", ","), "cases.csv: column 3 has no name"),
@@ -199,8 +207,12 @@ BREAKS: dict[str, Break] = {
     "empty file": Break("own", cut("cases.csv", 0), "not a readable csv table"),
     # clinical
     "no case": Break("own", table("cases.csv", drop("case_id")), "column 'case_id' is missing"),
-    "case twice": Break("own", table("cases.csv", put("case_id", 3, A)), "repeats an earlier one in 1 row .first: row 3"),
-    "event words and numbers": Break("own", table("cases.csv", put("event", 2, "Dead")), "'event' is not a number .*row 2"),
+    "case twice": Break(
+        "own", table("cases.csv", put("case_id", 3, A)), "repeats an earlier one in 1 row .first: row 3"
+    ),
+    "event words and numbers": Break(
+        "own", table("cases.csv", put("event", 2, "Dead")), "'event' is not a number .*row 2"
+    ),
     "event of two": Break("own", table("cases.csv", put("event", 4, "2")), "'event' is neither 0 nor 1 .*row 4"),
     "time of zero": Break("own", table("cases.csv", put("time_months", 1, "0")), "not above 0 in 1 row .first: row 1"),
     "time below zero": Break("own", table("cases.csv", put("time_months", 2, "-3")), "not above 0 .*row 2"),
@@ -208,31 +220,47 @@ BREAKS: dict[str, Break] = {
     "decimal comma": Break("own", table("cases.csv", put("time_months", 5, "20,5")), "not a number .*row 5"),
     "age in days": Break("own", table("cases.csv", put("age", 6, "21000")), "'age' is outside 0 to 120 .*row 6"),
     "undeclared censorship": Break(
-        "survpath", swap(TOML, 'censorship = "censorship"\n', ""), "no column 'event', but 'censorship'; .*add censorship ="
+        "survpath",
+        swap(TOML, 'censorship = "censorship"\n', ""),
+        "no column 'event', but 'censorship'; .*add censorship =",
     ),
-    "censorship of two": Break("survpath", table("brca.csv", put("censorship", 5, "2")), "'censorship' is neither .*row 5"),
+    "censorship of two": Break(
+        "survpath", swap("brca.csv", ",0.0,1.0,", ",2.0,1.0,", 2), "'censorship' is neither .*row 1"
+    ),
     "censorship beside event": Break(
-        "survpath", table("brca.csv", lambda frame: frame.assign(event="1")), "'censorship' and the table has 'event' too"
+        "survpath",
+        table("brca.csv", lambda frame: frame.assign(event="1")),
+        "'censorship' and the table has 'event' too",
     ),
     "slides disagree": Break("survpath", table("brca.csv", put("age", 2, "99")), "'age' differs .* row 2"),
-    "treatments disagree": Break("gdc", table(CLINICAL, put("ajcc_pathologic_stage", 4, "Stage IV")), "'stage' .*row 4"),
+    "treatments disagree": Break(
+        "gdc", table(CLINICAL, put("ajcc_pathologic_stage", 4, "Stage IV")), "'stage' .*row 4"
+    ),
     "both alive and dead": Break("gdc", table(CLINICAL, put("vital_status", 2, "Alive")), "differs .* in .*row 2"),
-    "vital status": Break("gdc", table(CLINICAL, put("vital_status", 3, "gone")), "'vital_status' is not a number .*row 3"),
+    "vital status": Break(
+        "gdc", table(CLINICAL, put("vital_status", 3, "gone")), "'vital_status' is neither alive nor .*row 3"
+    ),
     "no days": Break("gdc", table(CLINICAL, drop("days_to_death")), "clinical.tsv: column 'days_to_death' is missing"),
     "days below zero": Break("xena", swap(CLINICAL, "\t365\t", "\t-365\t", 2), "'time_months' is not above 0 .*row 9"),
     "unmapped diagnosis": Break("gdc", swap(TOML, "Lobular", "Lobullar"), "'Lobular carcinoma, NOS' .*Map local codes"),
     "stage X": Break("gdc", swap(CLINICAL, "Stage IIA", "Stage X", 99), "'stage' has labels outside .*'Stage X'"),
     "status contradicts itself": Break(
-        "cbioportal", table(PATIENTS, put("OS_STATUS", 3, "1:LIVING"), head=4), "'OS_STATUS' is not a number .*row 3"
+        "cbioportal",
+        table(PATIENTS, put("OS_STATUS", 3, "1:LIVING"), head=4),
+        "'OS_STATUS' is neither alive nor .*row 3",
     ),
-    "months of a patient": Break("cbioportal", table(PATIENTS, put("OS_MONTHS", 7, "x"), head=4), "'OS_MONTHS' .*row 7"),
+    "months of a patient": Break(
+        "cbioportal", table(PATIENTS, put("OS_MONTHS", 7, "x"), head=4), "'OS_MONTHS' .*row 7"
+    ),
     "half an endpoint": Break(
         "cbioportal", swap(TOML, "[columns]", '[columns]\ntime_months = "OS_MONTHS"'), "needs column 'event'"
     ),
     "mapped column absent": Break("cbioportal", swap(TOML, "HISTOLOGICAL_", "HISTO_"), "'HISTO_DIAGNOSIS' named in"),
     # expression
     "unit of a matrix": Break("cbioportal", swap(TOML, 'unit = "tpm"\n', ""), "does not say its unit; add"),
-    "negative TPM": Break("own", table("expression.csv", put("TP53", 2, "-1")), "negative values, but the unit is 'tpm'"),
+    "negative TPM": Break(
+        "own", table("expression.csv", put("TP53", 2, "-1")), "negative values, but the unit is 'tpm'"
+    ),
     "logged already": Break("xena", swap(TOML, 'unit = "log2"', 'unit = "tpm"\nlog = true'), "look like logarithms"),
     "too large for log2": Break("own", swap(TOML, '"tpm"', '"log2"'), "values above 40 cannot be of unit 'log2'"),
     "no z-scores": Break("own", swap(TOML, '"tpm"', '"zscore"'), "no negative value, but the unit is 'zscore'"),
@@ -242,37 +270,63 @@ BREAKS: dict[str, Break] = {
     "mouse genes": Break("xena", swap(HGNC, "ENSG", "ENSMUSG", 99), "hgnc_complete_set.txt knows none of 4 genes"),
     "samples twice": Break("xena", xena_like(suffixes=("-01A", "-01B")), "10 cases have several samples of type 01"),
     "normal tissue only": Break("xena", xena_like(suffixes=("-11B",)), "none of 12 samples is listed and of type 01"),
-    "gene twice": Break("xena", table(XENA, lambda frame: pd.concat([frame, frame[:1]])), "1 genes occur more than once"),
-    "word for a value": Break("xena", table(XENA, put(f"{B}-01A", 2, "high")), "1 sample columns are not numeric .*column 3"),
+    "gene twice": Break(
+        "xena", table(XENA, lambda frame: pd.concat([frame, frame[:1]])), "1 genes occur more than once"
+    ),
+    "word for a value": Break(
+        "xena", table(XENA, put(f"{B}-01A", 2, "high")), "1 sample columns are not numeric .*column 3"
+    ),
     "hole in a matrix": Break("xena", table(XENA, put(f"{B}-01A", 2, "")), "first: row 2, column 3"),
-    "no sample": Break("cbioportal", table(MRNA, lambda frame: frame.iloc[:, :2]), "no sample column besides Hugo_Symbol"),
-    "no gene column": Break("cbioportal", swap(MRNA, "Hugo_Symbol\tEntrez_Gene_Id", "a\tb"), "column 'case_id' is missing"),
+    "no sample": Break(
+        "cbioportal", table(MRNA, lambda frame: frame.iloc[:, :2]), "no sample column besides Hugo_Symbol"
+    ),
+    "no gene column": Break(
+        "cbioportal", swap(MRNA, "Hugo_Symbol\tEntrez_Gene_Id", "a\tb"), "column 'case_id' is missing"
+    ),
     "sample named twice": Break("cbioportal", swap(MRNA, f"{B}-01", f"{A}-01"), "1 column names occur twice"),
     "long table twice": Break(
-        "survpath", table("long.csv", lambda frame: pd.concat([frame, frame[:1]])), "a case's gene occurs again .*row 41"
+        "survpath",
+        table("long.csv", lambda frame: pd.concat([frame, frame[:1]])),
+        "a case's gene occurs again .*row 41",
     ),
-    "long table with holes": Break("survpath", table("long.csv", lambda frame: frame[1:]), "1 of 10 cases lack some of"),
-    "long table without a gene": Break("survpath", table("long.csv", put("gene", 3, "")), "gene is blank in 1 row .*row 3"),
+    "long table with holes": Break(
+        "survpath", table("long.csv", lambda frame: frame[1:]), "1 of 10 cases lack some of"
+    ),
+    "long table without a gene": Break(
+        "survpath", table("long.csv", put("gene", 3, "")), "gene is blank in 1 row .*row 3"
+    ),
     "STAR file absent": Break("gdc", lose_star, "1 of 11 files listed in gdc_sample_sheet.tsv .*row 3"),
-    "STAR file cut": Break("gdc", first_star(lambda text: text[: len(text) // 2]), "star, file of row 3 of gdc_sample_sh"),
+    "STAR file cut": Break(
+        "gdc", first_star(lambda text: text[: len(text) // 2]), "star, file of row 3 of gdc_sample_sh"
+    ),
     "STAR release": Break(
         "gdc", first_star(lambda text: text.rsplit("\n", 2)[0] + "\n"), "file of row 3 .*: 4 genes, other than the 5"
     ),
-    "STAR of another tool": Break("gdc", first_star(lambda text: text.replace("tpm_", "")), "'tpm_unstranded' is missing"),
+    "STAR of another tool": Break(
+        "gdc", first_star(lambda text: text.replace("tpm_un", "un_tpm")), "'tpm_unstranded' is missing"
+    ),
     "STAR unit": Break("gdc", swap(TOML, '"tpm"', '"log2"'), "needs .expression. unit .*; choose from counts, tpm"),
     "no sample sheet": Break("gdc", swap(TOML, f'sample_map = "{SHEET}"\n', ""), "needs .expression. sample_map"),
     "another sheet": Break("gdc", table(SHEET, drop("Case ID")), "columns of samples and cases are missing; expected"),
-    "file twice in sheet": Break("gdc", table(SHEET, lambda frame: pd.concat([frame, frame[:1]])), "File Name repeats .*12"),
-    "nobody's expression": Break("own", swap("expression.csv", "TCGA", "TGCA", 99), "none of 10 rows belongs to a case"),
+    "file twice in sheet": Break(
+        "gdc", table(SHEET, lambda frame: pd.concat([frame, frame[:1]])), "File Name repeats .*12"
+    ),
+    "nobody's expression": Break(
+        "own", swap("expression.csv", "TCGA", "TGCA", 99), "none of 10 rows belongs to a case"
+    ),
     # splits
     "splits file absent": Break("survpath", remove("splits_0.csv"), "splits_0.csv: no such file"),
     "case in two splits": Break(
-        "survpath", splits(train=SLIDE_A, val=[B, B], test=[SLIDE_A[0]]), "in two splits: train in row 1 and test in row 1"
+        "survpath",
+        splits(train=SLIDE_A, val=[B, B], test=[SLIDE_A[0]]),
+        "in two splits: train in row 1 and test in row 1",
     ),
     "slides in two splits": Break(
         "survpath", splits(train=[SLIDE_A[0]], val=["other", SLIDE_A[1]]), "slides of a case .*row 1 and val in row 2"
     ),
-    "strangers' splits": Break("survpath", splits(train=["x"], val=["y"]), "none of 2 identifiers is a slide of this site"),
+    "strangers' splits": Break(
+        "survpath", splits(train=["x"], val=["y"]), "none of 2 identifiers is a slide of this site"
+    ),
     "splits of true and false": Break("survpath", splits(train=["True"], val=["False"]), "columns hold true and false"),
     "splits of cases": Break("survpath", splits(train=[A], val=[B]), "none of 2 identifiers is a slide"),
     "split unknown": Break("own", own_splits(f"case_id,split\n{A},train\n{B},dev\n"), "'split' is not one of .*row 2"),
@@ -289,10 +343,14 @@ BREAKS: dict[str, Break] = {
         "cases.csv has a column 'split' and site.toml a section .splits.; remove one",
     ),
     # slides
-    "slide of a stranger": Break("own", swap("slides.csv", f",{A},", ",TCGA-ZZ-9999,"), "case_id is not in cases.csv .*row 1"),
-    "bag absent": Break("own", lambda site: min((site / "features").iterdir()).unlink(), "feature file is absent .*row 1"),
+    "slide of a stranger": Break(
+        "own", swap("slides.csv", f",{A},", ",TCGA-ZZ-9999,"), "case_id is not in cases.csv .*row 1"
+    ),
+    "bag absent": Break(
+        "own", lambda site: min((site / "features").iterdir()).unlink(), "feature file is absent .*row 1"
+    ),
     "NaN in a bag": Break("own", bag(not_a_number), "file of row 1: 1 of 2 rows of 'features' hold NaN"),
-}  # fmt: skip
+}
 
 
 def content(folder: Path) -> dict[str, bytes]:
