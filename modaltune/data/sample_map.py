@@ -41,7 +41,7 @@ def read_sample_map(path: Path, *, where: str) -> pd.DataFrame:
     cases = identifiers(table, case, where=where, error=ExpressionError, unique=False)
     barcodes = table["Sample ID"].fillna("") if "Sample ID" in table else samples
     column = next((name for name in TYPE_COLUMNS if name in table.columns), None)
-    words = pd.Series(None, index=table.index) if column is None else table[column].fillna("")
+    words = [None] * len(table) if column is None else table[column].fillna("").tolist()
     types = [_type(str(barcode), word) for barcode, word in zip(barcodes, words, strict=True)]
     return pd.DataFrame({"sample": samples, "case_id": cases, "type": pd.Series(types, dtype=object)})
 
