@@ -57,11 +57,7 @@ def clean_cases(
     Returns:
         Index ``case_id``; ``split`` if the table has it, label columns of the tasks, ``age``, ``sex``, extra columns.
     """
-    renamed = _canonical(with_known_columns(table, columns=columns, wanted=_wanted(tasks), where=where), columns, where)
-    if "slide_id" in renamed and "case_id" in renamed:  # one row a slide, as MCAT and SurvPath write it
-        renamed = one_row_a_case(renamed, [name for name in (*CANONICAL, *columns) if name in renamed], where)
-    if "survival" in tasks:
-        renamed = _with_event(renamed, columns, where)
+    renamed = _renamed(table, columns, tasks, where)
     cases = pd.DataFrame(index=renamed.index)
     cases["case_id"] = identifiers(renamed, "case_id", where=where, error=CaseTableError, unique=True)
     if "split" in renamed:
@@ -81,6 +77,16 @@ def clean_cases(
     return cases.join(renamed[extra]).set_index("case_id")
 
 
+def _renamed(table: pd.DataFrame, columns: Mapping[str, str], tasks: Collection[str], where: str) -> pd.DataFrame:
+    """One row a case under canonical names, whichever tool wrote the table."""
+    wanted = {"case_id", "age", "sex", *(column for task in tasks for column in task_columns(task))}
+    known = with_known_columns(table, columns=columns, wanted=wanted, where=where)
+    renamed = _canonical(known, columns, where)
+    if "slide_id" in renamed and "case_id" in renamed:  # one row a slide, as MCAT and SurvPath write it
+        renamed = one_row_a_case(renamed, [name for name in (*CANONICAL, *columns) if name in renamed], where)
+    return _with_event(renamed, columns, where) if "survival" in tasks else renamed
+
+
 def _canonical(table: pd.DataFrame, columns: Mapping[str, str], where: str) -> pd.DataFrame:
     missing = sorted(local for local in columns.values() if local not in table.columns)
     if missing:
@@ -93,10 +99,6 @@ def _canonical(table: pd.DataFrame, columns: Mapping[str, str], where: str) -> p
     for canonical, local in columns.items():
         renamed[canonical] = table[local]
     return renamed
-
-
-def _wanted(tasks: Collection[str]) -> set[str]:
-    return {"case_id", "age", "sex", *(column for task in tasks for column in task_columns(task))}
 
 
 def _with_event(table: pd.DataFrame, columns: Mapping[str, str], where: str) -> pd.DataFrame:

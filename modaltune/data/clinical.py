@@ -83,7 +83,7 @@ def _cbioportal(table: pd.DataFrame, wanted: Collection[str], where: str) -> dic
     if {"event", "time_months"} <= set(added):
         event = event_values(added["event"], CBIOPORTAL_COLUMNS["event"], where)
         time = numbers(added["time_months"], CBIOPORTAL_COLUMNS["time_months"], where)
-        added |= _without_day_zero(event.where(time.notna()), time.where(event.notna()), where)
+        added |= _labels(event, time, where)
     return added
 
 
@@ -141,14 +141,15 @@ def _gdc_survival(table: pd.DataFrame, found: Mapping[str, str], where: str) -> 
         for name in ("days_to_death", "days_to_last_follow_up")
     )
     days = death.where(event == 1, follow_up.where(event == 0))
-    untimed = event.notna() & days.isna()
-    if untimed.any():
-        logger.warning("%s: %d rows with a vital status but no days: no survival label", where, untimed.sum())
-    return _without_day_zero(event.where(days.notna()), days / DAYS_PER_MONTH, where)
+    return _labels(event, days / DAYS_PER_MONTH, where)
 
 
-def _without_day_zero(event: pd.Series, time: pd.Series, where: str) -> dict[str, pd.Series]:
+def _labels(event: pd.Series, time: pd.Series, where: str) -> dict[str, pd.Series]:
+    """Event and time of the rows that have both and are not censored on day 0."""
+    untimed = event.notna() & time.isna()
     nothing = (event == 0) & (time == 0)
-    if nothing.any():
-        logger.warning("%s: %d rows are censored on day 0: no survival label", where, nothing.sum())
-    return {"event": event.where(~nothing), "time_months": time.where(~nothing)}
+    for wrong, reason in ((untimed, "a status without a time"), (nothing, "censored on day 0")):
+        if wrong.any():
+            logger.warning("%s: %d rows without a survival label: %s", where, wrong.sum(), reason)
+    labelled = event.notna() & time.notna() & ~nothing
+    return {"event": event.where(labelled), "time_months": time.where(labelled)}

@@ -160,10 +160,6 @@ def load_site(folder: Path, *, split_salt: str, labels: Mapping[str, Collection[
     config = read_site_config(folder)
     every = _load_cases(folder, config, labels or {})
     cases = _with_splits(folder, config, every)
-    if "survival" in config.tasks and events_live_longer(cases):
-        logger.warning(
-            "site %s: cases with an event live longer than censored ones; check that event 1 means death", config.name
-        )
     expression = _load_expression(folder, config, cases.index)
     bags = _load_bags(folder, config, every.index, cases.index)
     modalities = {name: _load_modality(folder, config, name, cases.index) for name in config.paths.modalities}
@@ -207,7 +203,7 @@ def _load_cases(folder: Path, config: SiteConfig, labels: Mapping[str, Collectio
     coded = ("case_id", *(column for task in config.tasks if task != "survival" for column in task_columns(task)))
     text = [*IDENTIFIERS, *(config.columns.get(name, name) for name in coded)]
     table = read_table(folder / config.paths.cases, where=where, error=CaseTableError, text=text)
-    return clean_cases(
+    cases = clean_cases(
         table,
         site=config.name,
         where=where,
@@ -216,6 +212,9 @@ def _load_cases(folder: Path, config: SiteConfig, labels: Mapping[str, Collectio
         codes=config.labels,
         labels=labels,
     )
+    if "survival" in config.tasks and events_live_longer(cases):
+        logger.warning("%s: cases with an event live longer than censored ones; check that event 1 means death", where)
+    return cases
 
 
 def _with_splits(folder: Path, config: SiteConfig, cases: pd.DataFrame) -> pd.DataFrame:

@@ -48,7 +48,7 @@ def test_a_status_without_days_has_no_survival_label_and_is_counted(
     clinical[column(clinical, "days_to_death")] = clinical[column(clinical, "days_to_death")].mask(clinical.index < 2)
     with caplog.at_level(logging.WARNING):
         assert known(clinical)[["time_months", "event"]].iloc[0].isna().all()
-    assert "2 rows with a vital status but no days" in caplog.text
+    assert "2 rows without a survival label: a status without a time" in caplog.text
 
 
 @pytest.mark.parametrize("dead", [False, True])
@@ -122,4 +122,6 @@ def test_flipped_events_are_questioned(tmp_path: Path, caplog: pytest.LogCapture
     pd.DataFrame({"case_id": table["case_id"], "TP53": 1.0}).to_csv(site / "e.csv", index=False)
     with caplog.at_level(logging.WARNING):
         load_site(site, split_salt="s")
-    assert "site H1: cases with an event live longer than censored ones; check that event 1 means death" in caplog.text
+    assert (
+        "cases.csv: cases with an event live longer than censored ones; check that event 1 means death" in caplog.text
+    )
