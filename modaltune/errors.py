@@ -5,6 +5,7 @@ ModalTuneError          exit code 2: the user or the data is at fault, one line 
 ├── DataError           a file or table of a site
 │   ├── SiteFolderError     folder, site.toml or a path it names
 │   ├── CaseTableError      cases table
+│   ├── SplitError          splits table
 │   ├── ExpressionError     expression table
 │   ├── ModalityError       table of a further modality
 │   ├── FeatureFileError    bag features (HDF5) or slides table
@@ -42,6 +43,10 @@ class SiteFolderError(DataError):
 
 class CaseTableError(DataError):
     """The cases table of a site."""
+
+
+class SplitError(DataError):
+    """The splits table of a site."""
 
 
 class ExpressionError(DataError):

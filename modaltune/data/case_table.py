@@ -7,11 +7,13 @@ from collections.abc import Collection, Iterable, Mapping
 
 import pandas as pd
 
+from modaltune.data.clinical import one_row_a_case, with_known_columns
 from modaltune.data.cohort import SPLITS
-from modaltune.data.tables import identifiers, rows
+from modaltune.data.follow_up import clean_follow_up, event_values
+from modaltune.data.tables import identifiers, numbers, rows
 from modaltune.errors import CaseTableError, LabelError
 
-CANONICAL = ("case_id", "split", "diagnosis", "stage", "grade", "time_months", "event", "age", "sex")
+CANONICAL = ("case_id", "split", "diagnosis", "stage", "grade", "time_months", "event", "censorship", "age", "sex")
 SURVIVAL_COLUMNS = ("time_months", "event")
 OLDEST_AGE = 120
 SEXES = {"m": "male", "f": "female"}
@@ -49,12 +51,13 @@ def clean_cases(
         where: what messages call the table.
         tasks: tasks that the site labels; label columns of other tasks are left out.
         columns: canonical column name -> local one; names beyond the canonical ones are kept as extra columns.
+            ``censorship`` (1 = censored) may stand in place of ``event``.
         codes: per task, local code -> vocabulary value; an empty value means unlabelled.
         labels: per task, the vocabulary values; a task that is absent here takes any text.
     Returns:
         Index ``case_id``; ``split`` if the table has it, label columns of the tasks, ``age``, ``sex``, extra columns.
     """
-    renamed = _canonical(table, columns, where)
+    renamed = _renamed(table, columns, tasks, where)
     cases = pd.DataFrame(index=renamed.index)
     cases["case_id"] = identifiers(renamed, "case_id", where=where, error=CaseTableError, unique=True)
     if "split" in renamed:
@@ -62,7 +65,7 @@ def clean_cases(
     for task in tasks:
         _require_columns(renamed, task, where)
         if task == "survival":
-            cases[list(SURVIVAL_COLUMNS)] = _survival(renamed, where)
+            cases[list(SURVIVAL_COLUMNS)] = clean_follow_up(renamed, where)
         else:
             cases[task] = _coded(renamed[task], task, codes.get(task, {}), labels.get(task))
             _require_known(cases, task, site, labels.get(task))
@@ -74,18 +77,45 @@ def clean_cases(
     return cases.join(renamed[extra]).set_index("case_id")
 
 
+def _renamed(table: pd.DataFrame, columns: Mapping[str, str], tasks: Collection[str], where: str) -> pd.DataFrame:
+    """One row a case under canonical names, whichever tool wrote the table."""
+    wanted = {"case_id", "age", "sex", *(column for task in tasks for column in task_columns(task))}
+    known = with_known_columns(table, columns=columns, wanted=wanted, where=where)
+    renamed = _canonical(known, columns, where)
+    if "slide_id" in renamed and "case_id" in renamed:  # one row a slide, as MCAT and SurvPath write it
+        renamed = one_row_a_case(renamed, [name for name in (*CANONICAL, *columns) if name in renamed], where)
+    return _with_event(renamed, columns, where) if "survival" in tasks else renamed
+
+
 def _canonical(table: pd.DataFrame, columns: Mapping[str, str], where: str) -> pd.DataFrame:
     missing = sorted(local for local in columns.values() if local not in table.columns)
     if missing:
         raise CaseTableError(
-            f"{where}: column {missing[0]!r} named in [columns] of site.toml is missing; "
-            f"the table has {', '.join(map(str, table.columns[:12]))}"
+            f"{where}: column {missing[0]!r} named in [columns] of site.toml is missing among {len(table.columns)}; "
+            "correct its spelling there"
         )
     untouched = [name for name in table.columns if name not in columns]
     renamed = table[untouched].copy()
     for canonical, local in columns.items():
         renamed[canonical] = table[local]
     return renamed
+
+
+def _with_event(table: pd.DataFrame, columns: Mapping[str, str], where: str) -> pd.DataFrame:
+    """The table with ``event`` made of a declared ``censorship``; a column that looks like one must be declared."""
+    if "censorship" in columns:
+        if "event" in table:
+            raise CaseTableError(
+                f"{where}: [columns] of site.toml names 'censorship' and the table has 'event' too; keep one of them"
+            )
+        return table.assign(event=1 - event_values(table["censorship"], columns["censorship"], where))
+    suspects = [name for name in map(str, table.columns) if "censor" in name.lower()]
+    if "event" not in table and suspects:
+        raise CaseTableError(
+            f"{where}: no column 'event', but {suspects[0]!r}; if 1 means censored there, add "
+            f"censorship = {suspects[0]!r} to [columns] of site.toml"
+        )
+    return table
 
 
 def _require_columns(table: pd.DataFrame, task: str, where: str) -> None:
@@ -131,7 +161,8 @@ def _require_known(cases: pd.DataFrame, task: str, site: str, known: Collection[
     if not unknown.any():
         return
     value = str(values[unknown].iloc[0])
-    shown = f" such as {value!r}" if _may_be_shown(value, cases["case_id"]) else ""
+    coded = any(letter.isdigit() for letter in value) and (values == value).sum() == 1  # perhaps an identifier
+    shown = f" such as {value!r}" if _may_be_shown(value, cases["case_id"]) and not coded else ""
     raise LabelError(
         f"site {site}: task {task!r} has labels outside the vocabulary{shown} in {rows(unknown)}; "
         f"known: {', '.join(map(repr, known))}. Map local codes under [labels.{task}] in site.toml ('' = unlabelled)"
@@ -154,38 +185,8 @@ def _split(values: pd.Series, where: str) -> pd.Series:
     return text
 
 
-def _numbers(values: pd.Series, column: str, where: str) -> pd.Series:
-    numbers = pd.to_numeric(values, errors="coerce").astype("float64")
-    broken = numbers.isna() & values.notna() & (values.astype("string").str.strip() != "")
-    if broken.astype(bool).any():
-        raise CaseTableError(f"{where}: {column!r} is not a number in {rows(broken)}; expected a number or a blank")
-    return numbers
-
-
-def _survival(table: pd.DataFrame, where: str) -> pd.DataFrame:
-    time, event = (_numbers(table[column], column, where) for column in SURVIVAL_COLUMNS)
-    checks = (
-        (
-            event.notna() & ~event.isin([0, 1]),
-            "'event' is neither 0 nor 1",
-            "expected 1 = death observed, 0 = censored",
-        ),
-        (event.notna() & time.isna(), "'event' is given but 'time_months' is blank", "fill in or blank both"),
-        (time.notna() & event.isna(), "'time_months' is given but 'event' is blank", "fill in or blank both"),
-        (
-            time.notna() & ~((time > 0) & (time < float("inf"))),
-            "'time_months' is not above 0",
-            "expected months of follow-up",
-        ),
-    )
-    for wrong, problem, remedy in checks:
-        if wrong.any():
-            raise CaseTableError(f"{where}: {problem} in {rows(wrong)}; {remedy}")
-    return pd.DataFrame({"time_months": time, "event": event})
-
-
 def _age(values: pd.Series, where: str) -> pd.Series:
-    age = _numbers(values, "age", where)
+    age = numbers(values, "age", where)
     implausible = age.notna() & ~age.between(0, OLDEST_AGE)
     if implausible.any():
         raise CaseTableError(

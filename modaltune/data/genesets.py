@@ -14,7 +14,8 @@ def read_gene_sets(path: Path) -> dict[str, tuple[str, ...]]:
     """Read gene sets in the order of the file.
 
     Args:
-        path: ``.gmt`` (tab-separated: name, description, genes) or ``.json`` (``{name: [genes]}``).
+        path: ``.gmt`` (tab-separated: name, description, genes) or ``.json`` (``{name: [genes]}``, or MSigDB's
+            ``{name: {"geneSymbols": [genes], ...}}``).
     Returns:
         Set name -> its genes, without repeats, in the order of the file.
     Raises:
@@ -84,7 +85,9 @@ def _read_json(path: Path, text: str) -> Iterable[tuple[str, tuple[str, ...]]]:
         raise ConfigError(f"{path}: not valid JSON at line {error.lineno}; expected {{name: [genes]}}") from error
     if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
         raise ConfigError(f"{path}: expected one JSON object {{name: [genes]}}")
-    for name, genes in pairs:
+    for name, value in pairs:
+        nested = isinstance(value, list) and bool(value) and all(isinstance(pair, tuple) for pair in value)
+        genes = dict(value).get("geneSymbols") if nested else value
         if not isinstance(genes, list) or not all(isinstance(gene, str) for gene in genes):
             raise ConfigError(f"{path}: gene set {name!r} must be a list of gene symbols")
         yield name, _unique(gene.strip() for gene in genes)

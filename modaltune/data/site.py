@@ -14,21 +14,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from modaltune.data.bags import BagFiles, SlideFile
 from modaltune.data.case_table import clean_cases, labelled, task_columns
+from modaltune.data.clinical import IDENTIFIERS
 from modaltune.data.cohort import Bag, Cohort
-from modaltune.data.tables import clean_numbers, clean_texts, identifiers, read_table, rows
-from modaltune.errors import (
-    CaseTableError,
-    DataError,
-    ExpressionError,
-    FeatureFileError,
-    LabelError,
-    ModalityError,
-    SiteFolderError,
-)
+from modaltune.data.expression import ExpressionConfig, load_expression
+from modaltune.data.follow_up import events_live_longer
+from modaltune.data.splits import SplitsConfig, load_splits
+from modaltune.data.tables import clean_numbers, clean_texts, identifiers, of_cases, read_table, rows
+from modaltune.errors import CaseTableError, FeatureFileError, LabelError, ModalityError, SiteFolderError
 
 SITE_FILE = "site.toml"
 HASH_SPLIT = {"train": 0.65, "val": 0.10, "test": 0.25}
 SLIDE_COLUMNS = ("slide_id", "case_id", "file")
+EVENT_NAMES = ("event", "death", "dead", "decease", "vital")
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +69,8 @@ class SiteConfig(BaseModel):
         tasks: tasks that the site labels.
         paths: its files.
         columns: canonical column name -> local column name.
+        expression: unit and naming of the expression file.
+        splits: a splits file; without one the cases table or a hash decides.
         labels: per task, local code -> vocabulary value; ``""`` means unlabelled.
         policy: what may leave.
     """
@@ -82,6 +81,8 @@ class SiteConfig(BaseModel):
     tasks: tuple[Name, ...] = Field(min_length=1)
     paths: SitePaths = SitePaths()
     columns: dict[str, str] = {}
+    expression: ExpressionConfig = ExpressionConfig()
+    splits: SplitsConfig | None = None
     labels: dict[str, dict[str, str]] = {}
     policy: SitePolicy = SitePolicy()
 
@@ -93,6 +94,36 @@ class SiteConfig(BaseModel):
         if strangers:
             raise ValueError(f"[labels.{strangers[0]}] is for a task that 'tasks' does not list")
         return self
+
+    @model_validator(mode="after")
+    def _events_are_not_censorships(self) -> SiteConfig:
+        event, censorship = self.columns.get("event", ""), self.columns.get("censorship", "")
+        if event and censorship:
+            raise ValueError("[columns] names both 'event' and 'censorship'; keep the one that the table has")
+        if "censor" in event.lower():
+            raise ValueError(
+                f"[columns] event = {event!r}: expected 1 = death; if 1 means censored, write censorship = {event!r}"
+            )
+        if any(word in censorship.lower() for word in EVENT_NAMES):
+            raise ValueError(
+                f"[columns] censorship = {censorship!r}: expected 1 = censored; if 1 means death, "
+                f"write event = {censorship!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _expression_is_there(self) -> SiteConfig:
+        if self.paths.expression is None and self.expression != ExpressionConfig():
+            raise ValueError("[expression] is set but paths.expression is not; name the file or remove the section")
+        return self
+
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "paths": SitePaths,
+    "expression": ExpressionConfig,
+    "splits": SplitsConfig,
+    "policy": SitePolicy,
+}
 
 
 def read_site_config(folder: Path) -> SiteConfig:
@@ -127,9 +158,10 @@ def load_site(folder: Path, *, split_salt: str, labels: Mapping[str, Collection[
         DataError: one line that says what is wrong where, and how to correct it.
     """
     config = read_site_config(folder)
-    cases = _load_cases(folder, config, labels or {})
+    every = _load_cases(folder, config, labels or {})
+    cases = _with_splits(folder, config, every)
     expression = _load_expression(folder, config, cases.index)
-    bags = _load_bags(folder, config, cases.index)
+    bags = _load_bags(folder, config, every.index, cases.index)
     modalities = {name: _load_modality(folder, config, name, cases.index) for name in config.paths.modalities}
     tables = [*modalities.values(), *([] if expression is None else [expression])]
     usable = cases.index.isin([*bags, *(case for table in tables for case in table.index)])
@@ -169,9 +201,9 @@ def _where(config: SiteConfig, file: str) -> str:
 def _load_cases(folder: Path, config: SiteConfig, labels: Mapping[str, Collection[str]]) -> pd.DataFrame:
     where = _where(config, config.paths.cases)
     coded = ("case_id", *(column for task in config.tasks if task != "survival" for column in task_columns(task)))
-    text = [config.columns.get(name, name) for name in coded]
+    text = [*IDENTIFIERS, *(config.columns.get(name, name) for name in coded)]
     table = read_table(folder / config.paths.cases, where=where, error=CaseTableError, text=text)
-    return clean_cases(
+    cases = clean_cases(
         table,
         site=config.name,
         where=where,
@@ -180,17 +212,44 @@ def _load_cases(folder: Path, config: SiteConfig, labels: Mapping[str, Collectio
         codes=config.labels,
         labels=labels,
     )
+    if "survival" in config.tasks and events_live_longer(cases):
+        logger.warning("%s: cases with an event live longer than censored ones; check that event 1 means death", where)
+    return cases
+
+
+def _with_splits(folder: Path, config: SiteConfig, cases: pd.DataFrame) -> pd.DataFrame:
+    """The cases that the splits file lists, with its splits."""
+    if config.splits is None:
+        return cases
+    if "split" in cases:
+        raise SiteFolderError(
+            f"site {config.name}: {config.paths.cases} has a column 'split' and site.toml a section [splits]; "
+            "remove one of them"
+        )
+    slides = _slide_table(folder, config)
+    owners = None if slides is None else dict(zip(slides["slide_id"], slides["case_id"], strict=True))
+    splits = load_splits(folder, config.splits, cases=cases.index, slides=owners, site=config.name)
+    listed = cases.index.isin(splits.index)
+    if not listed.all():
+        logger.warning("site %s: %d cases left out: not in %s", config.name, (~listed).sum(), config.splits.file)
+    cases = cases[listed].copy()
+    cases.insert(0, "split", splits[cases.index])
+    return cases
 
 
 def _load_expression(folder: Path, config: SiteConfig, cases: pd.Index) -> pd.DataFrame | None:
     """The expression rows of known cases, in the order of the cases table."""
     if config.paths.expression is None:
         return None
-    where = _where(config, config.paths.expression)
-    local = config.columns.get("case_id", "case_id")
-    table = read_table(folder / config.paths.expression, where=where, error=ExpressionError, text=["case_id", local])
-    key = local if local in table.columns else "case_id"
-    return _of_cases(clean_numbers(table, key=key, where=where), cases, config, where, ExpressionError)
+    return load_expression(
+        folder,
+        config.paths.expression,
+        config.expression,
+        cases=cases,
+        key=config.columns.get("case_id", "case_id"),
+        site=config.name,
+        cases_file=config.paths.cases,
+    )
 
 
 def _load_modality(folder: Path, config: SiteConfig, name: str, cases: pd.Index) -> pd.DataFrame:
@@ -204,37 +263,31 @@ def _load_modality(folder: Path, config: SiteConfig, name: str, cases: pd.Index)
         found = clean_texts(table, key=key, where=where, error=ModalityError)
     else:
         found = clean_numbers(table, key=key, where=where, error=ModalityError, noun="measurement")
-    return _of_cases(found, cases, config, where, ModalityError)
+    return of_cases(found, cases, config.paths.cases, where, ModalityError)
 
 
-def _of_cases(
-    table: pd.DataFrame, cases: pd.Index, config: SiteConfig, where: str, error: type[DataError]
-) -> pd.DataFrame:
-    """The rows of known cases, in their order."""
-    known = table.index.isin(cases)
-    if not known.any():
-        raise error(
-            f"{where}: none of {len(table)} rows belongs to a case of {config.paths.cases}; "
-            "use the same case_id in both tables"
-        )
-    if not known.all():
-        logger.warning("%s: %d of %d rows belong to no case and are ignored", where, (~known).sum(), len(known))
-    return table.loc[cases[cases.isin(table.index)]]
-
-
-def _load_bags(folder: Path, config: SiteConfig, cases: pd.Index) -> Mapping[str, tuple[Bag, ...]]:
-    if config.paths.slides is None or config.paths.features is None:
-        return {}
+def _slide_table(folder: Path, config: SiteConfig) -> dict[str, pd.Series] | None:
+    """The columns of the slides table as text."""
+    if config.paths.slides is None:
+        return None
     where = _where(config, config.paths.slides)
     table = read_table(folder / config.paths.slides, where=where, error=FeatureFileError, text=SLIDE_COLUMNS)
-    text = {
+    return {
         name: identifiers(table, name, where=where, error=FeatureFileError, unique=name == "slide_id")
         for name in SLIDE_COLUMNS
     }
+
+
+def _load_bags(folder: Path, config: SiteConfig, known: pd.Index, cases: pd.Index) -> Mapping[str, tuple[Bag, ...]]:
+    """The bags of ``cases``; a slide of a case that is not even ``known`` is an error."""
+    text = _slide_table(folder, config)
+    if text is None or config.paths.features is None:
+        return {}
+    where = _where(config, str(config.paths.slides))
     features = folder / config.paths.features
     if not features.is_dir():
         raise SiteFolderError(f"site {config.name}: paths.features is not a folder; correct it in site.toml")
-    strangers = ~text["case_id"].isin(cases)
+    strangers = ~text["case_id"].isin(known)
     if strangers.any():
         raise FeatureFileError(
             f"{where}: case_id is not in {config.paths.cases} in {rows(strangers)}; add the cases or remove the rows"
@@ -268,11 +321,12 @@ def _first_problem(error: ValidationError) -> str:
         return f"unknown key {place!r}; known keys: {known}. Correct its spelling or remove it"
     if problem["type"] == "missing":
         return f"key {place!r} is missing; add it"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{place}: {message}" if place else message
+    if problem["type"] == "value_error":  # ours: names the keys and the remedy
+        message = str(problem["msg"]).removeprefix("Value error, ")
+        return f"{place}: {message}" if place else message
+    return f"{place}: {problem['msg']}; correct the value"
 
 
 def _known_keys(place: tuple[int | str, ...]) -> list[str]:
-    sections: dict[str, type[BaseModel]] = {"paths": SitePaths, "policy": SitePolicy}
-    model = sections[str(place[0])] if len(place) > 1 else SiteConfig
+    model = SECTIONS[str(place[0])] if len(place) > 1 else SiteConfig
     return list(model.model_fields)

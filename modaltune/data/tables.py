@@ -1,27 +1,26 @@
-"""Reading a site's tables (parquet, CSV, TSV) and the checks that all of them share.
+"""Reading a site's tables and the checks that all of them share.
 
 Messages speak of data rows, counted from 1 below the header, never of what is in them.
 """
 
 from __future__ import annotations
 
-import csv
-from collections import Counter
+import logging
 from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet
+from numpy.typing import NDArray
 
-from modaltune.errors import DataError, ExpressionError
+from modaltune.data.table_files import FORMATS, file_format, load_table
+from modaltune.errors import CaseTableError, DataError, ExpressionError
 
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
-GDC_BLANKS = ("'--", "[Not Available]", "[Not Applicable]", "[Unknown]")
+logger = logging.getLogger(__name__)
 
 
 def read_table(path: Path, *, where: str, error: type[DataError], text: Collection[str] = ()) -> pd.DataFrame:
-    """Read a parquet, CSV or TSV table.
+    """Read a parquet, CSV, TSV or Excel table; text may be gzipped.
 
     Args:
         path: the table.
@@ -33,27 +32,20 @@ def read_table(path: Path, *, where: str, error: type[DataError], text: Collecti
     """
     if not path.is_file():
         raise error(f"{where}: no such file; correct its path in site.toml or put the table there")
-    if path.suffix.lower() not in (".parquet", *SEPARATORS):
-        raise error(f"{where}: unknown table format {path.suffix!r}; choose from .parquet, .csv, .tsv")
-    try:
-        names = _header(path)
-        repeated = [name for name, count in Counter(names).items() if count > 1]
-        if not repeated:
-            table = _read(path, text)
-    # what a parser says may quote the table, so it is not passed on
-    except (OSError, ValueError, StopIteration):
-        raise error(f"{where}: not a readable {path.suffix[1:]} table; write it again") from None
-    if repeated:
-        number = names.index(repeated[0], names.index(repeated[0]) + 1) + 1
-        raise error(f"{where}: {len(repeated)} column names occur twice (first: column {number}); keep one of each")
+    if file_format(path) not in FORMATS:
+        raise error(f"{where}: unknown table format {path.suffix!r}; choose from {', '.join(FORMATS)}")
+    table = load_table(path, where=where, error=error, text=text)
     if table.empty:
         raise error(f"{where}: the table has no row; expected at least one")
     return table
 
 
 def rows(mask: pd.Series) -> str:
-    """How many rows a mask marks and where the first is, e.g. ``"2 rows (first: row 7)"``."""
-    marked = np.flatnonzero(mask.to_numpy(dtype=bool))
+    """How many rows a mask marks and where the first is, e.g. ``"2 rows (first: row 7)"``.
+
+    The index of the mask counts the rows of the file from 0.
+    """
+    marked = mask.index[mask.to_numpy(dtype=bool)]
     noun = "row" if len(marked) == 1 else "rows"
     return f"{len(marked)} {noun} (first: row {marked[0] + 1})"
 
@@ -71,8 +63,11 @@ def identifiers(table: pd.DataFrame, column: str, *, where: str, error: type[Dat
         Text without blanks, same index as the table.
     """
     if column not in table.columns:
-        known = ", ".join(map(str, table.columns[:8]))
-        raise error(f"{where}: column {column!r} is missing (first columns: {known}); add it or rename it in site.toml")
+        # a table without a header would show its first patient here, so no names
+        raise error(
+            f"{where}: column {column!r} is missing among {len(table.columns)}; add it, or name the local column under "
+            "[columns] of site.toml"
+        )
     values = table[column]
     if pd.api.types.is_float_dtype(values) and bool((values.dropna() % 1 == 0).all()):
         values = values.astype("Int64")
@@ -104,7 +99,25 @@ def clean_numbers(
     columns = table.drop(columns=key)
     if columns.columns.empty:
         raise error(f"{where}: no {noun} column besides {key!r}; expected one numeric column a {noun}")
-    wordy = [number for number, kind in enumerate(columns.dtypes, start=2) if not pd.api.types.is_numeric_dtype(kind)]
+    values = finite_numbers(columns, first=2, where=where, error=error, noun=noun)
+    index = pd.Index(cases, name="case_id")
+    return pd.DataFrame(values, index=index, columns=pd.Index([str(name) for name in columns.columns]))
+
+
+def finite_numbers(
+    columns: pd.DataFrame, *, first: int, where: str, error: type[DataError], noun: str
+) -> NDArray[np.float32]:
+    """Numeric columns as ``[rows, columns]`` float32, every value finite.
+
+    Args:
+        columns: the columns.
+        first: number of the first of them in the file, counted from 1.
+        where: what messages call the table.
+        error: class of the errors raised.
+        noun: what messages call a column.
+    """
+    kinds = enumerate(columns.dtypes, start=first)
+    wordy = [number for number, kind in kinds if not pd.api.types.is_numeric_dtype(kind)]
     if wordy:
         raise error(
             f"{where}: {len(wordy)} {noun} columns are not numeric (first: column {wordy[0]}); "
@@ -117,11 +130,19 @@ def clean_numbers(
         row, column = (int(axis[0]) for axis in np.nonzero(broken))
         raise error(
             f"{where}: {int(broken.sum())} values are NaN or infinite, in {int(broken.any(axis=1).sum())} rows and "
-            f"{int(broken.any(axis=0).sum())} {noun} columns (first: row {row + 1}, column {column + 2}); "
-            f"remove those rows or {noun}s, or impute them"
+            f"{int(broken.any(axis=0).sum())} {noun} columns (first: row {columns.index[row] + 1}, "
+            f"column {column + first}); remove those rows or {noun}s, or impute them"
         )
-    index = pd.Index(cases, name="case_id")
-    return pd.DataFrame(values, index=index, columns=pd.Index([str(name) for name in columns.columns]))
+    return values
+
+
+def numbers(values: pd.Series, column: str, where: str) -> pd.Series:
+    """A column of the cases table as float64; blanks become NaN, anything else that is no number is an error."""
+    out = pd.to_numeric(values, errors="coerce").astype("float64")
+    broken = out.isna() & values.notna() & (values.astype("string").str.strip() != "")
+    if broken.astype(bool).any():
+        raise CaseTableError(f"{where}: {column!r} is not a number in {rows(broken)}; expected a number or a blank")
+    return out
 
 
 def clean_texts(table: pd.DataFrame, *, key: str, where: str, error: type[DataError]) -> pd.DataFrame:
@@ -136,22 +157,21 @@ def clean_texts(table: pd.DataFrame, *, key: str, where: str, error: type[DataEr
     return out[out["text"] != ""]
 
 
-def _header(path: Path) -> list[str]:
-    if path.suffix.lower() == ".parquet":
-        return list(pyarrow.parquet.read_schema(path).names)
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        return next(csv.reader(stream, delimiter=SEPARATORS[path.suffix.lower()]))
+def of_cases(table: pd.DataFrame, cases: pd.Index, cases_file: str, where: str, error: type[DataError]) -> pd.DataFrame:
+    """The rows of known cases, in their order; others are counted in the log.
 
-
-def _read(path: Path, text: Collection[str]) -> pd.DataFrame:
-    if path.suffix.lower() == ".parquet":
-        table = pd.read_parquet(path)
-        return table.reset_index(drop=table.index.name is None)
-    return pd.read_csv(
-        path,
-        sep=SEPARATORS[path.suffix.lower()],
-        dtype=dict.fromkeys(text, "string"),
-        na_values=list(GDC_BLANKS),
-        encoding="utf-8-sig",
-        low_memory=False,
-    )
+    Args:
+        table: index ``case_id``, which may repeat.
+        cases: the known cases.
+        cases_file: what messages call their table.
+        where: what messages call the table.
+        error: class of the errors raised.
+    """
+    known = table.index.isin(cases)
+    if not known.any():
+        raise error(
+            f"{where}: none of {len(table)} rows belongs to a case of {cases_file}; use the same case_id in both tables"
+        )
+    if not known.all():
+        logger.warning("%s: %d of %d rows belong to no case and are ignored", where, (~known).sum(), len(known))
+    return table.loc[cases[cases.isin(table.index)]]

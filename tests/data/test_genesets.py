@@ -22,6 +22,12 @@ def test_json_and_gmt_give_the_same_sets(tmp_path: Path) -> None:
     assert read_gene_sets(tmp_path / "sets.json") == SETS
 
 
+def test_msigdb_json_gives_the_same_sets(tmp_path: Path) -> None:
+    sets = {name: {"systematicName": "M1", "pmid": "", "geneSymbols": genes} for name, genes in SETS.items()}
+    (tmp_path / "sets.json").write_text(json.dumps(sets))
+    assert read_gene_sets(tmp_path / "sets.json") == SETS
+
+
 def test_repeats_and_blanks_inside_a_set_are_dropped(tmp_path: Path) -> None:
     (tmp_path / "sets.gmt").write_text("A\tsource\tX\t\tY\tX\n\nB\t\tZ\n")
     assert read_gene_sets(tmp_path / "sets.gmt") == {"A": ("X", "Y"), "B": ("Z",)}

@@ -283,7 +283,7 @@ def drop_features_folder(site: Path) -> None:
 
 
 def strangers_only(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.assign(case_id=[f"{case}-01" for case in frame["case_id"]])
+    return frame.assign(case_id=[f"{case}X" for case in frame["case_id"]])
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], type[DataError], str]] = {
@@ -378,7 +378,7 @@ def test_a_mapped_column_that_is_absent_is_named(site: Path) -> None:
 
 
 def test_an_unknown_table_format_lists_the_known_ones(site: Path) -> None:
-    (site / "cases.xlsx").write_text("")
-    (site / "site.toml").write_text(TOML.replace("cases.parquet", "cases.xlsx"))
+    (site / "cases.sav").write_text("")
+    (site / "site.toml").write_text(TOML.replace("cases.parquet", "cases.sav"))
     with pytest.raises(CaseTableError, match=r"choose from .parquet, .csv, .tsv"):
         load_site(site, split_salt="s")

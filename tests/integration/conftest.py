@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -70,8 +71,11 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
     def run(main: Callable[[], None], *arguments: object) -> Ran:
         monkeypatch.setattr(sys, "argv", [main.__module__, *map(str, arguments)])
         capfd.readouterr()
+        ours = logging.getLogger("modaltune")
+        level = ours.level
         with pytest.raises(SystemExit) as ended:
             main()
+        ours.setLevel(level)  # a command is quiet; the tests after it are not
         out, err = capfd.readouterr()
         return Ran(code=int(ended.value.code or 0), out=out, err=err)
 

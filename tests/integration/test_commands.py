@@ -379,7 +379,7 @@ def unknown_key(folder: Path) -> None:
 MODALITIES = ("expression", "slides", "features")
 DAMAGES: dict[Callable[[Path], Any], str] = {
     empty_hospital: "site H1: cases.parquet: the table has no row",
-    no_usable_case: "site H1: none of 26 cases has a slide or an expression row",
+    no_usable_case: "site H1: none of 26 cases has a slide or a row of expression",
     unknown_label: "site H1: task 'diagnosis' has labels outside the vocabulary such as 'teratoma' in 26 rows",
     not_a_number: "site H1: slides.csv, file of row 1: 1 of",
     truncated_features: "site H1: slides.csv, file of row 1: truncated or not an HDF5 file",
