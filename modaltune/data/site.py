@@ -64,6 +64,18 @@ class SitePolicy(BaseModel):
     min_cell: int = Field(default=5, ge=1)
 
 
+class SiteFeatures(BaseModel):
+    """What feature files do not state themselves.
+
+    Attributes:
+        patch_size_level0: patch edge in level-0 pixels, for ``.pt`` files and HDF5 without attributes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    patch_size_level0: int | None = Field(default=None, ge=1)
+
+
 class SiteConfig(BaseModel):
     """The content of ``site.toml``.
 
@@ -74,6 +86,7 @@ class SiteConfig(BaseModel):
         columns: canonical column name -> local column name.
         labels: per task, local code -> vocabulary value; ``""`` means unlabelled.
         policy: what may leave.
+        features: what feature files do not state themselves.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -84,6 +97,7 @@ class SiteConfig(BaseModel):
     columns: dict[str, str] = {}
     labels: dict[str, dict[str, str]] = {}
     policy: SitePolicy = SitePolicy()
+    features: SiteFeatures = SiteFeatures()
 
     @model_validator(mode="after")
     def _tasks_are_consistent(self) -> SiteConfig:
@@ -248,7 +262,8 @@ def _load_bags(folder: Path, config: SiteConfig, cases: pd.Index) -> Mapping[str
     for row in text["slide_id"].sort_values().index:
         slide = SlideFile(features / text["file"][row], f"{where}, file of row {row + 1}")
         files.setdefault(text["case_id"][row], []).append(slide)
-    return BagFiles({case: files[case] for case in cases if case in files})
+    known = {case: files[case] for case in cases if case in files}
+    return BagFiles(known, patch_size_level0=config.features.patch_size_level0)
 
 
 def _require_labels(cases: pd.DataFrame, config: SiteConfig) -> None:
@@ -273,6 +288,6 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _known_keys(place: tuple[int | str, ...]) -> list[str]:
-    sections: dict[str, type[BaseModel]] = {"paths": SitePaths, "policy": SitePolicy}
+    sections: dict[str, type[BaseModel]] = {"paths": SitePaths, "policy": SitePolicy, "features": SiteFeatures}
     model = sections[str(place[0])] if len(place) > 1 else SiteConfig
     return list(model.model_fields)
