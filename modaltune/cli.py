@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress, TextColumn
 
+from modaltune.benchmarks.bags import bench_bags
 from modaltune.benchmarks.parts import bench_genes, bench_growth, bench_kernels, bench_positions
 from modaltune.benchmarks.step import bench_build, bench_step
 from modaltune.benchmarks.table import bench_table
@@ -78,12 +79,14 @@ def _show_progress(training: LocalTraining, *, disable: bool) -> None:
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="kernels, genes, positions, growth, build, step, wire or all")] = "all",
+    what: Annotated[
+        str, typer.Argument(help="kernels, genes, positions, growth, build, step, wire, bags or all")
+    ] = "all",
     patches: Annotated[int, typer.Option(min=1, help="step: patches of the case.")] = 1024,
     tasks: Annotated[int, typer.Option(min=1, help="step: tasks of the case.")] = 3,
     json: Json = False,
 ) -> None:
-    """Measure this machine, one thread: ratios against the plain path, memory, size of a message (all: about 5 min)."""
+    """Measure this machine, one thread: ratios to the plain path, memory, bags, message size (all: about 6 min)."""
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "kernels": bench_kernels,
         "genes": bench_genes,
@@ -92,6 +95,7 @@ def bench(
         "build": bench_build,
         "step": lambda: bench_step(patches, tasks),
         "wire": bench_wire,
+        "bags": bench_bags,
     }
     chosen = list(parts) if what == "all" else [what]
     if unknown := [name for name in chosen if name not in parts]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from modaltune.data.batch import CaseTensors, collate
+from modaltune.data.loading import loaded_ahead
 from modaltune.models.learner import Learner
 from modaltune.tasks.objectives import OBJECTIVES
 
@@ -77,8 +78,9 @@ def accumulate_gradients(
         weights: :func:`task_weights` of a larger batch of which these cases are a share.
     """
     weights, total = task_weights(cases) if weights is None else weights, 0.0
-    for start, stop in case_groups(learner, cases, _passes(learner, cases), limit):
-        total += _group_gradients(learner, cases[start:stop], weights, objective, limit)
+    spans = case_groups(learner, cases, _passes(learner, cases), limit)
+    for group in loaded_ahead(cases[start:stop] for start, stop in spans):
+        total += _group_gradients(learner, group, weights, objective, limit)
     return total
 
 
@@ -86,8 +88,8 @@ def accumulate_gradients(
 def loss_of(learner: Learner, cases: Sequence[CaseTensors], objective: str) -> float:
     """Loss of labelled cases; the model is taken as it is (call ``eval()`` first to switch dropout off)."""
     weights, total = task_weights(cases), 0.0
-    for start, stop in case_groups(learner, cases, _passes(learner, cases)):
-        group = cases[start:stop]
+    spans = case_groups(learner, cases, _passes(learner, cases))
+    for group in loaded_ahead(cases[start:stop] for start, stop in spans):
         pairs = _pairs(group)
         rows, names = _columns(learner, pairs)
         with precision_of(device_of(learner)):

@@ -146,7 +146,9 @@ def fit(
     learner.train()
     for step in range(steps):
         members = next(order)
-        shown = [drop_modalities(usable[i], spec.modality_dropout, generator) for i in members]
+        draw = derive_seed(seed, "patches", step // epoch_steps(len(usable), spec.batch_size))
+        drawn = [usable[i].resampled(draw) for i in members]
+        shown = [drop_modalities(case, spec.modality_dropout, generator) for case in drawn]
         if step < done:
             continue
         for member, case in zip(members, shown, strict=True):

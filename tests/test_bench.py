@@ -4,6 +4,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from modaltune.benchmarks.bags import bench_bags
 from modaltune.benchmarks.full import GENES, gene_indices
 from modaltune.benchmarks.parts import bench_genes
 from modaltune.benchmarks.reference import index_gather_attention, sequential_step
@@ -94,3 +95,12 @@ def test_the_gene_sets_have_the_published_numbers() -> None:
 
 def test_the_batched_gene_encoder_calls_two_orders_fewer_operators() -> None:
     assert bench_genes()["331 sets"]["fewer_operators"] > 100
+
+
+@pytest.mark.slow
+def test_random_rows_are_read_faster_than_by_fancy_indexing_and_a_site_passes_in_less_memory_than_it_holds() -> None:
+    found = bench_bags(patches=8_000, rows=1_000, cases=50)
+    assert list(found) == ["random rows", "all rows", "50 cases"]
+    assert found["random rows"]["ratio"] >= 5
+    assert found["50 cases"]["loaded_mb"] == pytest.approx(50 * 4096 * 1536 * 4 / 1e6)
+    assert 0 < found["50 cases"]["peak_mb"] < 1000 < found["50 cases"]["loaded_mb"]

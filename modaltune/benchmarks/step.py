@@ -7,18 +7,16 @@ Memory is the peak resident size above the loaded model; seconds are of one thre
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from modaltune.benchmarks import reference
 from modaltune.benchmarks.full import EVERYWHERE, LATE, PAPER, full_case, full_learner, full_model, gene_indices
+from modaltune.benchmarks.memory import forget_peak, peak_megabytes
 from modaltune.data.batch import CaseTensors, collate
 from modaltune.encoders import longnet
 from modaltune.encoders.gene import PaperGeneEncoder
@@ -59,13 +57,12 @@ def measure(way: str, patches: int, tasks: int) -> dict[str, float]:
     """Seconds and megabytes of one way, in this process."""
     torch.set_num_threads(1)
     if way == "build":
-        before = _peak()
+        before = peak_megabytes()
         full_model(tasks, genes=PAPER)
-        return {"megabytes": _peak() - before}
+        return {"megabytes": peak_megabytes() - before}
     learner, case = _prepare(way, patches, tasks)
-    with suppress(OSError):  # Linux: forget the peak of building the model
-        Path("/proc/self/clear_refs").write_text("5")
-    before = _peak()
+    forget_peak()
+    before = peak_megabytes()
     seconds = []
     for _ in range(2):
         learner.zero_grad(set_to_none=True)
@@ -76,7 +73,7 @@ def measure(way: str, patches: int, tasks: int) -> dict[str, float]:
             accumulate_gradients(learner, [case], "contrastive")
         seconds.append(time.process_time() - started)
     gradient = sum(p.grad.nbytes for p in learner.parameters() if p.grad is not None) / 1e6
-    return {"seconds": min(seconds), "megabytes": _peak() - before, "of_which_gradients": gradient}
+    return {"seconds": min(seconds), "megabytes": peak_megabytes() - before, "of_which_gradients": gradient}
 
 
 def _prepare(way: str, patches: int, tasks: int) -> tuple[Learner, CaseTensors]:
@@ -94,12 +91,6 @@ def _prepare(way: str, patches: int, tasks: int) -> tuple[Learner, CaseTensors]:
             tokens, _ = model.image_tokens(collate([case]))
         case = CaseTensors(**{**vars(case), "tokens": tokens[0].half(), "patches": case.patches[:0]})
     return full_learner(model), case
-
-
-def _peak() -> float:
-    """Largest resident size of this process so far, in 10^6 bytes."""
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size / 1e6 if sys.platform == "darwin" else size * 1024 / 1e6
 
 
 if __name__ == "__main__":

@@ -1,53 +1,49 @@
-"""Bags of patch features in HDF5, laid out as TRIDENT writes them.
-
-One file is one slide: ``features`` ``[N, W]`` and ``coords`` ``[N, 2]`` (x, y of each patch's top-left corner in
-level-0 pixels); the attribute ``patch_size_level0`` of ``coords`` is the edge of one patch in the same pixels.
-
-File names of slides often carry a patient's barcode, so messages name a file only by the words given as ``where``.
-"""
+"""Bags of patch features: all slides of a site, checked once and left on disk; and writing one in TRIDENT's layout."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
+from modaltune.data.bag_files import open_bag
+from modaltune.data.bag_layouts import BagSource
 from modaltune.data.cohort import Bag
+from modaltune.data.features import Features, MappedFeatures, StoredFeatures, slabs
 from modaltune.errors import FeatureFileError
 
-MEMORY_LIMIT = 4 * 2**30
-"""Bytes of features that a site keeps in memory; bags beyond it are read from disk each time."""
+INDEX_LIMIT = 2**27
+"""Bytes of coordinates and addresses that a site keeps; bags beyond it are opened each time."""
 
 
-def read_bag(path: Path, *, where: str = "feature file") -> Bag:
-    """Read and check one slide's bag.
+def read_bag(path: Path, *, where: str = "feature file", patch_size_level0: int | None = None) -> Bag:
+    """Read and check one slide's bag into memory; arguments and errors as of :func:`open_bag`.
 
-    Args:
-        path: HDF5 file with ``features`` and ``coords``.
-        where: what messages call this file (never its name: slide names carry patient barcodes).
     Returns:
         The bag, features as float32 ``[N, W]``, coords as int64 ``[N, 2]``.
-    Raises:
-        FeatureFileError: the file is absent, truncated, incomplete, empty, or holds a value that is not finite.
     """
-    if not path.is_file():
-        raise FeatureFileError(f"{where}: no such file; check 'file' in the slides table and paths.features")
-    try:
-        with h5py.File(path, "r") as file:
-            features, coords = _dataset(file, "features", where), _dataset(file, "coords", where)
-            size = file["coords"].attrs.get("patch_size_level0")
-    except (OSError, RuntimeError) as error:
-        raise FeatureFileError(f"{where}: truncated or not an HDF5 file; copy or extract it again") from error
-    return Bag(
-        features=_checked_features(features, where),
-        coords=_checked_coords(coords, len(features), where),
-        patch_size_level0=_checked_size(size, where),
-    )
+    bag, _ = open_bag(path, where=where, patch_size_level0=patch_size_level0)
+    check_features(bag, where)
+    return replace(bag, features=np.asarray(bag.features))
+
+
+def check_features(bag: Bag, where: str) -> None:
+    """Pass through all features once, slab by slab.
+
+    Raises:
+        FeatureFileError: a value is not finite.
+    """
+    broken = np.concatenate([~np.isfinite(slab).all(axis=1) for slab in slabs(bag.features)])
+    if broken.any():
+        raise FeatureFileError(
+            f"{where}: {int(broken.sum())} of {len(broken)} rows of 'features' hold NaN or infinity "
+            f"(first: row {int(broken.argmax()) + 1}); extract this slide again"
+        )
 
 
 def write_bag(path: Path, bag: Bag, *, encoder: str, name: str = "", magnification: int = 20) -> None:
@@ -65,7 +61,7 @@ def write_bag(path: Path, bag: Bag, *, encoder: str, name: str = "", magnificati
     width, height = (int(edge) for edge in bag.coords.max(axis=0) + bag.patch_size_level0)
     partial = path.with_name(f".{path.name}.partial")
     with h5py.File(partial, "w") as file:
-        features = file.create_dataset("features", data=bag.features.astype(np.float32))
+        features = file.create_dataset("features", data=np.asarray(bag.features, dtype=np.float32))
         features.attrs.update({"name": title, "savetodir": "", "encoder": encoder})
         coords = file.create_dataset("coords", data=bag.coords.astype(np.int64))
         coords.attrs.update({"name": title, "savetodir": "", "overlap": 0})
@@ -84,24 +80,44 @@ class SlideFile:
 
 
 class BagFiles(Mapping[str, tuple[Bag, ...]]):
-    """The bags of a site by case, every file read and checked once on construction.
+    """The bags of a site by case, every file checked once on construction; features stay on disk.
 
-    Bags stay in memory up to ``memory_limit`` bytes; the others are read again whenever they are asked for.
+    Args:
+        files: the slides of each case.
+        patch_size_level0: patch edge in level-0 pixels, for files that do not state it.
+        index_limit: see :data:`INDEX_LIMIT`.
+    Attributes:
+        sources: what each slide's file says about its making, by case.
     """
 
-    def __init__(self, files: Mapping[str, Sequence[SlideFile]], *, memory_limit: int = MEMORY_LIMIT) -> None:
+    def __init__(
+        self,
+        files: Mapping[str, Sequence[SlideFile]],
+        *,
+        patch_size_level0: int | None = None,
+        index_limit: int = INDEX_LIMIT,
+    ) -> None:
         self._files = {case: tuple(slides) for case, slides in files.items()}
+        self._edge = patch_size_level0
+        self._checked: dict[Path, tuple[int, int]] = {}
         self._kept: dict[str, tuple[Bag, ...]] = {}
-        used, width = 0, None
+        self.sources: dict[str, tuple[BagSource, ...]] = {}
+        site, used = _OneKind(), 0
         for case, slides in self._files.items():
-            bags = self._read(case)
-            width = _common_width(bags, slides, width)
-            used += sum(bag.features.nbytes + bag.coords.nbytes for bag in bags)
-            if used <= memory_limit:
-                self._kept[case] = bags
+            opened = [self._open(slide) for slide in slides]
+            for slide, (bag, source) in zip(slides, opened, strict=True):
+                site.add(slide.where, bag, source)
+                check_features(bag, slide.where)
+            self.sources[case] = tuple(source for _, source in opened)
+            used += sum(bag.coords.nbytes + _index_bytes(bag.features) for bag, _ in opened)
+            if used <= index_limit:
+                self._kept[case] = tuple(bag for bag, _ in opened)
 
     def __getitem__(self, case: str) -> tuple[Bag, ...]:
-        return self._kept[case] if case in self._kept else self._read(case)
+        return self._kept[case] if case in self._kept else tuple(self._open(slide)[0] for slide in self._files[case])
+
+    def __contains__(self, case: object) -> bool:
+        return case in self._files
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -109,77 +125,41 @@ class BagFiles(Mapping[str, tuple[Bag, ...]]):
     def __len__(self) -> int:
         return len(self._files)
 
-    def _read(self, case: str) -> tuple[Bag, ...]:
-        return tuple(read_bag(slide.path, where=slide.where) for slide in self._files[case])
+    def _open(self, slide: SlideFile) -> tuple[Bag, BagSource]:
+        """Open a slide; a file that was changed after its values were checked is refused."""
+        bag, source = open_bag(slide.path, where=slide.where, patch_size_level0=self._edge)
+        if isinstance(bag.features, StoredFeatures):
+            bag.features.require_version(self._checked.setdefault(slide.path, bag.features.version))
+        return bag, source
 
 
-def _common_width(bags: Sequence[Bag], slides: Sequence[SlideFile], width: int | None) -> int | None:
-    for bag, slide in zip(bags, slides, strict=True):
-        found = int(bag.features.shape[1])
-        if width is not None and found != width:
+class _OneKind:
+    """Refuses a slide that was made otherwise than an earlier one of the site; what a file does not say agrees."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, tuple[Any, str]] = {}
+
+    def add(self, where: str, bag: Bag, source: BagSource) -> None:
+        width = int(bag.features.shape[1])
+        known, _ = self._first.setdefault("width", (width, where))
+        if width != known:
             raise FeatureFileError(
-                f"{slide.where}: 'features' has {found} columns but earlier slides of this site have {width}; "
+                f"{where}: 'features' has {width} columns but earlier slides of this site have {known}; "
                 "extract all slides of a site with one patch encoder"
             )
-        width = found
-    return width
+        self._same("patch encoder", source.encoder, where)
+        self._same("patch edge in pixels", source.patch_size, where)
+        self._same("micrometres per pixel of the patches", None if source.mpp is None else round(source.mpp, 2), where)
+
+    def _same(self, name: str, found: str | float | None, where: str) -> None:
+        if found is None:
+            return
+        known, earlier = self._first.setdefault(name, (found, where))
+        if found != known:
+            raise FeatureFileError(
+                f"{where}: {name} {found} but {known} in {earlier}; extract all slides of a site in one way"
+            )
 
 
-def _dataset(file: h5py.File, name: str, where: str) -> NDArray[np.generic]:
-    if not isinstance(file.get(name), h5py.Dataset):
-        found = ", ".join(sorted(map(str, file.keys()))[:8]) or "nothing"
-        raise FeatureFileError(
-            f"{where}: dataset {name!r} is missing (found: {found}); expected TRIDENT's 'features' and 'coords'"
-        )
-    return np.asarray(file[name])
-
-
-def _checked_features(features: NDArray[np.generic], where: str) -> NDArray[np.float32]:
-    if features.ndim != 2 or not np.issubdtype(features.dtype, np.number):
-        raise FeatureFileError(
-            f"{where}: 'features' is {features.dtype} with {features.ndim} axes; expected numbers, patches x features"
-        )
-    if 0 in features.shape:
-        raise FeatureFileError(
-            f"{where}: the bag is empty, shape {features.shape}; "
-            "remove the slide from the slides table or segment its tissue again"
-        )
-    with np.errstate(over="ignore"):
-        values = np.ascontiguousarray(features, dtype=np.float32)
-    broken = ~np.isfinite(values).all(axis=1)
-    if broken.any():
-        raise FeatureFileError(
-            f"{where}: {int(broken.sum())} of {len(values)} rows of 'features' hold NaN or infinity "
-            f"(first: row {int(broken.argmax()) + 1}); extract this slide again"
-        )
-    return values
-
-
-def _checked_coords(coords: NDArray[np.generic], patches: int, where: str) -> NDArray[np.int64]:
-    if coords.ndim != 2 or coords.shape[1] != 2 or not np.issubdtype(coords.dtype, np.number):
-        raise FeatureFileError(f"{where}: 'coords' is {coords.dtype} of shape {coords.shape}; expected integers [N, 2]")
-    if len(coords) != patches:
-        raise FeatureFileError(
-            f"{where}: 'coords' has {len(coords)} rows but 'features' has {patches}; expected one per patch. "
-            "Extract this slide again"
-        )
-    with np.errstate(invalid="ignore"):
-        values = coords.astype(np.int64)
-    if not np.array_equal(values, coords):
-        raise FeatureFileError(
-            f"{where}: 'coords' are not whole numbers; expected level-0 pixels (STAMP writes micrometres: "
-            "divide by the slide's um per pixel)"
-        )
-    return values
-
-
-def _checked_size(size: object, where: str) -> int:
-    if size is None:
-        raise FeatureFileError(
-            f"{where}: 'coords' has no attribute 'patch_size_level0'; expected the patch edge in level-0 pixels. "
-            "Extract with TRIDENT, or add the attribute"
-        )
-    value = np.asarray(size)
-    if value.size != 1 or not np.issubdtype(value.dtype, np.number) or value.item() < 1:
-        raise FeatureFileError(f"{where}: attribute 'patch_size_level0' must be one positive number of pixels")
-    return int(value.item())
+def _index_bytes(features: Features) -> int:
+    return features.starts.nbytes if isinstance(features, MappedFeatures) else 0

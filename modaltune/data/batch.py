@@ -7,10 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+
+class StoredPatches(Protocol):
+    """The patches of a case while they are on disk."""
+
+    @property
+    def count(self) -> int:
+        """N."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes once they are in memory."""
+
+    @property
+    def fixed(self) -> bool:
+        """Whether they are the same in every epoch."""
+
+    def load(self) -> dict[str, Tensor]:
+        """The fields of a case that are read: ``cells`` and ``patches`` or ``tokens``."""
+
+    def resampled(self, seed: int) -> Self:
+        """Another subset, unless fixed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +41,7 @@ class CaseTensors:
     """One case, preprocessed.
 
     Attributes:
-        patches: ``[N, W]``; N = 0 when the case has no slides, or when ``tokens`` stand for them.
+        patches: ``[N, W]``; N = 0 when the case has no slides, or when ``tokens`` or ``stored`` stand for them.
         cells: ``[N, 2]`` grid cell of each patch, cached or not.
         expression: ``[G]`` standardised, zeros when absent.
         has_expression: whether the case has genomics.
@@ -26,6 +49,7 @@ class CaseTensors:
         targets: task -> (index, observed): class, level or time bin; observed False = censored. Unlabelled: absent.
         tokens: ``[N + 1, D]`` cached output of the frozen layers before the first adapter, CLS first.
         vectors: further modality -> its vector; a modality that the case lacks is absent.
+        stored: where patches or tokens are read from when they are needed; None = they are here.
     """
 
     patches: Tensor
@@ -36,10 +60,21 @@ class CaseTensors:
     targets: dict[str, tuple[int, bool]]
     tokens: Tensor | None = None
     vectors: Mapping[str, Tensor] = field(default_factory=dict)
+    stored: StoredPatches | None = None
+
+    def loaded(self) -> CaseTensors:
+        """The same case with its patches or tokens in memory."""
+        return self if self.stored is None else CaseTensors(**{**vars(self), "stored": None, **self.stored.load()})
+
+    def resampled(self, seed: int) -> CaseTensors:
+        """The same case with another subset of its patches, where the study asks for it."""
+        return self if self.stored is None else replace(self, stored=self.stored.resampled(seed))
 
     @property
     def patch_count(self) -> int:
         """N; 0 = no slides."""
+        if self.stored is not None:
+            return self.stored.count
         return len(self.patches) if self.tokens is None else len(self.tokens) - 1
 
 
@@ -72,6 +107,7 @@ class Batch:
 
 def collate(cases: Sequence[CaseTensors]) -> Batch:
     """Pad bags to the longest one (at least one row, so that a learnt patch has a place)."""
+    cases = [case.loaded() for case in cases]
     cached = next((case.tokens for case in cases if case.tokens is not None), None)
     tokens = None
     if cached is not None:
@@ -106,7 +142,7 @@ def modalities_of(case: CaseTensors) -> list[str]:
 def without_modality(case: CaseTensors, modality: str) -> CaseTensors:
     """The same case with one modality taken away."""
     if modality == "slides":
-        return replace(case, patches=case.patches[:0], cells=case.cells[:0], tokens=None)
+        return replace(case, patches=case.patches[:0], cells=case.cells[:0], tokens=None, stored=None)
     if modality == "expression":
         return replace(case, expression=torch.zeros_like(case.expression), has_expression=False)
     return replace(case, vectors={name: value for name, value in case.vectors.items() if name != modality})

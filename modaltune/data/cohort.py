@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from modaltune.data.features import Features
+
 SPLITS = ("train", "val", "test")
 
 
@@ -17,12 +19,12 @@ class Bag:
     """Patch features of one slide, in the order of the file.
 
     Attributes:
-        features: ``[N, W]`` float32, finite, N >= 1.
+        features: ``[N, W]`` float32, finite, N >= 1; an array, or the rows of a file that are read when asked for.
         coords: ``[N, 2]`` int64, level-0 pixels (x, y) of each patch's top-left corner.
         patch_size_level0: edge of one patch in level-0 pixels.
     """
 
-    features: NDArray[np.float32]
+    features: Features
     coords: NDArray[np.int64]
     patch_size_level0: int
 

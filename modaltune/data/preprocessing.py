@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from modaltune.data.batch import CaseTensors
-from modaltune.data.cohort import Bag, Cohort
+from modaltune.data.cohort import Cohort
+from modaltune.data.loading import held
 from modaltune.data.modalities import modality_vectors
+from modaltune.data.patches import CasePatches
 from modaltune.data.scale import Scale
-from modaltune.encoders.positions import grid_cells
-from modaltune.errors import ConfigError, FeatureFileError
+from modaltune.errors import ConfigError
 from modaltune.federation.study import Study, TaskSpec
-from modaltune.seeds import numpy_generator
 from modaltune.storage import canonical_json, digest_text
 from modaltune.tasks.survival import time_bin
 
@@ -104,50 +104,6 @@ def target_of(row: Mapping[str, object], task: TaskSpec, space: TaskSpace) -> tu
     return time_bin(float(str(months)), space.bin_edges), bool(event)
 
 
-def _sampled(bag: Bag, study: Study, site: str, row: int, number: int) -> Bag:
-    """At most ``max_patches`` patches: one fixed random subset per slide, in file order."""
-    limit = study.slides.max_patches
-    if len(bag.features) <= limit:
-        return bag
-    generator = numpy_generator(study.seed, "patches", site, row, number)
-    keep = np.sort(generator.choice(len(bag.features), limit, replace=False))
-    return Bag(features=bag.features[keep], coords=bag.coords[keep], patch_size_level0=bag.patch_size_level0)
-
-
-def bag_inputs(
-    bags: tuple[Bag, ...], study: Study, scale: Scale | None, site: str, row: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """All slides of a case as one bag ``[N, W]`` with cells ``[N, 2]``; slides lie side by side, never overlapping."""
-    features, cells, offset = [], [], 0
-    for number, whole in enumerate(bags):
-        bag = _sampled(whole, study, site, row, number)
-        placed = grid_cells(bag.coords, bag.patch_size_level0, 1000, f"site {site}, case row {row}, slide {number}")
-        placed = placed + np.array([0, offset])
-        offset = int(placed[:, 1].max()) + 2
-        values = bag.features
-        if scale is not None:
-            values = _standardised(values, study, scale, site, row)
-        features.append(values)
-        cells.append(placed)
-    if offset > 1001:
-        raise FeatureFileError(
-            f"site {site}, case row {row}: {len(bags)} slides side by side need {offset} grid columns of 1000;"
-            " keep fewer slides for this case"
-        )
-    return np.concatenate(features), np.concatenate(cells)
-
-
-def _standardised(values: NDArray[np.float32], study: Study, scale: Scale, site: str, row: int) -> NDArray[np.float32]:
-    if study.slides.standardise == "feature":
-        return scale.apply(values)
-    if len(values) != study.slides.rows:
-        raise FeatureFileError(
-            f"site {site}, case row {row}: bag has {len(values)} rows but slides.standardise = 'position' needs"
-            f" {study.slides.rows} in every bag"
-        )
-    return scale.apply(values.reshape(-1)).reshape(values.shape)
-
-
 def gene_columns(study: Study, genes: Sequence[str]) -> int:
     """Width of the expression input: a value for each gene, in a union of panels also a flag "not measured here"."""
     return len(genes) * (2 if study.gene_panel == "union" else 1)
@@ -168,18 +124,20 @@ def _expression_rows(cohort: Cohort, study: Study, preprocessing: Preprocessing)
     return dict(zip(map(str, cohort.expression.index), values, strict=True))
 
 
-def prepare(cohort: Cohort, study: Study, preprocessing: Preprocessing) -> list[CaseTensors]:
-    """Every case of a cohort as model input, in the order of ``cohort.cases``."""
+def prepare(
+    cohort: Cohort, study: Study, preprocessing: Preprocessing, *, memory_limit: int | None = None
+) -> list[CaseTensors]:
+    """Every case of a cohort as model input, in the order of ``cohort.cases``.
+
+    Args:
+        memory_limit: bytes of patches to hold in memory, see :func:`modaltune.data.loading.held`.
+    """
     expression = _expression_rows(cohort, study, preprocessing)
     absent = np.zeros(gene_columns(study, preprocessing.genes), dtype=np.float32)
     vectors = modality_vectors(cohort, study, preprocessing.modalities)
     rows: list[dict[str, Any]] = cohort.cases.to_dict(orient="records")  # type: ignore[assignment]
     out = []
     for number, (case_id, row) in enumerate(zip(cohort.cases.index, rows, strict=True), start=1):
-        patches = np.zeros((0, study.slides.in_width), dtype=np.float32)
-        cells = np.zeros((0, 2), dtype=np.int64)
-        if bags := cohort.bags.get(str(case_id)):
-            patches, cells = bag_inputs(bags, study, preprocessing.patches, cohort.site, number)
         targets = {}
         for task in study.tasks:
             target = target_of(row, task, preprocessing.tasks[task.name]) if task.name in cohort.tasks else None
@@ -187,13 +145,28 @@ def prepare(cohort: Cohort, study: Study, preprocessing: Preprocessing) -> list[
                 targets[task.name] = target
         out.append(
             CaseTensors(
-                patches=torch.from_numpy(patches),
-                cells=torch.from_numpy(cells),
+                patches=torch.zeros(0, study.slides.in_width),
+                cells=torch.zeros(0, 2, dtype=torch.long),
                 expression=torch.from_numpy(expression.get(str(case_id), absent)),
                 has_expression=str(case_id) in expression,
                 clinical=torch.tensor(_clinical_row(row, study, preprocessing)),
                 targets=targets,
                 vectors={name: rows[str(case_id)] for name, rows in vectors.items() if str(case_id) in rows},
+                stored=_patches(cohort, study, preprocessing, str(case_id), number),
             )
         )
-    return out
+    return held(out, memory_limit)
+
+
+def _patches(cohort: Cohort, study: Study, preprocessing: Preprocessing, case_id: str, row: int) -> CasePatches | None:
+    if case_id not in cohort.bags:
+        return None
+    return CasePatches(
+        bags=cohort.bags,
+        case_id=case_id,
+        site=cohort.site,
+        row=row,
+        slides=study.slides,
+        scale=preprocessing.patches,
+        seed=study.seed,
+    ).checked()

@@ -19,6 +19,7 @@ class Scale(BaseModel):
     def apply(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """``[..., n]`` values -> standardised and clipped, float32."""
         deviation = np.asarray(self.deviation)
-        scaled = (values - np.asarray(self.mean)) / np.where(deviation > 0, deviation, np.inf)
-        out: NDArray[np.float32] = np.clip(scaled, -_CLIP, _CLIP).astype(np.float32)
+        scaled = values - np.asarray(self.mean)
+        scaled /= np.where(deviation > 0, deviation, np.inf)
+        out: NDArray[np.float32] = np.clip(scaled, -_CLIP, _CLIP, out=scaled).astype(np.float32)
         return out

@@ -61,6 +61,18 @@ class SitePolicy(BaseModel):
     min_cell: int = Field(default=5, ge=1)
 
 
+class SiteFeatures(BaseModel):
+    """What feature files do not state themselves.
+
+    Attributes:
+        patch_size_level0: patch edge in level-0 pixels, for ``.pt`` files and HDF5 without attributes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    patch_size_level0: int | None = Field(default=None, ge=1)
+
+
 class SiteConfig(BaseModel):
     """The content of ``site.toml``.
 
@@ -73,6 +85,7 @@ class SiteConfig(BaseModel):
         splits: a splits file; without one the cases table or a hash decides.
         labels: per task, local code -> vocabulary value; ``""`` means unlabelled.
         policy: what may leave.
+        features: what feature files do not state themselves.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -85,6 +98,7 @@ class SiteConfig(BaseModel):
     splits: SplitsConfig | None = None
     labels: dict[str, dict[str, str]] = {}
     policy: SitePolicy = SitePolicy()
+    features: SiteFeatures = SiteFeatures()
 
     @model_validator(mode="after")
     def _tasks_are_consistent(self) -> SiteConfig:
@@ -121,6 +135,7 @@ class SiteConfig(BaseModel):
 SECTIONS: dict[str, type[BaseModel]] = {
     "paths": SitePaths,
     "expression": ExpressionConfig,
+    "features": SiteFeatures,
     "splits": SplitsConfig,
     "policy": SitePolicy,
 }
@@ -301,7 +316,8 @@ def _load_bags(folder: Path, config: SiteConfig, known: pd.Index, cases: pd.Inde
     for row in text["slide_id"].sort_values().index:
         slide = SlideFile(features / text["file"][row], f"{where}, file of row {row + 1}")
         files.setdefault(text["case_id"][row], []).append(slide)
-    return BagFiles({case: files[case] for case in cases if case in files})
+    wanted = {case: files[case] for case in cases if case in files}
+    return BagFiles(wanted, patch_size_level0=config.features.patch_size_level0)
 
 
 def _require_labels(cases: pd.DataFrame, config: SiteConfig) -> None:

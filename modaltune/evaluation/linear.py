@@ -32,7 +32,7 @@ def linear_features(cases: Sequence[CaseTensors], study: Study) -> Floats:
     by_row = study.slides.standardise == "position"
     width = study.slides.in_width * (study.slides.rows if by_row else 1)
     rows = []
-    for case in cases:
+    for case in (case.loaded() for case in cases):
         patches = np.zeros(width)
         if len(case.patches):
             patches = case.patches.numpy().reshape(-1) if by_row else case.patches.numpy().mean(axis=0)

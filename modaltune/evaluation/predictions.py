@@ -16,6 +16,7 @@ from torch import Tensor
 
 from modaltune.data.batch import CaseTensors, collate
 from modaltune.data.cohort import Cohort
+from modaltune.data.loading import loaded_ahead
 from modaltune.data.preprocessing import Preprocessing, TaskSpace
 from modaltune.evaluation.metrics import (
     Floats,
@@ -40,11 +41,9 @@ def embed_cases(learner: Learner, cases: Sequence[CaseTensors]) -> dict[str, Ten
     learner.eval()
     tasks, device = list(learner.kinds), device_of(learner)
     passes = [len(tasks)] * len(cases)
+    groups = (cases[start:stop] for start, stop in case_groups(learner, cases, passes))
     with precision_of(device):
-        parts = [
-            learner.modaltune.embed(collate(cases[start:stop]).to(device), tasks).float()
-            for start, stop in case_groups(learner, cases, passes)
-        ]
+        parts = [learner.modaltune.embed(collate(group).to(device), tasks).float() for group in loaded_ahead(groups)]
     joined = torch.cat(parts) if parts else torch.zeros(0, len(tasks), learner.modaltune.config.output_width)
     return {task: joined[:, index] for index, task in enumerate(tasks)}
 

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from modaltune.data.cohort import Cohort
+from modaltune.data.features import slabs
 from modaltune.data.genesets import restrict
 from modaltune.data.modalities import modality_numbers
 from modaltune.data.preprocessing import Preprocessing, TaskSpace
@@ -48,22 +49,23 @@ def _moments(name: str, rows: NDArray[np.float64], cases: int, minimum: int, wid
     return {f"{name}.count": count, f"{name}.sum": rows.sum(axis=0), f"{name}.squares": (rows**2).sum(axis=0)}
 
 
-def _patch_rows(cohort: Cohort, train: pd.DataFrame, study: Study) -> tuple[NDArray[np.float64], int]:
-    bags = [bag for case_id in train.index for bag in cohort.bags.get(str(case_id), ())]
-    cases = sum(bool(cohort.bags.get(str(case_id))) for case_id in train.index)
-    width = study.slides.in_width
-    if study.slides.standardise == "position":
-        wrong = next((bag for bag in bags if len(bag.features) != study.slides.rows), None)
-        if wrong is not None:
+def _patch_moments(cohort: Cohort, train: pd.DataFrame, study: Study, minimum: int) -> Sums:
+    """Sums over all patches of the training cases, slab by slab."""
+    by_row = study.slides.standardise == "position"
+    width = study.slides.in_width * (study.slides.rows if by_row else 1)
+    sums = _moments("patches", np.zeros((0, width)), 0, minimum, width)
+    cases = [str(case_id) for case_id in train.index if str(case_id) in cohort.bags]
+    for bag in (bag for case_id in cases if len(cases) >= minimum for bag in cohort.bags[case_id]):
+        if by_row and len(bag.features) != study.slides.rows:
             raise FeatureFileError(
-                f"site {cohort.site}: a bag has {len(wrong.features)} rows but slides.standardise = 'position' needs"
+                f"site {cohort.site}: a bag has {len(bag.features)} rows but slides.standardise = 'position' needs"
                 f" {study.slides.rows}; use 'feature' or 'none'"
             )
-        rows = [bag.features.reshape(1, -1) for bag in bags]
-        width *= study.slides.rows
-    else:
-        rows = [bag.features for bag in bags]
-    return (np.concatenate(rows).astype(np.float64) if rows else np.zeros((0, width))), cases
+        parts = [np.asarray(bag.features).reshape(1, -1)] if by_row else slabs(bag.features)
+        for part in parts:
+            more = _moments("patches", part.astype(np.float64), len(cases), minimum, width)
+            sums = {name: value + more[name] for name, value in sums.items()}
+    return sums
 
 
 def _label_counts(train: pd.DataFrame, task: TaskSpec, minimum: int) -> NDArray[np.float64]:
@@ -95,8 +97,7 @@ def site_statistics(cohort: Cohort, study: Study, genes: Sequence[str], min_cell
         sums |= _moments("expression", rows, len(rows), minimum, len(genes))
         sums["expression.count"] = sums["expression.count"] * measured
     if study.slides.standardise != "none":
-        rows, cases = _patch_rows(cohort, train, study)
-        sums |= _moments("patches", rows, cases, minimum, rows.shape[1])
+        sums |= _patch_moments(cohort, train, study, minimum)
     for modality in study.modalities:
         if modality.columns:
             rows = modality_numbers(cohort, modality, train.index)

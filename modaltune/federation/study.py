@@ -78,7 +78,8 @@ class SlideSpec(_Part):
         standardise: ``none``, ``feature`` (pooled mean and deviation of each feature) or ``position`` (the same per
             row of the bag, for bags whose rows mean the same thing in every case).
         rows: patches per bag when ``standardise = "position"``.
-        max_patches: larger bags are subsampled once per case, by a seed.
+        max_patches: larger bags are subsampled, by a seed.
+        resample: training draws another subset of a larger bag in each epoch; evaluation always sees the same one.
     """
 
     encoder: Literal["small", "longnet", "titan", "vit"] = "small"
@@ -89,6 +90,7 @@ class SlideSpec(_Part):
     standardise: Literal["none", "feature", "position"] = "none"
     rows: Annotated[int, Field(ge=0)] = 0
     max_patches: Annotated[int, Field(gt=0)] = 4096
+    resample: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -224,6 +226,11 @@ class Study(_Part):
             raise ValueError("modalities must be named once each")
         if not self.roster or len(set(self.roster)) != len(self.roster):
             raise ValueError("roster must name each site once")
+        if self.slides.resample and self.model.groups[0][0] > 0:
+            raise ValueError(
+                "slides.resample needs adapters from the first layer on: with later ones the frozen layers before them"
+                " are computed once for each case"
+            )
         if self.quorum > len(self.roster):
             raise ValueError(f"quorum {self.quorum} exceeds the roster of {len(self.roster)} sites")
         return self

@@ -8,15 +8,40 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from modaltune.data.batch import CaseTensors, collate
+from modaltune.data.loading import held
 from modaltune.models.modaltune import ModalTune
 from modaltune.storage import load_state, save_state
+
+
+@dataclass(frozen=True)
+class CachedTokens:
+    """Tokens ``[N + 1, D]`` in half precision and cells of one case, in a file of their own."""
+
+    path: Path
+    count: int
+    width: int
+    fixed: bool = True
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tokens."""
+        return 2 * (self.count + 1) * self.width
+
+    def load(self) -> dict[str, Tensor]:
+        """``tokens`` and ``cells``."""
+        return load_state(self.path)
+
+    def resampled(self, seed: int) -> Self:
+        """The same: what is cached belongs to one subset."""
+        return self
 
 
 def with_cached_prefix(
@@ -31,17 +56,18 @@ def with_cached_prefix(
     layers = model.config.adapter.groups[0][0]
     if layers == 0:
         return list(cases)
-    return [_cached(model, f"{encoder_sha256}|{layers}", case, folder) for case in cases]
+    return held(_cached(model, f"{encoder_sha256}|{layers}|cells", case, folder) for case in cases)
 
 
 def _cached(model: ModalTune, origin: str, case: CaseTensors, folder: Path) -> CaseTensors:
     if not case.patch_count:
         return case
-    path = folder / f"{_digest(origin, case)}.safetensors"
+    whole = case.loaded()
+    path = folder / f"{_digest(origin, whole)}.safetensors"
     if not path.is_file():
-        save_state(path, {"tokens": _prefix(model, case)})
-    tokens = load_state(path)["tokens"]
-    return replace(case, tokens=tokens, patches=case.patches[:0].clone())
+        save_state(path, {"tokens": _prefix(model, whole), "cells": whole.cells})
+    stored = CachedTokens(path, case.patch_count, model.slide_encoder.width)
+    return replace(case, patches=whole.patches[:0].clone(), cells=whole.cells[:0].clone(), stored=stored)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import pytest
 
 from modaltune.data.bags import BagFiles, SlideFile, read_bag, write_bag
 from modaltune.data.cohort import Bag
+from modaltune.data.features import StoredFeatures
 from modaltune.errors import FeatureFileError
 
 PATIENT = "TCGA-AA-1234"
@@ -137,15 +138,17 @@ def test_slides_of_different_width_are_refused(tmp_path: Path) -> None:
         BagFiles(slide_files(tmp_path, 4, 4, 5))
 
 
-def test_bags_beyond_the_memory_limit_are_read_from_disk(tmp_path: Path) -> None:
+def test_features_stay_on_disk_and_bags_beyond_the_limit_are_opened_each_time(tmp_path: Path) -> None:
     files = slide_files(tmp_path, 4, 4)
-    kept, read = BagFiles(files), BagFiles(files, memory_limit=0)
-    assert list(kept) == list(read) == list(files)
+    kept, opened = BagFiles(files), BagFiles(files, index_limit=0)
+    assert list(kept) == list(opened) == list(files)
     assert len(kept) == 2
     case = next(iter(files))
     assert kept[case][0] is kept[case][0]
-    assert read[case][0] is not read[case][0]
-    np.testing.assert_array_equal(kept[case][0].features, read[case][0].features)
+    assert opened[case][0] is not opened[case][0]
+    for bags in (kept, opened):
+        assert isinstance(bags[case][0].features, StoredFeatures)
+        np.testing.assert_array_equal(np.asarray(bags[case][0].features), a_bag().features)
 
 
 def test_an_unknown_case_has_no_bags(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import torch
 
-from modaltune.data.bags import write_bag
+from modaltune.data.bags import read_bag, write_bag
 from modaltune.data.cohort import Bag
 from modaltune.data.site import hash_split, load_site, read_site_config
 from modaltune.errors import CaseTableError, DataError, ExpressionError, FeatureFileError, LabelError, SiteFolderError
@@ -115,7 +116,31 @@ def test_expression_is_single_precision_in_the_order_of_the_cases(site: Path) ->
 def test_slides_of_a_case_are_ordered_by_slide_id(site: Path) -> None:
     bags = load_site(site, split_salt="s").bags
     assert list(bags) == [*IDS[:4], IDS[6]]
-    assert [bag.features[0, 0] for bag in bags[IDS[0]]] == [1, 0]
+    assert [np.asarray(bag.features)[0, 0] for bag in bags[IDS[0]]] == [1, 0]
+
+
+def test_files_of_another_encoder_are_refused_naming_both_rows(site: Path) -> None:
+    file = site / "features" / f"{IDS[1]}-S7.h5"
+    write_bag(file, read_bag(file), encoder="gigapath")
+    message = r"site H1: slides.csv, file of row 3: patch encoder gigapath but test in site H1: slides.csv, file of row"
+    with pytest.raises(FeatureFileError, match=message) as caught:
+        load_site(site, split_salt="s")
+    assert "TCGA" not in str(caught.value)
+
+
+def test_the_site_file_gives_the_patch_edge_that_tensors_do_not_state(site: Path) -> None:
+    for file in (site / "features").glob("*.h5"):
+        bag = read_bag(file)
+        torch.save({"features": torch.from_numpy(bag.features), "coords": torch.from_numpy(bag.coords)}, file)
+    with pytest.raises(FeatureFileError, match=r"set patch_size_level0 under \[features\] in site.toml"):
+        load_site(site, split_salt="s")
+    settings = site / "site.toml"
+    settings.write_text(settings.read_text() + "\n[features]\npatch_size_level0 = 512\n")
+    cohort = load_site(site, split_salt="s")
+    assert {bag.patch_size_level0 for bags in cohort.bags.values() for bag in bags} == {512}
+    settings.write_text(settings.read_text().replace("patch_size_level0", "patch_size"))
+    with pytest.raises(SiteFolderError, match=r"unknown key 'features\.patch_size'; known keys: patch_size_level0"):
+        load_site(site, split_salt="s")
 
 
 def test_a_case_with_neither_modality_is_left_out_and_counted(site: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -124,6 +124,17 @@ def test_any_partition_into_sites_gives_the_statistics_of_all_cases_together(
     assert found.gene_sets == together.gene_sets
 
 
+@pytest.mark.parametrize("rows", [1, 2, 1000])
+def test_sums_over_slabs_equal_those_of_all_patches_at_once(
+    rows: int, hospital: Cohort, tiny_study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modaltune.data.features.SLAB_BYTES", 4 * 6 * rows)
+    sums, together = site_statistics(hospital, tiny_study, []), patch_rows(hospital)
+    assert sums["patches.count"] == len(together)
+    np.testing.assert_allclose(sums["patches.sum"], together.sum(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(sums["patches.squares"], (together**2).sum(axis=0), rtol=1e-12)
+
+
 def test_candidates_and_bins_of_all_cases_together_are_those_of_the_training_cases(
     hospital: Cohort, tiny_study: Study
 ) -> None:

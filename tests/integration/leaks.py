@@ -69,7 +69,7 @@ def measurements(cohorts: Mapping[str, Cohort], study: Study, preprocessing: Pre
                 yield from cohort.expression.to_numpy()
                 yield from cohort.expression[list(preprocessing.genes)].to_numpy()
             for bags in cohort.bags.values():
-                yield from (patch for bag in bags for patch in bag.features)
+                yield from (patch for bag in bags for patch in np.asarray(bag.features))
             for case in prepare(cohort, study, preprocessing):
                 yield case.expression.numpy()
                 yield from case.patches.numpy()

@@ -90,7 +90,7 @@ def leak_expression(content: RecordDict, cohort: Cohort) -> None:
 
 
 def leak_features(content: RecordDict, cohort: Cohort) -> None:
-    hide(next(iter(cohort.bags.values()))[0].features[2, 1:7], 50)(content)
+    hide(np.asarray(next(iter(cohort.bags.values()))[0].features)[2, 1:7], 50)(content)
 
 
 def leak_double_precision(content: RecordDict, cohort: Cohort) -> None:

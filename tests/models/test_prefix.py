@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from modaltune.data.batch import CaseTensors
+from modaltune.data.batch import CaseTensors, collate
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.evaluation.predictions import embed_cases
 from modaltune.federation.study import Study
@@ -21,6 +21,21 @@ def late(tiny_study: Study, tiny_preprocessing: Preprocessing, tiny_targets: dic
     last = tiny_study.slides.depth - 1
     spec = tiny_study.model.model_copy(update={"groups": ((last, last),)})
     return build_learner(tiny_study.model_copy(update={"model": spec}), tiny_preprocessing, tiny_targets).eval()
+
+
+def test_cached_tokens_beyond_the_limit_stay_on_disk_and_are_the_same(
+    late: Learner, tiny_cases: list[CaseTensors], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = with_cached_prefix(late.modaltune, SHA, tiny_cases, tmp_path)
+    monkeypatch.setattr("modaltune.data.loading.MEMORY_LIMIT", 0)
+    there = with_cached_prefix(late.modaltune, SHA, tiny_cases, tmp_path)
+    assert all(case.tokens is None for case in there)
+    assert [case.patch_count for case in there] == [case.patch_count for case in here]
+    one, other = collate(here), collate(there)
+    assert one.tokens is not None
+    assert other.tokens is not None
+    assert torch.equal(one.tokens, other.tokens)
+    assert torch.equal(one.cells, other.cells)
 
 
 def test_cached_cases_give_the_same_embeddings(late: Learner, tiny_cases: list[CaseTensors], tmp_path: Path) -> None:

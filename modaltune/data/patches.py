@@ -1,0 +1,119 @@
+"""The slides of a case as one bag of model input, read from its files when it is asked for.
+
+Slides lie side by side on the grid. A slide with more patches than ``max_patches`` gives a random subset of that size,
+in file order: the same one every time, or with ``slides.resample`` a fresh one for each training epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from modaltune.data.cohort import Bag
+from modaltune.data.scale import Scale
+from modaltune.encoders.positions import grid_cells
+from modaltune.errors import FeatureFileError
+from modaltune.federation.study import SlideSpec
+from modaltune.seeds import numpy_generator
+
+GRID = 1000
+"""Cells along one side of the grid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CasePatches:
+    """Where the patches of one case come from.
+
+    Attributes:
+        bags: case_id -> its slides.
+        case_id: this case.
+        site, row: what messages and seeds call the case.
+        slides: limit of patches and kind of standardisation.
+        scale: pooled mean and deviation; None = as they are.
+        seed: of the subset.
+    """
+
+    bags: Mapping[str, tuple[Bag, ...]]
+    case_id: str
+    site: str
+    row: int
+    slides: SlideSpec
+    scale: Scale | None
+    seed: int
+    count: int = 0
+    fixed: bool = True
+
+    def checked(self) -> Self:
+        """The same with its patches counted.
+
+        Raises:
+            FeatureFileError: coordinates or number of patches do not fit the study.
+        """
+        sizes = [len(bag.coords) for bag in self.bags[self.case_id]]
+        self._cells()
+        kept = [min(size, self.slides.max_patches) for size in sizes]
+        wrong = next((size for size in kept if size != self.slides.rows), None)
+        if self.slides.standardise == "position" and wrong is not None:
+            raise FeatureFileError(
+                f"{self._where}: bag has {wrong} rows but slides.standardise = 'position' needs"
+                f" {self.slides.rows} in every bag"
+            )
+        return replace(self, count=sum(kept), fixed=not self.slides.resample or kept == sizes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the patches once loaded."""
+        return 4 * self.count * self.slides.in_width
+
+    def resampled(self, seed: int) -> Self:
+        """With another subset of slides beyond the limit, if the study asks for it."""
+        return self if self.fixed else replace(self, seed=seed)
+
+    def load(self) -> dict[str, Tensor]:
+        """``patches [N, W]`` float32, standardised, and ``cells [N, 2]``; only the subset's rows are read."""
+        features, cells = [], []
+        for number, (bag, placed) in enumerate(zip(self.bags[self.case_id], self._cells(), strict=True)):
+            rows = self._subset(number, len(placed))
+            features.append(self._standardised(bag.features[rows]))
+            cells.append(placed[rows])
+        return {
+            "patches": torch.from_numpy(np.concatenate(features)),
+            "cells": torch.from_numpy(np.concatenate(cells)),
+        }
+
+    @property
+    def _where(self) -> str:
+        return f"site {self.site}, case row {self.row}"
+
+    def _cells(self) -> list[NDArray[np.int64]]:
+        """Grid cells of all patches of each slide; slides never overlap."""
+        out, offset, bags = [], 0, self.bags[self.case_id]
+        for number, bag in enumerate(bags):
+            placed = grid_cells(bag.coords, bag.patch_size_level0, GRID, f"{self._where}, slide {number}")
+            out.append(placed + np.array([0, offset]))
+            offset = int(out[-1][:, 1].max()) + 2
+        if offset > GRID + 1:
+            raise FeatureFileError(
+                f"{self._where}: {len(bags)} slides side by side need {offset} grid columns of {GRID};"
+                " keep fewer slides for this case"
+            )
+        return out
+
+    def _subset(self, number: int, patches: int) -> slice | NDArray[np.int64]:
+        if patches <= self.slides.max_patches:
+            return slice(None)
+        generator = numpy_generator(self.seed, "patches", self.site, self.row, number)
+        return np.sort(generator.choice(patches, self.slides.max_patches, replace=False))
+
+    def _standardised(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.scale is None:
+            return values
+        if self.slides.standardise == "feature":
+            return self.scale.apply(values)
+        return self.scale.apply(values.reshape(-1)).reshape(values.shape)
