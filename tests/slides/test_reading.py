@@ -71,7 +71,8 @@ def test_glass_stays_glass_in_the_overview(flat: OpenSlide) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"no slide at all", "not a slide"), (b"II*\0\x08\0\0\0\0\0", "cannot be read|not a slide")]
+    ("content", "message"),
+    [(b"no slide at all", "not a slide"), (b"II*\0\x08\0\0\0\0\0", "cannot be read|not a slide")],
 )
 def test_a_file_that_is_no_slide_is_one_line_without_its_name(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / f"{PATIENT}.tiff"
