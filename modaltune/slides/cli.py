@@ -96,9 +96,8 @@ def _speed(outcome: Outcome) -> float:
 def _say_outcome(outcome: Outcome, out: Path) -> None:
     say = progress_line(False)
     say(
-        f"{outcome.slides} slides: {outcome.done} done, {outcome.kept} kept from before, "
-        f"{outcome.busy} in the hands of another process, {len(outcome.failures)} failed; "
-        f"{outcome.patches} patches, {_speed(outcome):.0f} a second"
+        f"slides: {outcome.done} done, {outcome.kept} kept from before, {outcome.busy} in the hands of another process,"
+        f" {len(outcome.failures)} failed; patches: {outcome.patches}, {_speed(outcome):.0f} a second"
     )
     if outcome.not_primary:
         say(f"{outcome.not_primary} bags are not of primary tumours by their TCGA barcode and not in slides.csv")

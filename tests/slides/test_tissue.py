@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,9 +32,10 @@ def test_a_slide_full_of_tissue_is_all_tissue() -> None:
     assert tissue_mask(shades.astype(np.uint8), 8.0).all()
 
 
-def test_dust_and_black_pen_are_no_tissue() -> None:
+@pytest.mark.parametrize("pen", [(8, 6, 12), (60, 150, 120), (20, 40, 150)], ids=["black", "green", "blue"])
+def test_dust_and_pen_are_no_tissue(pen: tuple[int, int, int]) -> None:
     picture = painted(200, 300, (50, 50, 56, 56), (100, 40, 250, 160))
-    picture[10:30, 20:280] = (8, 6, 12)
+    picture[10:30, 20:280] = pen
     mask = tissue_mask(picture, 8.0)
     assert not mask[:35].any()
     assert not mask[:, :90].any()
