@@ -5,10 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-openslide = pytest.importorskip("openslide", reason="the extra 'slides' is not installed")
-
-from modaltune.slides.patch_encoder import PatchEncoder, patch_encoder  # noqa: E402
-from tests.slides.stand_ins import timm_model, write_encoder  # noqa: E402
+from modaltune.slides.patch_encoder import PatchEncoder, patch_encoder
+from tests.slides.stand_ins import timm_model, write_encoder
 
 
 @pytest.fixture(scope="session")

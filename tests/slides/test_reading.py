@@ -5,6 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+pytest.importorskip("openslide", reason="the extra 'slides' is not installed")
+
 from openslide import OpenSlide
 
 from modaltune.errors import SlideError

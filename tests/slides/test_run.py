@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+pytest.importorskip("openslide", reason="the extra 'slides' is not installed")
+
 from modaltune.data.bags import read_bag
 from modaltune.errors import ConfigError, FeatureFileError, SlideError
 from modaltune.slides.extraction import Pace, Patches

@@ -5,6 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+pytest.importorskip("openslide", reason="the extra 'slides' is not installed")
+
 from modaltune.slides.reading import Scan
 from modaltune.slides.tissue import MIN_TISSUE, tissue_mask, tissue_patches
 from tests.slides.stand_ins import PINK, painted
