@@ -19,10 +19,12 @@ from modaltune.console import console, emit_json, progress_line, run_app
 from modaltune.evaluation.external import evaluate_tables
 from modaltune.federation.study import Study
 from modaltune.local import LocalTraining
+from modaltune.slides.cli import app as slides_app
 from modaltune.tables import metric_table
 from modaltune.workers import joined
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+app.add_typer(slides_app, name="slides")
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, the rest on stderr.")]
 
 

