@@ -88,7 +88,7 @@ def bags(site: SiteFiles) -> Iterator[Finding]:
         yield error(f"{len(problems)} of {len(paths)} feature files cannot be used; first: {first.finding}", first.fix)
     if not facts:
         return
-    table_of = pd.DataFrame(facts.values(), index=pd.Index(facts)).reindex(table.index)
+    table_of = pd.DataFrame([vars(fact) for fact in facts.values()], index=pd.Index(facts)).reindex(table.index)
     yield from _agreement(table_of)
     yield from _scale(table_of)
     yield from _positions(table_of)
