@@ -78,7 +78,7 @@ def survival(site: SiteFiles) -> Iterator[Finding]:
     elif _turned_round(months, died):
         yield warning(
             "cases with event = 1 were followed longer (median) than those with event = 0",
-            "make sure that 1 means death observed ('censorship' means the opposite); recent patients look like this too",
+            "make sure that 1 means death observed, not 'censored'; recent patients can look like this too",
         )
     yield ok(f"{len(known)} of {len(table)} cases have follow-up and event")
 
