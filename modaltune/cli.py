@@ -13,6 +13,7 @@ from rich.progress import Progress, TextColumn
 from modaltune.console import console, emit_json, progress_line, run_app
 from modaltune.doctor.command import doctor
 from modaltune.federation.study import Study
+from modaltune.onboarding.commands import init, labels
 
 if TYPE_CHECKING:  # commands import what they need themselves: a check of a folder should not wait for torch
     from modaltune.local import LocalTraining
@@ -110,7 +111,8 @@ def bench(
         console.print(bench_table(results))
 
 
-app.command()(doctor)
+for command in (doctor, init, labels):
+    app.command()(command)
 
 
 def main() -> None:
