@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from modaltune.doctor.finding import Finding, error, ok, warning
+from modaltune.doctor.finding import Finding, Found, error, ok, warning
 from modaltune.errors import ConfigError, FederationError
 
 SECONDS = 5.0
@@ -181,7 +181,7 @@ def clock(coordinator: Coordinator) -> Iterator[Finding]:
         yield ok("the clocks agree")
 
 
-CHECKS: Mapping[str, Callable[[Coordinator], Iterator[Finding]]] = {
+CHECKS: Mapping[str, Callable[[Coordinator], Found]] = {
     "dns": dns,
     "tcp": tcp,
     "tls": tls,

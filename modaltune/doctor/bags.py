@@ -86,6 +86,8 @@ def bags(site: SiteFiles) -> Iterator[Finding]:
     if problems:
         first = from_error(problems[0])
         yield error(f"{len(problems)} of {len(paths)} feature files cannot be used; first: {first.finding}", first.fix)
+    if not paths:
+        yield warning("no feature file to read", "solve 'slides' first")
     if not facts:
         return
     table_of = pd.DataFrame([vars(fact) for fact in facts.values()], index=pd.Index(facts)).reindex(table.index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -25,6 +25,10 @@ class Finding:
     finding: str
     fix: str = ""
     check: str = ""
+
+
+Found = Iterator[Finding | ModalTuneError]
+"""What a check yields: findings, and errors that did not stop it."""
 
 
 def ok(finding: str) -> Finding:
@@ -52,28 +56,35 @@ def from_error(problem: ModalTuneError) -> Finding:
     return error(text, DOCS)
 
 
-def run_checks(checks: Mapping[str, Callable[[Subject], Iterable[Finding]]], subject: Subject) -> list[Finding]:
+def run_checks(checks: Mapping[str, Callable[[Subject], Found]], subject: Subject) -> list[Finding]:
     """Run every check, whatever the ones before it found.
 
-    A problem that stops a check is reported once; later checks that meet the same one say that they were not made.
+    A problem is reported by the check that meets it first; later ones that meet it too say that they were not made.
     """
     out: list[Finding] = []
     first_met: dict[str, str] = {}
     for name, look in checks.items():
-        try:
-            out += [replace(finding, check=name) for finding in look(subject)]
-        except ModalTuneError as problem:
-            owner = first_met.setdefault(str(problem), name)
-            missed = warning(f"not checked: stopped by {owner!r}", f"solve {owner!r} first")
-            out.append(replace(from_error(problem) if owner == name else missed, check=name))
-        except OSError as problem:  # its text may hold the name of a slide
-            fix = "check the disk and who may read and write there"
-            out.append(replace(error(f"the file system refused: {problem.strerror}", fix), check=name))
-        except Exception as problem:
-            logger.debug("check %s", name, exc_info=True)
-            fix = "run it again with --debug, which shows where, and report it"
-            out.append(replace(error(f"the check itself failed ({type(problem).__name__})", fix), check=name))
+        for found in _results(look, subject):
+            if isinstance(found, ModalTuneError):
+                owner = first_met.setdefault(str(found), name)
+                missed = warning(f"not checked: stopped by {owner!r}", f"solve {owner!r} first")
+                found = from_error(found) if owner == name else missed
+            out.append(replace(found, check=name))
     return out
+
+
+def _results(look: Callable[[Subject], Found], subject: Subject) -> Found:
+    """What a check yields, and as its last result what stopped it."""
+    try:
+        yield from look(subject)
+    except ModalTuneError as problem:
+        yield problem
+    except OSError as problem:  # its text may hold the name of a slide
+        yield error(f"the file system refused: {problem.strerror}", "check the disk and who may read and write there")
+    except Exception as problem:
+        logger.debug("a check failed", exc_info=True)
+        fix = "run it again with --debug, which shows where, and report it"
+        yield error(f"the check itself failed ({type(problem).__name__})", fix)
 
 
 def worst(findings: Iterable[Finding]) -> Status:

@@ -14,7 +14,7 @@ from typing import get_args
 
 from packaging.requirements import Requirement
 
-from modaltune.doctor.finding import Finding, error, ok, warning
+from modaltune.doctor.finding import Finding, Found, error, ok, warning
 from modaltune.federation.study import SlideSpec
 from modaltune.storage import cache_folder
 from modaltune.tasks.vocabulary import configs_folder
@@ -191,7 +191,7 @@ def room(what: str, folder: Path) -> Iterator[Finding]:
         yield ok(text)
 
 
-CHECKS: Mapping[str, Callable[[Machine], Iterator[Finding]]] = {
+CHECKS: Mapping[str, Callable[[Machine], Found]] = {
     "python": python,
     "packages": packages,
     "gpu": device,

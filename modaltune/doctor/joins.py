@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from modaltune.data.tables import rows
-from modaltune.doctor.finding import Finding, error, ok, warning
+from modaltune.doctor.finding import Finding, Found, error, ok, warning
 from modaltune.doctor.site_files import SiteFiles
 from modaltune.doctor.tables import patient_of
 from modaltune.errors import DataError
@@ -63,18 +63,21 @@ def _core(identifier: object) -> str:
     return patient_of(str(identifier)).casefold()
 
 
-def missingness(site: SiteFiles) -> Iterator[Finding]:
+def missingness(site: SiteFiles) -> Found:
     """No class that nearly always has a modality which another class nearly always lacks."""
-    told = False
+    told = []
     for task in (name for name in site.config.tasks if name != "survival"):
-        labels = site.values(task=task)[task]
+        try:
+            labels = site.values(task=task)[task]
+        except DataError as problem:
+            yield problem
+            continue
         sizes = labels.value_counts()
-        large = sizes[sizes >= max(ENOUGH, site.minimum)].index
+        large = labels[labels.isin(sizes[sizes >= max(ENOUGH, site.minimum)].index)]
         for name, cases in _found(site).items():
-            has = site.case_ids.isin(cases)
-            shares = has[labels.isin(large)].groupby(labels[labels.isin(large)]).mean()
+            shares = site.case_ids.isin(cases)[large.index].groupby(large).mean()
             if len(shares) > 1 and shares.max() >= MOSTLY and shares.min() <= RARELY:
-                told = True
+                told.append(name)
                 yield warning(
                     f"{task}: whether a case has {name} tells its class",
                     f"leave {name} out at this site, or the classes that lack it: 'missing' would be the label",

@@ -9,7 +9,7 @@ import pandas as pd
 from modaltune.data.case_table import SURVIVAL_COLUMNS, task_columns
 from modaltune.data.cohort import SPLITS
 from modaltune.data.tables import rows
-from modaltune.doctor.finding import Finding, error, from_error, ok, warning
+from modaltune.doctor.finding import Finding, Found, error, ok, warning
 from modaltune.doctor.site_files import SiteFiles
 from modaltune.errors import DataError
 
@@ -21,14 +21,14 @@ ENOUGH = 10
 """Cases on either side of a comparison."""
 
 
-def vocabulary(site: SiteFiles) -> Iterator[Finding]:
+def vocabulary(site: SiteFiles) -> Found:
     """Every label is a value of the vocabulary; those that are not are counted, never shown."""
     for task in site.config.tasks:
         if task != "survival":
             try:
                 yield from _task_labels(site, task)
             except DataError as problem:
-                yield from_error(problem)
+                yield problem
 
 
 def _task_labels(site: SiteFiles, task: str) -> Iterator[Finding]:
@@ -98,7 +98,7 @@ def _turned_round(months: pd.Series, died: pd.Series) -> bool:
     return enough and bool(months[died].median() > months[~died].median())
 
 
-def counts(site: SiteFiles) -> Iterator[Finding]:
+def counts(site: SiteFiles) -> Found:
     """Cases of every task and class in each split, small ones held back as they would be from a study."""
     split, minimum = site.split, site.minimum
     if split is None:
@@ -108,7 +108,7 @@ def counts(site: SiteFiles) -> Iterator[Finding]:
         try:
             table = site.values(task=task)
         except DataError as problem:
-            yield from_error(problem)
+            yield problem
             continue
         parts = _classes(site, task, table)
         shown = "; ".join(f"{group}: {_counted(parts, split == group, minimum)}" for group in groups)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from modaltune.data.genesets import restrict
 from modaltune.data.tables import clean_numbers, clean_texts, rows
-from modaltune.doctor.finding import Finding, error, from_error, ok, warning
+from modaltune.doctor.finding import Finding, Found, error, ok, warning
 from modaltune.doctor.site_files import SiteFiles
 from modaltune.errors import DataError, ModalityError
 
@@ -133,7 +133,7 @@ def _coverage(sets: dict[str, tuple[str, ...]], names: list[str], minimum: int) 
         yield ok(f"{text}; every set by at least half")
 
 
-def modalities(site: SiteFiles) -> Iterator[Finding]:
+def modalities(site: SiteFiles) -> Found:
     """Tables of further modalities."""
     if not site.config.paths.modalities:
         yield ok("the site has no further modality")
@@ -141,7 +141,7 @@ def modalities(site: SiteFiles) -> Iterator[Finding]:
         try:
             yield from _modality(site, name)
         except DataError as problem:
-            yield from_error(problem)
+            yield problem
 
 
 def _modality(site: SiteFiles, name: str) -> Iterator[Finding]:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from modaltune.data.site import load_site
 from modaltune.doctor import bags, joins, labels, measurements, tables
-from modaltune.doctor.finding import Finding, from_error, ok, run_checks, warning, worst
+from modaltune.doctor.finding import Finding, Found, ok, run_checks, warning, worst
 from modaltune.doctor.installation import device, room
 from modaltune.doctor.site_files import SiteFiles
 from modaltune.errors import ModalTuneError
 
 
-def encoders(site: SiteFiles) -> Iterator[Finding]:
+def encoders(site: SiteFiles) -> Found:
     """The frozen encoders of the study, by hash."""
     if site.study is None:
         yield ok("--study names the encoders whose weights are compared")
@@ -26,7 +26,7 @@ def encoders(site: SiteFiles) -> Iterator[Finding]:
             verified_text_encoder(text)
             yield ok(f"text encoder {text.encoder}, sha256 as in the study")
         except ModalTuneError as problem:
-            yield from_error(problem)
+            yield problem
     asked = site.study.slides
     slide_encoder(asked.encoder, in_width=asked.in_width, width=asked.width, depth=asked.depth, sha256=asked.sha256)
     yield ok(f"slide encoder {asked.encoder}, sha256 as in the study")
@@ -37,7 +37,7 @@ def disk(site: SiteFiles) -> Iterator[Finding]:
     yield from room("site folder", site.folder)
 
 
-CHECKS: Mapping[str, Callable[[SiteFiles], Iterator[Finding]]] = {
+CHECKS: Mapping[str, Callable[[SiteFiles], Found]] = {
     "site.toml": tables.site_file,
     "cases": tables.cases,
     "split": tables.split,

@@ -86,10 +86,10 @@ class SiteFiles:
         """
         config = self.config
         wanted = (*columns, *(() if task is None else task_columns(task)))
-        local = {name: config.columns[name] for name in wanted if name in config.columns}
-        present = [name for name in (local.get(name, name) for name in wanted) if name in self.cases]
+        local = {name: config.columns.get(name, name) for name in wanted}
+        local = {name: column for name, column in local.items() if column in self.cases}
         rows = pd.Series(range(len(self.cases)), index=self.cases.index, dtype="string")
-        table = self.cases[present].assign(**{ROW: rows})
+        table = self.cases[list(local.values())].assign(**{ROW: rows})
         found = clean_cases(
             table,
             site=config.name,

@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from modaltune.console import console, emit_json
+from modaltune.console import console, emit_json, progress_line
 from modaltune.data.site import SITE_FILE
 from modaltune.doctor.site_files import SiteFiles
 from modaltune.federation.study import Study, TaskSpec
@@ -40,7 +40,11 @@ def init(folder: SiteFolder, json: Json = False) -> None:
     if json:
         emit_json({"file": str(path), "cases": found.cases[0], "tasks": tasks_of(found), "ignored": found.ignored})
     else:
-        console.print(f"{path}: read it, confirm what is marked '# ?', then: modaltune doctor {folder}", markup=False)
+        console.print(
+            f"{path}: read it, confirm what is marked '# ?', then: modaltune doctor {folder}",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def labels(
@@ -78,7 +82,7 @@ def labels(
         rows = [asdict(code) for code in (*(code for code in codes if code.match is not None), *open_codes)]
         emit_json({"codes": rows, "confirmed": confirmed, "stored": apply and bool(confirmed), "unmapped": left})
     else:
-        console.print(_summary(confirmed, left, apply), markup=False)
+        progress_line(False)(_summary(confirmed, left, apply))
 
 
 def _tasks(study: Study | None, cohort: str | None) -> Sequence[TaskSpec]:
@@ -107,7 +111,7 @@ def _table(codes: Sequence[LocalCode], open_codes: Sequence[LocalCode], confirme
         value = confirmed.get(code.task, {}).get(code.code)
         becomes = "?" if value is None else value or "unlabelled"
         near = ", ".join(f"{name} ({score:.2f})" for name, score in nearest.get((code.task, code.code), ()))
-        table.add_row(code.task, Text(code.code), str(code.cases), becomes, near)
+        table.add_row(*map(Text, (code.task, code.code, str(code.cases), becomes, near)))
     return table
 
 

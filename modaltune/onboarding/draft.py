@@ -18,6 +18,10 @@ WARNINGS = {
     "event": "1 must mean death observed, 0 censored; anything else would train the model upside down",
     "time_months": "must be months, above 0, until death or last follow-up",
 }
+_LABELS = """# Local label codes are mapped by: modaltune labels SITE --study FILE --apply
+# [labels.diagnosis]
+# "C50-8500" = "invasive ductal carcinoma"
+"""
 
 
 def write_draft(folder: Folder) -> Path:
@@ -35,13 +39,8 @@ def write_draft(folder: Folder) -> Path:
 
 def draft(folder: Folder) -> str:
     """The text of ``site.toml`` for a folder."""
-    parts = [
-        _head(folder),
-        _paths(folder),
-        _columns(folder),
-        _labels(folder),
-        "[policy]\nmin_cell = 5  # smaller counts never leave\n",
-    ]
+    policy = "[policy]\nmin_cell = 5  # smaller counts never leave\n"
+    parts = [_head(folder), _paths(folder), _columns(folder), _LABELS, policy]
     return "\n".join(parts)
 
 
@@ -109,14 +108,3 @@ def _columns(folder: Folder) -> str:
 
 def _remark(local: str) -> str:
     return "  # text: recode it to 0 and 1 first" if snake(local) in TEXT_EVENTS else ""
-
-
-def _labels(folder: Folder) -> str:
-    return "\n".join(
-        [
-            "# Local label codes are mapped by: modaltune labels SITE --study FILE --apply",
-            "# [labels.diagnosis]",
-            '# "C50-8500" = "invasive ductal carcinoma"',
-            "",
-        ]
-    )
