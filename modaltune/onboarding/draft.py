@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
+
+import tomlkit
 
 from modaltune.data.case_table import labelled, task_columns
 from modaltune.data.site import SITE_FILE
@@ -57,14 +58,19 @@ def _head(folder: Folder) -> str:
     return (
         "# Draft made by looking at this folder. Read it, correct it, then run: modaltune doctor SITE\n"
         "# Lines that begin with '# ?' are guesses: take the '# ?' away where the guess is right.\n\n"
-        f"name = {json.dumps(name)}  # as in the roster of the study\n"
-        f"tasks = {json.dumps(tasks)}{hint}\n"
+        f"name = {_quoted(name)}  # as in the roster of the study\n"
+        f"tasks = [{', '.join(map(_quoted, tasks))}]{hint}\n"
     )
 
 
+def _quoted(text: str) -> str:
+    """A TOML string."""
+    return tomlkit.string(text).as_string()
+
+
 def _paths(folder: Folder) -> str:
-    lines = ["[paths]", f"cases = {json.dumps(folder.cases[0])}"]
-    lines += [f"# ? cases = {json.dumps(other)}" for other in folder.cases[1:]]
+    lines = ["[paths]", f"cases = {_quoted(folder.cases[0])}"]
+    lines += [f"# ? cases = {_quoted(other)}" for other in folder.cases[1:]]
     lines += _first("expression", folder.expression)
     if folder.slides and folder.features:
         lines += [*_first("slides", folder.slides), *_first("features", folder.features)]
@@ -73,20 +79,20 @@ def _paths(folder: Folder) -> str:
             f"# {folder.features[0]}/ has feature files but no table names them: write slides.csv with",
             "# slide_id, case_id and file, then:",
             '# ? slides = "slides.csv"',
-            f"# ? features = {json.dumps(folder.features[0])}",
+            f"# ? features = {_quoted(folder.features[0])}",
         ]
     elif folder.slides:
         lines += [f"# {folder.slides[0]} names slides but no folder has feature files (*.h5)"]
     if folder.modalities:
-        entries = ", ".join(f"{json.dumps(name)} = {json.dumps(file)}" for name, file in folder.modalities.items())
+        entries = ", ".join(f"{_quoted(name)} = {_quoted(file)}" for name, file in folder.modalities.items())
         lines += [f"# ? modalities = {{{entries}}}  # by the names that the study gives them"]
     if folder.ignored:
-        lines += [f"# not recognised: {', '.join(folder.ignored)}"]
+        lines += [f"# not recognised: {', '.join(map(_quoted, folder.ignored))}"]
     return "\n".join([*lines, ""])
 
 
 def _first(key: str, files: list[str]) -> list[str]:
-    return [f"{'' if number == 0 else '# ? '}{key} = {json.dumps(file)}" for number, file in enumerate(files)]
+    return [f"{'' if number == 0 else '# ? '}{key} = {_quoted(file)}" for number, file in enumerate(files)]
 
 
 def _columns(folder: Folder) -> str:
@@ -94,13 +100,13 @@ def _columns(folder: Folder) -> str:
     lines = ["[columns]  # canonical name = local column, where they differ"]
     for canonical, found in suggestions(columns).items():
         lines += [f"# {canonical}: {WARNINGS[canonical]}"] if canonical in CHOICES else []
-        lines += [f"# ? {canonical} = {json.dumps(local)}{_remark(local)}" for local in found]
+        lines += [f"# ? {canonical} = {_quoted(local)}{_remark(local)}" for local in found]
     lines += [
-        f"# {json.dumps(local)} looks like days: write a column time_months = days / 30.44"
+        f"# {_quoted(local)} looks like days: write a column time_months = days / 30.44"
         for local in named(columns, IN_DAYS)
     ]
     lines += [
-        f"# {json.dumps(local)} is not event: 1 there usually means censored; write a column event = 1 - it"
+        f"# {_quoted(local)} is not event: 1 there usually means censored; write a column event = 1 - it"
         for local in named(columns, REVERSED)
     ]
     return "\n".join([*lines, ""])
