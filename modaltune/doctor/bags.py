@@ -111,7 +111,7 @@ def look_at(path: Path, where: str, *, sampled: bool) -> SlideFacts:
     try:
         with h5py.File(path, "r") as file:
             return _facts(file, where, sampled=sampled)
-    except (OSError, KeyError, RuntimeError) as problem:
+    except (AttributeError, KeyError, OSError, RuntimeError, TypeError) as problem:  # whatever it holds instead
         raise FeatureFileError(f"{where}: truncated or not a feature file; copy or extract it again") from problem
 
 
