@@ -5,23 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress, TextColumn
 
-from modaltune.benchmarks.bags import bench_bags
-from modaltune.benchmarks.parts import bench_genes, bench_growth, bench_kernels, bench_positions
-from modaltune.benchmarks.step import bench_build, bench_step
-from modaltune.benchmarks.table import bench_table
-from modaltune.benchmarks.wire import bench_wire
 from modaltune.console import console, emit_json, progress_line, run_app
-from modaltune.evaluation.external import evaluate_tables
+from modaltune.doctor.command import doctor
 from modaltune.federation.study import Study
-from modaltune.local import LocalTraining
+from modaltune.onboarding.commands import init, labels
 from modaltune.slides.cli import app as slides_app
-from modaltune.tables import metric_table
-from modaltune.workers import joined
+
+if TYPE_CHECKING:  # commands import what they need themselves: a check of a folder should not wait for torch
+    from modaltune.local import LocalTraining
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 app.add_typer(slides_app, name="slides")
@@ -36,6 +32,9 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Score a trained model on other cases: every eligible case of the cohort counts, none may be a training case."""
+    from modaltune.evaluation.external import evaluate_tables
+    from modaltune.tables import metric_table
+
     rows = evaluate_tables(model, data, cohort)
     progress_line(False)("every eligible case is scored; a folder the model was trained on gives optimistic figures")
     if json:
@@ -53,6 +52,9 @@ def train(
     json: Json = False,
 ) -> None:
     """Train the study's model on one site alone; an interrupted run that is started again gives the same model."""
+    from modaltune.local import LocalTraining
+    from modaltune.workers import joined
+
     with joined() as peers:
         training = LocalTraining(Study.load(study), site, out, patience=patience)
         _show_progress(training, disable=not peers.first)
@@ -89,6 +91,12 @@ def bench(
     json: Json = False,
 ) -> None:
     """Measure this machine, one thread: ratios to the plain path, memory, bags, message size (all: about 6 min)."""
+    from modaltune.benchmarks.bags import bench_bags
+    from modaltune.benchmarks.parts import bench_genes, bench_growth, bench_kernels, bench_positions
+    from modaltune.benchmarks.step import bench_build, bench_step
+    from modaltune.benchmarks.table import bench_table
+    from modaltune.benchmarks.wire import bench_wire
+
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "kernels": bench_kernels,
         "genes": bench_genes,
@@ -107,6 +115,10 @@ def bench(
         emit_json(results if what == "all" else results[what])
     else:
         console.print(bench_table(results))
+
+
+for command in (doctor, init, labels):
+    app.command()(command)
 
 
 def main() -> None:

@@ -8,14 +8,12 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from modaltune.errors import ModelFileError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and most of what imports this module writes text
+    from torch import Tensor
 
 
 def cache_folder() -> Path:
@@ -55,6 +53,8 @@ def digest_folder(folder: Path) -> str:
 
 def digest_state(state: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes, dtypes and bytes of a state, independent of its order."""
+    import torch
+
     total = hashlib.sha256()
     for name in sorted(state):
         value = state[name].detach().cpu().contiguous()
@@ -98,11 +98,16 @@ def append_json_line(path: Path, value: Any) -> None:
 
 def save_state(path: Path, state: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors, atomically."""
+    from safetensors.torch import save
+
     write_bytes(path, save({name: value.detach().cpu().contiguous() for name, value in state.items()}))
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
     """Read tensors from safetensors; a missing or truncated file is one clear error."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     if not path.is_file():
         raise ModelFileError(f"{path}: no such weights file; expected a safetensors file written by a finished run")
     try:

@@ -20,7 +20,13 @@ SEXES = {"m": "male", "f": "female"}
 SHORT_LABEL = 60
 """Label values up to this many characters may be shown in a message."""
 
-_AJCC = re.compile(r"(?:stage\s+)?(I{1,3}|IV)\s*[A-D]?[0-9]?", re.IGNORECASE)
+_STAGING = {
+    "stage": re.compile(r"(?:stage\s+)?(I{1,3}|IV)\s*[A-D]?[0-9]?", re.IGNORECASE),
+    "t_stage": re.compile(r"[cpyra]*(T[1-4])(?:[a-d]|mic?)?[0-9]?", re.IGNORECASE),
+    "n_stage": re.compile(r"[cpyra]*(N[0-3])(?:[a-c]|mi)?\s*(?:\((?:i|mol)[+-]\))?", re.IGNORECASE),
+    "m_stage": re.compile(r"[cpyra]*(M[01])[a-c]?\s*(?:\(i[+-]\))?", re.IGNORECASE),
+}
+"""AJCC text -> its main level; unknown ones (``TX``, ``NX``) are left to the site's own mapping."""
 
 
 def task_columns(task: str) -> tuple[str, ...]:
@@ -145,7 +151,7 @@ def _coded(values: pd.Series, task: str, codes: Mapping[str, str], known: Collec
             return codes[local] or None
         if local.casefold() in spelling:
             return spelling[local.casefold()]
-        if task == "stage" and (level := _AJCC.fullmatch(local)):
+        if task in _STAGING and (level := _STAGING[task].fullmatch(local)):
             return level[1].upper()
         return local
 

@@ -43,6 +43,14 @@ def test_the_vocabularies_of_all_cohorts_are_shipped() -> None:
     assert {file.stem for file in SHIPPED} >= names
 
 
+@pytest.mark.parametrize("cohort", ["blca", "brca", "coadread", "nsclc", "rcc"])
+def test_carcinomas_can_be_staged_by_tumour_glands_and_metastases(cohort: str) -> None:
+    tasks = {task.name: task.values for task in load_vocabulary(configs_folder() / "labels" / f"{cohort}.toml")}
+    assert tasks["t_stage"] == ("T1", "T2", "T3", "T4")
+    assert tasks["n_stage"][:3] == ("N0", "N1", "N2")
+    assert tasks["m_stage"] == ("M0", "M1")
+
+
 def test_labels_keep_the_order_of_the_file(path: Path) -> None:
     (task,) = load_vocabulary(path)
     assert task.values == ("low", "high")

@@ -1,0 +1,98 @@
+"""What a check finds, and running a table of checks to its end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, TypeVar
+
+from modaltune.errors import ModalTuneError
+
+Status = Literal["ok", "warning", "error"]
+Subject = TypeVar("Subject")
+SEVERITY: tuple[Status, ...] = ("ok", "warning", "error")
+DOCS = "see docs/data.md"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's table: ``check`` is filled in by :func:`run_checks`, ``fix`` empty when all is well."""
+
+    status: Status
+    finding: str
+    fix: str = ""
+    check: str = ""
+
+
+Found = Iterator[Finding | ModalTuneError]
+"""What a check yields: findings, and errors that did not stop it."""
+
+
+def ok(finding: str) -> Finding:
+    """All is well."""
+    return Finding("ok", finding)
+
+
+def warning(finding: str, fix: str) -> Finding:
+    """Training can go on, but somebody should look."""
+    return Finding("warning", finding, fix)
+
+
+def error(finding: str, fix: str) -> Finding:
+    """Training would stop here, or go wrong in silence."""
+    return Finding("error", finding, fix)
+
+
+def from_error(problem: ModalTuneError) -> Finding:
+    """A deliberate error as a finding: the part behind its last semicolon or full stop is the fix."""
+    text = str(problem)
+    for mark in ("; ", ". "):
+        what, found, fix = text.rpartition(mark)
+        if found:
+            return error(what, fix)
+    return error(text, DOCS)
+
+
+def run_checks(checks: Mapping[str, Callable[[Subject], Found]], subject: Subject) -> list[Finding]:
+    """Run every check, whatever the ones before it found.
+
+    A problem is reported by the check that meets it first; later ones that meet it too say that they were not made.
+    """
+    out: list[Finding] = []
+    first_met: dict[str, str] = {}
+    for name, look in checks.items():
+        for found in _results(look, subject):
+            if isinstance(found, ModalTuneError):
+                owner = first_met.setdefault(str(found), name)
+                missed = warning(f"not checked: stopped by {owner!r}", f"solve {owner!r} first")
+                found = from_error(found) if owner == name else missed
+            out.append(replace(found, check=name))
+    return out
+
+
+def _results(look: Callable[[Subject], Found], subject: Subject) -> Found:
+    """What a check yields, and as its last result what stopped it."""
+    try:
+        yield from look(subject)
+    except ModalTuneError as problem:
+        yield problem
+    except OSError as problem:  # its text may hold the name of a slide
+        yield error(f"the file system refused: {problem.strerror}", "check the disk and who may read and write there")
+    except Exception as problem:
+        logger.debug("a check failed", exc_info=True)
+        fix = "run it again with --debug, which shows where, and report it"
+        yield error(f"the check itself failed ({type(problem).__name__})", fix)
+
+
+def worst(findings: Iterable[Finding]) -> Status:
+    """The gravest status among findings."""
+    return max((finding.status for finding in findings), key=SEVERITY.index, default="ok")
+
+
+def as_document(subject: str, findings: Sequence[Finding]) -> dict[str, Any]:
+    """Findings as one JSON document."""
+    checks = [{key: asdict(finding)[key] for key in ("check", "status", "finding", "fix")} for finding in findings]
+    return {"subject": subject, "status": worst(findings), "checks": checks}
