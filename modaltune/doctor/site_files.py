@@ -119,6 +119,8 @@ class SiteFiles:
     @cached_property
     def expression(self) -> pd.DataFrame | None:
         """``[cases, genes]`` as training reads it, index ``case_id``; None when the site has none."""
+        if self.config.paths.expression is None:
+            return None
         ids = self._ids(unique=False)  # a repeated identifier is the finding of another check
         if self.config.splits is not None and self.split is not None:
             ids = ids[self.split.notna()]
