@@ -52,13 +52,13 @@ def units(site: SiteFiles) -> Iterator[Finding]:
 
 
 def _unit(values: NDArray[np.float64]) -> Finding:
-    low, high = np.nanmin(values), np.nanmax(values)
+    low, high = values.min(), values.max()
     if low >= 0 and high > LARGEST_LOG2:
         whole = "raw counts" if np.array_equal(values, np.round(values)) else "TPM or FPKM without a logarithm"
         return warning(f"looks like {whole}", "declare unit and log under [expression] of site.toml")
     if low >= 0 and high <= 1:
         return warning("every value is between 0 and 1: ranks or scaled values", "use the unit that the study states")
-    means, deviations = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
+    means, deviations = values.mean(axis=0), values.std(axis=0)
     centred = low < 0 and float(np.median(np.abs(means))) < 0.3
     if centred and 0.7 < float(np.median(deviations)) < 1.3:
         return warning(
