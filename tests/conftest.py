@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,3 +175,12 @@ def tiny_targets(tiny_study: Study, tiny_preprocessing: Preprocessing) -> dict[s
 def tiny_learner(tiny_study: Study, tiny_preprocessing: Preprocessing, tiny_targets: dict[str, Tensor]) -> Learner:
     """A fresh model of the tiny study, in evaluation mode."""
     return build_learner(tiny_study, tiny_preprocessing, tiny_targets).eval()
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """A command that runs in this process is quiet; the tests after it are not."""
+    ours = logging.getLogger("modaltune")
+    level = ours.level
+    yield
+    ours.setLevel(level)

@@ -13,7 +13,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from modaltune.data.bag_layouts import BagSource, place
@@ -58,6 +57,8 @@ def _open_hdf5(path: Path, where: str) -> Contents:
 
 
 def _open_tensors(path: Path, where: str) -> Contents:
+    import torch  # slow to import, and HDF5 does without
+
     with path.open("rb") as stream:
         known = stream.read(4) in _TORCH_STARTS
     if not known:

@@ -63,7 +63,26 @@ def clean_cases(
     Returns:
         Index ``case_id``; ``split`` if the table has it, label columns of the tasks, ``age``, ``sex``, extra columns.
     """
-    renamed = _renamed(table, columns, tasks, where)
+    renamed = canonical_cases(table, columns=columns, tasks=tasks, where=where)
+    cases = clean_columns(renamed, site=site, where=where, tasks=tasks, codes=codes, labels=labels)
+    extra = [name for name in columns if name not in CANONICAL and name not in tasks]
+    return cases.join(renamed[extra]).set_index("case_id")
+
+
+def clean_columns(
+    renamed: pd.DataFrame,
+    *,
+    site: str,
+    where: str,
+    tasks: Collection[str],
+    codes: Mapping[str, Mapping[str, str]],
+    labels: Mapping[str, Collection[str]],
+) -> pd.DataFrame:
+    """Check the columns of :func:`canonical_cases`; arguments as of :func:`clean_cases`.
+
+    Returns:
+        ``case_id``, ``split`` if the table has it, label columns of the tasks, ``age``, ``sex``; same index.
+    """
     cases = pd.DataFrame(index=renamed.index)
     cases["case_id"] = identifiers(renamed, "case_id", where=where, error=CaseTableError, unique=True)
     if "split" in renamed:
@@ -79,12 +98,13 @@ def clean_cases(
         cases["age"] = _age(renamed["age"], where)
     if "sex" in renamed:
         cases["sex"] = _sex(renamed["sex"])
-    extra = [name for name in columns if name not in CANONICAL and name not in tasks]
-    return cases.join(renamed[extra]).set_index("case_id")
+    return cases
 
 
-def _renamed(table: pd.DataFrame, columns: Mapping[str, str], tasks: Collection[str], where: str) -> pd.DataFrame:
-    """One row a case under canonical names, whichever tool wrote the table."""
+def canonical_cases(
+    table: pd.DataFrame, *, columns: Mapping[str, str], tasks: Collection[str], where: str
+) -> pd.DataFrame:
+    """One row a case under canonical names, whichever tool wrote the table; its index counts the rows of the file."""
     wanted = {"case_id", "age", "sex", *(column for task in tasks for column in task_columns(task))}
     known = with_known_columns(table, columns=columns, wanted=wanted, where=where)
     renamed = _canonical(known, columns, where)

@@ -17,7 +17,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-import torch
 from numpy.typing import DTypeLike, NDArray
 
 from modaltune.errors import FeatureFileError
@@ -88,6 +87,8 @@ def slabs(features: Features) -> Iterator[NDArray[np.float32]]:
 def _single(values: NDArray[np.generic]) -> NDArray[np.float32]:
     """A copy in float32; torch turns half precision several times faster than numpy."""
     if values.dtype == np.float16:
+        import torch  # slow to import, so only where it is used
+
         half: NDArray[np.float32] = torch.from_numpy(values).to(torch.float32).numpy()
         return half
     with np.errstate(over="ignore"):
@@ -147,6 +148,8 @@ class TensorFeatures(StoredFeatures):
     """The entry ``features`` of a dict of tensors that torch saved."""
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.generic]:
+        import torch
+
         values = load_tensors(self.path)["features"]
         if rows[-1] - rows[0] == len(rows) - 1:
             chosen = values[int(rows[0]) : int(rows[-1]) + 1]
@@ -158,6 +161,8 @@ class TensorFeatures(StoredFeatures):
 
 def load_tensors(path: Path) -> Any:
     """What torch saved in a file, memory-mapped where its form allows; code in the file is never run."""
+    import torch
+
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError:  # the form before torch 1.6 cannot be mapped

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 import pandas as pd
-from scipy.stats import mannwhitneyu
 
 from modaltune.data.tables import numbers, rows
 from modaltune.errors import CaseTableError
@@ -85,6 +84,8 @@ def events_live_longer(cases: pd.DataFrame) -> bool:
     Args:
         cases: columns ``time_months`` and ``event``.
     """
+    from scipy.stats import mannwhitneyu  # slow to import, and most commands do not ask
+
     followed = cases[["time_months", "event"]].dropna()
     died = followed["event"] == 1
     if min(died.sum(), (~died).sum()) < FEWEST_TO_QUESTION:

@@ -174,8 +174,8 @@ def load_site(folder: Path, *, split_salt: str, labels: Mapping[str, Collection[
     """
     config = read_site_config(folder)
     every = _load_cases(folder, config, labels or {})
-    cases = _with_splits(folder, config, every)
-    expression = _load_expression(folder, config, cases.index)
+    cases = with_splits(folder, config, every)
+    expression = read_expression(folder, config, cases.index)
     bags = _load_bags(folder, config, every.index, cases.index)
     modalities = {name: _load_modality(folder, config, name, cases.index) for name in config.paths.modalities}
     tables = [*modalities.values(), *([] if expression is None else [expression])]
@@ -213,13 +213,18 @@ def _where(config: SiteConfig, file: str) -> str:
     return f"site {config.name}: {file}"
 
 
-def _load_cases(folder: Path, config: SiteConfig, labels: Mapping[str, Collection[str]]) -> pd.DataFrame:
-    where = _where(config, config.paths.cases)
+def read_cases(folder: Path, config: SiteConfig) -> pd.DataFrame:
+    """The cases table with its local column names."""
     coded = ("case_id", *(column for task in config.tasks if task != "survival" for column in task_columns(task)))
     text = [*IDENTIFIERS, *(config.columns.get(name, name) for name in coded)]
-    table = read_table(folder / config.paths.cases, where=where, error=CaseTableError, text=text)
+    where = _where(config, config.paths.cases)
+    return read_table(folder / config.paths.cases, where=where, error=CaseTableError, text=text)
+
+
+def _load_cases(folder: Path, config: SiteConfig, labels: Mapping[str, Collection[str]]) -> pd.DataFrame:
+    where = _where(config, config.paths.cases)
     cases = clean_cases(
-        table,
+        read_cases(folder, config),
         site=config.name,
         where=where,
         tasks=config.tasks,
@@ -232,7 +237,7 @@ def _load_cases(folder: Path, config: SiteConfig, labels: Mapping[str, Collectio
     return cases
 
 
-def _with_splits(folder: Path, config: SiteConfig, cases: pd.DataFrame) -> pd.DataFrame:
+def with_splits(folder: Path, config: SiteConfig, cases: pd.DataFrame) -> pd.DataFrame:
     """The cases that the splits file lists, with its splits."""
     if config.splits is None:
         return cases
@@ -241,7 +246,7 @@ def _with_splits(folder: Path, config: SiteConfig, cases: pd.DataFrame) -> pd.Da
             f"site {config.name}: {config.paths.cases} has a column 'split' and site.toml a section [splits]; "
             "remove one of them"
         )
-    slides = _slide_table(folder, config)
+    slides = slide_table(folder, config)
     owners = None if slides is None else dict(zip(slides["slide_id"], slides["case_id"], strict=True))
     splits = load_splits(folder, config.splits, cases=cases.index, slides=owners, site=config.name)
     listed = cases.index.isin(splits.index)
@@ -252,7 +257,7 @@ def _with_splits(folder: Path, config: SiteConfig, cases: pd.DataFrame) -> pd.Da
     return cases
 
 
-def _load_expression(folder: Path, config: SiteConfig, cases: pd.Index) -> pd.DataFrame | None:
+def read_expression(folder: Path, config: SiteConfig, cases: pd.Index) -> pd.DataFrame | None:
     """The expression rows of known cases, in the order of the cases table."""
     if config.paths.expression is None:
         return None
@@ -281,21 +286,23 @@ def _load_modality(folder: Path, config: SiteConfig, name: str, cases: pd.Index)
     return of_cases(found, cases, config.paths.cases, where, ModalityError)
 
 
-def _slide_table(folder: Path, config: SiteConfig) -> dict[str, pd.Series] | None:
-    """The columns of the slides table as text."""
+def slide_table(folder: Path, config: SiteConfig) -> pd.DataFrame | None:
+    """The slides table: ``slide_id`` (unique), ``case_id`` and ``file`` as text; None when the site has none."""
     if config.paths.slides is None:
         return None
     where = _where(config, config.paths.slides)
     table = read_table(folder / config.paths.slides, where=where, error=FeatureFileError, text=SLIDE_COLUMNS)
-    return {
-        name: identifiers(table, name, where=where, error=FeatureFileError, unique=name == "slide_id")
-        for name in SLIDE_COLUMNS
-    }
+    return pd.DataFrame(
+        {
+            name: identifiers(table, name, where=where, error=FeatureFileError, unique=name == "slide_id")
+            for name in SLIDE_COLUMNS
+        }
+    )
 
 
 def _load_bags(folder: Path, config: SiteConfig, known: pd.Index, cases: pd.Index) -> Mapping[str, tuple[Bag, ...]]:
     """The bags of ``cases``; a slide of a case that is not even ``known`` is an error."""
-    text = _slide_table(folder, config)
+    text = slide_table(folder, config)
     if text is None or config.paths.features is None:
         return {}
     where = _where(config, str(config.paths.slides))

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 
-from modaltune.data.bags import read_bag
+from modaltune.data.bag_files import open_bag
+from modaltune.data.bags import check_features
+from modaltune.data.cohort import Bag
 from modaltune.data.tables import rows
 from modaltune.doctor.finding import Finding, error, from_error, ok, warning
 from modaltune.doctor.site_files import SiteFiles
@@ -29,20 +30,17 @@ class SlideFacts:
 
     Attributes:
         width: features per patch.
-        magnification: objective power of the patches.
-        scale: level-0 pixels a pixel of the patch, from both its edges.
         positions: number of different coords.
+        mpp: micrometres per pixel of the patches.
     """
 
     width: int
     patches: int
+    positions: int
     dtype: str
     encoder: str | None
-    patch_pixels: int | None
-    magnification: float | None
-    level0_magnification: float | None
-    scale: float | None
-    positions: int
+    patch_size: int | None
+    mpp: float | None
 
 
 def slides(site: SiteFiles) -> Iterator[Finding]:
@@ -61,7 +59,9 @@ def slides(site: SiteFiles) -> Iterator[Finding]:
     shared = table["file"].duplicated(keep=False)
     if shared.any():
         yield error(f"one feature file stands for several slides in {rows(shared)}", "name each slide's own file")
-    unused = len({path.name for path in features.glob("*.h5")} - {Path(file).name for file in table["file"]})
+    used = {Path(file) for file in table["file"]}
+    suffixes = {file.suffix for file in used}
+    unused = sum(path.suffix in suffixes and path.relative_to(features) not in used for path in features.iterdir())
     if unused:
         yield warning(f"{unused} feature files in {folder}/ belong to no slide", "add them to the slides table, or not")
     if not absent.any() and not shared.any():
@@ -69,7 +69,7 @@ def slides(site: SiteFiles) -> Iterator[Finding]:
 
 
 def bags(site: SiteFiles) -> Iterator[Finding]:
-    """Every feature file: readable, finite, and all from one patch encoder at one magnification."""
+    """Every feature file: readable, finite, and all from one patch encoder and one setting."""
     table, folder = site.slides, site.config.paths.features
     if table is None or folder is None:
         yield ok("the site has no slides")
@@ -77,10 +77,11 @@ def bags(site: SiteFiles) -> Iterator[Finding]:
     paths = {row: site.folder / folder / file for row, file in table["file"].items()}
     paths = {row: path for row, path in paths.items() if path.is_file()}
     size = sum(path.stat().st_size for path in paths.values())
+    edge = site.config.features.patch_size_level0
     facts, problems = {}, list[FeatureFileError]()
     for row, path in paths.items():
         try:
-            facts[row] = look_at(path, f"file of row {int(str(row)) + 1}", sampled=size > READ_LIMIT)
+            facts[row] = look_at(path, f"file of row {int(str(row)) + 1}", edge=edge, sampled=size > READ_LIMIT)
         except FeatureFileError as problem:
             problems.append(problem)
     if problems:
@@ -92,7 +93,6 @@ def bags(site: SiteFiles) -> Iterator[Finding]:
         return
     table_of = pd.DataFrame([vars(fact) for fact in facts.values()], index=pd.Index(facts)).reindex(table.index)
     yield from _agreement(table_of)
-    yield from _scale(table_of)
     yield from _positions(table_of)
     yield from _study(site, table_of)
     how = f"{BLOCKS} blocks of {BLOCK_ROWS} rows of each" if size > READ_LIMIT else "all values"
@@ -100,60 +100,48 @@ def bags(site: SiteFiles) -> Iterator[Finding]:
     yield ok(f"{len(facts)} feature files, {patches} patches, {size / 1e6:.0f} MB; read: {how}")
 
 
-def look_at(path: Path, where: str, *, sampled: bool) -> SlideFacts:
+def look_at(path: Path, where: str, *, edge: int | None, sampled: bool) -> SlideFacts:
     """Open one feature file and check it, completely or by blocks of rows spread over it.
 
+    Args:
+        path: the file.
+        where: what findings call it.
+        edge: patch edge in level-0 pixels, for files that do not state it.
+        sampled: whether only blocks are read.
     Raises:
         FeatureFileError: the file cannot be used.
     """
-    if not sampled:
-        read_bag(path, where=where)
-    try:
-        with h5py.File(path, "r") as file:
-            return _facts(file, where, sampled=sampled)
-    except (AttributeError, KeyError, OSError, RuntimeError, TypeError) as problem:  # whatever it holds instead
-        raise FeatureFileError(f"{where}: truncated or not a feature file; copy or extract it again") from problem
-
-
-def _facts(file: h5py.File, where: str, *, sampled: bool) -> SlideFacts:
-    features, coords = file["features"], file["coords"]
-    if features.ndim != 2 or 0 in features.shape or coords.shape != (features.shape[0], 2):
-        raise FeatureFileError(
-            f"{where}: 'features' {features.shape} and 'coords' {coords.shape}; expected [N, W] and [N, 2], N above 0"
-        )
+    bag, source = open_bag(path, where=where, patch_size_level0=edge)
     if sampled:
-        for start in np.linspace(0, max(0, features.shape[0] - BLOCK_ROWS), BLOCKS).astype(int):
-            if not np.isfinite(features[start : start + BLOCK_ROWS]).all():
-                raise FeatureFileError(f"{where}: 'features' holds NaN or infinity; extract this slide again")
-    pixels, edge = _number(coords, "patch_size"), _number(coords, "patch_size_level0")
-    encoder = features.attrs.get("encoder", file.attrs.get("encoder"))
+        _check_blocks(bag, where)
+    else:
+        check_features(bag, where)
+    patches, width = bag.features.shape
     return SlideFacts(
-        width=int(features.shape[1]),
-        patches=int(features.shape[0]),
-        dtype=str(features.dtype),
-        encoder=None if encoder is None else str(encoder),
-        patch_pixels=None if pixels is None else int(pixels),
-        magnification=_number(coords, "target_magnification"),
-        level0_magnification=_number(coords, "level0_magnification"),
-        scale=None if pixels is None or edge is None or pixels <= 0 else edge / pixels,
-        positions=len(np.unique(np.asarray(coords), axis=0)),
+        width=width,
+        patches=patches,
+        positions=len(np.unique(bag.coords, axis=0)),
+        dtype=source.dtype,
+        encoder=source.encoder,
+        patch_size=source.patch_size,
+        mpp=None if source.mpp is None else round(source.mpp, 2),
     )
 
 
-def _number(dataset: h5py.Dataset, name: str) -> float | None:
-    value = np.asarray(dataset.attrs.get(name, np.nan))
-    number = float(value.item()) if value.size == 1 and np.issubdtype(value.dtype, np.number) else float("nan")
-    return None if np.isnan(number) else number
+def _check_blocks(bag: Bag, where: str) -> None:
+    for start in np.linspace(0, max(0, len(bag.features) - BLOCK_ROWS), BLOCKS).astype(int):
+        if not np.isfinite(bag.features[start : start + BLOCK_ROWS]).all():
+            raise FeatureFileError(f"{where}: 'features' hold NaN or infinity; extract this slide again")
 
 
 def _agreement(facts: pd.DataFrame) -> Iterator[Finding]:
-    """Width, encoder, magnification, edge and type are the same in every file."""
+    """Width, encoder, micrometres per pixel, edge and type are the same in every file."""
     again = "extract all slides of a site with one patch encoder and one setting"
     for column, what, grave in (
         ("width", "features per patch", True),
         ("encoder", "patch encoder", True),
-        ("magnification", "magnification", True),
-        ("patch_pixels", "patch edge in pixels", True),
+        ("mpp", "micrometres per pixel", True),
+        ("patch_size", "patch edge in pixels", True),
         ("dtype", "number type", False),
     ):
         known = facts[column].dropna()
@@ -163,7 +151,7 @@ def _agreement(facts: pd.DataFrame) -> Iterator[Finding]:
             say = error if grave else warning
             yield say(f"{what} differs: {usual} in most files, another in {rows(odd)}", again)
         silent = facts[column].isna() & facts["width"].notna()
-        if column in ("encoder", "magnification") and silent.any():
+        if column in ("encoder", "mpp") and silent.any():
             yield warning(
                 f"{what} is not stated in {rows(silent)}",
                 "nothing shows if another extraction got in: TRIDENT writes it, add the attribute",
@@ -173,18 +161,6 @@ def _agreement(facts: pd.DataFrame) -> Iterator[Finding]:
     first = facts.dropna(subset="width").iloc[0]
     encoder = "not stated" if pd.isna(first["encoder"]) else first["encoder"]
     yield ok(f"width {int(first['width'])}, {first['dtype']}, encoder {encoder}")
-
-
-def _scale(facts: pd.DataFrame) -> Iterator[Finding]:
-    """The patch edge at level 0 fits the two magnifications, so both scanners give the same micrometres."""
-    expected = facts["level0_magnification"].astype(float) / facts["magnification"].astype(float)
-    found = facts["scale"].astype(float)
-    wrong = expected.notna() & found.notna() & ((found / expected - 1).abs() > 0.1)
-    if wrong.any():
-        yield error(
-            f"patch_size_level0 does not fit the magnifications in {rows(wrong)}: another size of tissue a patch",
-            "extract these slides again and state their micrometres per pixel",
-        )
 
 
 def _positions(facts: pd.DataFrame) -> Iterator[Finding]:

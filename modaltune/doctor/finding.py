@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -48,29 +49,63 @@ def error(finding: str, fix: str) -> Finding:
 
 def from_error(problem: ModalTuneError) -> Finding:
     """A deliberate error as a finding: the part behind its last semicolon or full stop is the fix."""
-    text = str(problem)
+    return error(*_and_fix(str(problem)))
+
+
+def _and_fix(text: str) -> tuple[str, str]:
     for mark in ("; ", ". "):
         what, found, fix = text.rpartition(mark)
         if found:
-            return error(what, fix)
-    return error(text, DOCS)
+            return what, fix
+    return text, DOCS
 
 
 def run_checks(checks: Mapping[str, Callable[[Subject], Found]], subject: Subject) -> list[Finding]:
     """Run every check, whatever the ones before it found.
 
     A problem is reported by the check that meets it first; later ones that meet it too say that they were not made.
+    What the readers of data log as doubtful is a warning of the check for which they first read.
     """
     out: list[Finding] = []
     first_met: dict[str, str] = {}
     for name, look in checks.items():
-        for found in _results(look, subject):
+        with _doubts() as doubts:
+            results = list(_results(look, subject))
+        results += [warning(*_and_fix(text)) for text in doubts if first_met.setdefault(text, name) == name]
+        for found in results:
             if isinstance(found, ModalTuneError):
                 owner = first_met.setdefault(str(found), name)
                 missed = warning(f"not checked: stopped by {owner!r}", f"solve {owner!r} first")
                 found = from_error(found) if owner == name else missed
             out.append(replace(found, check=name))
     return out
+
+
+class _Texts(logging.Handler):
+    """Keeps each message once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: dict[str, None] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.setdefault(record.getMessage())
+
+
+@contextmanager
+def _doubts() -> Iterator[Iterable[str]]:
+    """What the readers log as doubtful, in place of lines on the terminal."""
+    readers, heard = logging.getLogger("modaltune.data"), _Texts()
+    level, propagate = readers.level, readers.propagate
+    readers.addHandler(heard)
+    readers.setLevel(logging.WARNING)
+    readers.propagate = False
+    try:
+        yield heard.texts
+    finally:
+        readers.removeHandler(heard)
+        readers.setLevel(level)
+        readers.propagate = propagate
 
 
 def _results(look: Callable[[Subject], Found], subject: Subject) -> Found:

@@ -8,13 +8,12 @@ import pandas as pd
 
 from modaltune.data.case_table import SURVIVAL_COLUMNS, task_columns
 from modaltune.data.cohort import SPLITS
+from modaltune.data.follow_up import events_live_longer
 from modaltune.data.tables import rows
 from modaltune.doctor.finding import Finding, Found, error, ok, warning
 from modaltune.doctor.site_files import SiteFiles
 from modaltune.errors import DataError
 
-LONGEST_MONTHS = 600
-"""Fifty years of follow-up: more is days."""
 SHORTEST_FOLLOW_UP = 12
 """A cohort whose longest follow-up is below a year of months is probably in years."""
 ENOUGH = 10
@@ -75,34 +74,24 @@ def survival(site: SiteFiles) -> Iterator[Finding]:
         yield warning(
             f"{which} case has event = 1", "expected 1 = death observed, 0 = censored; check the column behind 'event'"
         )
-    elif _turned_round(months, died):
-        yield warning(
-            "cases with event = 1 were followed longer (median) than those with event = 0",
-            "make sure that 1 means death observed, not 'censored'; recent patients can look like this too",
-        )
+    elif events_live_longer(known):
+        where = site.where(site.config.paths.cases)
+        yield warning(f"{where}: cases with an event live longer than censored ones", "check that event 1 means death")
     yield ok(f"{len(known)} of {len(table)} cases have follow-up and event")
 
 
 def _doubtful_times(months: pd.Series) -> Iterator[Finding]:
-    if months.max() > LONGEST_MONTHS:
-        late = months.reindex(range(int(months.index.max()) + 1)) > LONGEST_MONTHS
-        yield warning(f"follow-up above {LONGEST_MONTHS} months in {rows(late)}", "if it is in days, divide by 30.44")
-    elif len(months) >= ENOUGH and months.max() < SHORTEST_FOLLOW_UP:
+    if len(months) >= ENOUGH and months.max() < SHORTEST_FOLLOW_UP:
         yield warning(
             f"no follow-up reaches {SHORTEST_FOLLOW_UP} months", "if it is in years, multiply by 12; else nothing"
         )
-
-
-def _turned_round(months: pd.Series, died: pd.Series) -> bool:
-    enough = min(int(died.sum()), int((~died).sum())) >= ENOUGH
-    return enough and bool(months[died].median() > months[~died].median())
 
 
 def counts(site: SiteFiles) -> Found:
     """Cases of every task and class in each split, small ones held back as they would be from a study."""
     split, minimum = site.split, site.minimum
     if split is None:
-        split = pd.Series("all splits", index=site.cases.index)
+        split = pd.Series("all splits", index=site.values().index)
     groups = [name for name in (*SPLITS, "all splits") if (split == name).any()]
     for task in site.config.tasks:
         try:

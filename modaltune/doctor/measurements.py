@@ -6,83 +6,66 @@ import re
 from collections.abc import Iterator
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
+from modaltune.data.expression import LARGEST_LOG2, LINEAR
+from modaltune.data.gene_names import is_ensembl
 from modaltune.data.genesets import restrict
 from modaltune.data.tables import clean_numbers, clean_texts, rows
 from modaltune.doctor.finding import Finding, Found, error, ok, warning
 from modaltune.doctor.site_files import SiteFiles
 from modaltune.errors import DataError, ModalityError
 
-LARGEST_LOGARITHM = 40.0
-"""log2 of more reads than a sequencer gives: larger values are not logarithms."""
 SAMPLE = 1000
 """Genes, evenly spaced, by which the unit is judged."""
 LOW_COVERAGE = 0.5
-_ENSEMBL = re.compile(r"ENS[A-Z]*G\d{11}(\.\d+)?")
 _DATE = re.compile(r"\d{1,2}-(Mar|Sep|Sept|Dec|Oct)|(MAR|SEP|DEC)\d{5}|[34]\d{4}", re.IGNORECASE)
 
 
 def expression(site: SiteFiles) -> Iterator[Finding]:
-    """One row a case, one numeric column a gene, no NaN, no row twice."""
-    table = site.expression
-    if table is None:
+    """Training can read it; no sample under two identifiers, no gene without differences."""
+    genes = site.expression
+    if genes is None:
         yield ok("the site has no expression")
         return
-    if _is_transposed(site, table):
-        yield error(
-            "the columns are cases: the table is genes x cases", "transpose it: one row a case, one column a gene"
-        )
-        return
-    site.cases_with("expression")
-    where = site.where(str(site.config.paths.expression))
-    genes = clean_numbers(table, key=site.key(table), where=where)
-    twice = pd.Series(genes.duplicated(keep=False).to_numpy())
+    twice = site.case_ids.isin(genes.index[genes.duplicated(keep=False)])
     if twice.any():
-        yield warning(f"the same measurements in {rows(twice)}", "one sample under two identifiers? keep one of them")
+        text = f"the same measurements in {rows(twice)} of {site.config.paths.cases}"
+        yield warning(text, "one sample under two identifiers? keep one of them")
     flat = int((genes.to_numpy().max(axis=0) == genes.to_numpy().min(axis=0)).sum())
     if flat and len(genes) > 1:
         yield warning(f"{flat} of {genes.shape[1]} genes have the same value in every case", "nothing, or remove them")
     yield ok(f"{len(genes)} cases x {genes.shape[1]} genes, every value a number")
 
 
-def _is_transposed(site: SiteFiles, table: pd.DataFrame) -> bool:
-    try:
-        cases = set(site.case_ids)
-    except DataError:
-        return False
-    return len(cases.intersection(map(str, table.columns))) > 1
-
-
 def units(site: SiteFiles) -> Iterator[Finding]:
-    """Whether expression looks like counts, a linear unit, logarithms or z-scores."""
+    """Whether values of no declared unit look like counts or a linear unit, and whether any are z-scores."""
     if site.expression is None:
         yield ok("the site has no expression")
         return
-    numbers = site.expression.select_dtypes("number")
-    if numbers.empty:
-        yield warning("no numeric column: the unit cannot be judged", "solve 'expression' first")
+    config = site.config.expression
+    if config.unit in LINEAR:
+        yield ok(f"{config.unit} as declared, " + ("log2(x + 1) is taken" if config.log else "without logarithm"))
         return
-    step = max(1, numbers.shape[1] // SAMPLE)
-    yield _unit(numbers.iloc[:, ::step].to_numpy(np.float64))
+    step = max(1, site.expression.shape[1] // SAMPLE)
+    yield _unit(site.expression.iloc[:, ::step].to_numpy(np.float64))
 
 
 def _unit(values: NDArray[np.float64]) -> Finding:
-    low, high = np.nanmin(values), np.nanmax(values)
-    if low >= 0 and high > LARGEST_LOGARITHM:
+    low, high = values.min(), values.max()
+    if low >= 0 and high > LARGEST_LOG2:
         whole = "raw counts" if np.array_equal(values, np.round(values)) else "TPM or FPKM without a logarithm"
-        return warning(f"looks like {whole}", "use log2(TPM + 1), or what the study states, at every site")
+        return warning(f"looks like {whole}", "declare unit and log under [expression] of site.toml")
     if low >= 0 and high <= 1:
         return warning("every value is between 0 and 1: ranks or scaled values", "use the unit that the study states")
-    means, deviations = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
+    means, deviations = values.mean(axis=0), values.std(axis=0)
     centred = low < 0 and float(np.median(np.abs(means))) < 0.3
     if centred and 0.7 < float(np.median(deviations)) < 1.3:
         return warning(
             "looks like z-scores: each gene has mean 0 and deviation 1",
             "fine if all sites share the reference; z-scores within one site hide how sites differ",
         )
-    if high - low > 2 * LARGEST_LOGARITHM:
+    if high - low > 2 * LARGEST_LOG2:
         return warning("a range too wide for logarithms, with values below 0", "check how the table was normalised")
     return ok("looks like logarithms" + (", centred per gene" if low < 0 else ""))
 
@@ -92,13 +75,11 @@ def genes(site: SiteFiles) -> Iterator[Finding]:
     if site.expression is None:
         yield ok("the site has no expression")
         return
-    if _is_transposed(site, site.expression):
-        yield warning("not checked: the columns are cases", "solve 'expression' first")
-        return
-    names = [str(name) for name in site.expression.columns if name != site.key(site.expression)]
-    ensembl = sum(_ENSEMBL.fullmatch(name) is not None for name in names)
+    names = [str(name) for name in site.expression.columns]
+    ensembl = sum(is_ensembl(name) for name in names)
     if ensembl:
-        yield warning(f"{ensembl} of {len(names)} genes are Ensembl identifiers", "rename them to HGNC symbols")
+        fix = "name HGNC's hgnc_complete_set.txt as gene_map under [expression] of site.toml"
+        yield warning(f"{ensembl} of {len(names)} genes are Ensembl identifiers", fix)
     dates = sum(_DATE.fullmatch(name) is not None for name in names)
     if dates:
         yield warning(

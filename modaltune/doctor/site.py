@@ -63,9 +63,10 @@ CHECKS: Mapping[str, Callable[[SiteFiles], Found]] = {
 def examine(site: SiteFiles) -> list[Finding]:
     """Every check, and where none found an error the reading that training does."""
     findings = run_checks(CHECKS, site)
-    if worst(findings) != "error":
-        findings += run_checks({"loading": loading}, site)
-    return findings
+    if worst(findings) == "error":
+        return findings
+    said = {finding.finding for finding in findings}
+    return findings + [finding for finding in run_checks({"loading": loading}, site) if finding.finding not in said]
 
 
 def loading(site: SiteFiles) -> Iterator[Finding]:

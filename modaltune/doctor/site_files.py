@@ -8,22 +8,28 @@ from pathlib import Path
 
 import pandas as pd
 
-from modaltune.data.case_table import clean_cases, task_columns
-from modaltune.data.site import SLIDE_COLUMNS, SiteConfig, hash_split, read_site_config
+from modaltune.data.case_table import canonical_cases, clean_columns, task_columns
+from modaltune.data.site import (
+    SiteConfig,
+    hash_split,
+    read_cases,
+    read_expression,
+    read_site_config,
+    slide_table,
+    with_splits,
+)
 from modaltune.data.tables import identifiers, read_table
-from modaltune.errors import CaseTableError, DataError, ExpressionError, FeatureFileError, ModalityError
+from modaltune.errors import CaseTableError, ModalityError
 from modaltune.federation.study import Study
 from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
-
-ROW = "row number"
 
 
 class SiteFiles:
     """A site folder as the doctor's checks see it.
 
-    Every property raises the error of its own part only; rows are in the order of the files. Values of the cases table
-    are checked column by column under row numbers in place of identifiers, so that neither a broken identifier nor
-    another broken column hides them.
+    Every property raises the error of its own part only, as training would; rows are in the order of the files. Values
+    of the cases table are checked column by column under row numbers in place of identifiers, so that neither a broken
+    identifier nor another broken column hides them.
 
     Attributes:
         folder: the site folder.
@@ -66,16 +72,12 @@ class SiteFiles:
     @cached_property
     def cases(self) -> pd.DataFrame:
         """The cases table with its local column names."""
-        config = self.config
-        coded = ("case_id", *(column for task in config.tasks if task != "survival" for column in task_columns(task)))
-        text = [config.columns.get(name, name) for name in coded]
-        path = self.folder / config.paths.cases
-        return read_table(path, where=self.where(config.paths.cases), error=CaseTableError, text=text)
+        return read_cases(self.folder, self.config)
 
     @cached_property
     def case_ids(self) -> pd.Series:
-        """Identifier of every row of the cases table, unique."""
-        return self._ids(self.cases, self.config.paths.cases, CaseTableError)
+        """Identifier of every case, unique; the index counts the rows of the file from 0."""
+        return self._ids(unique=True)
 
     def values(self, *columns: str, task: str | None = None) -> pd.DataFrame:
         """Some canonical columns of the cases table, checked and mapped; those that the table lacks are left out.
@@ -83,28 +85,30 @@ class SiteFiles:
         Args:
             columns: ``split``, ``age`` or ``sex``.
             task: a task whose labels are wanted; they are not held against the vocabulary.
+        Returns:
+            Index as of :attr:`case_ids`.
         """
-        config = self.config
-        wanted = (*columns, *(() if task is None else task_columns(task)))
-        local = {name: config.columns.get(name, name) for name in wanted}
-        local = {name: column for name, column in local.items() if column in self.cases}
-        rows = pd.Series(range(len(self.cases)), index=self.cases.index, dtype="string")
-        table = self.cases[list(local.values())].assign(**{ROW: rows})
-        found = clean_cases(
-            table,
-            site=config.name,
-            where=self.where(config.paths.cases),
-            tasks=() if task is None else (task,),
-            columns=local | {"case_id": ROW},
-            codes=config.labels,
-            labels={},
+        tasks = () if task is None else (task,)
+        wanted = [*columns, *(column for task in tasks for column in task_columns(task))]
+        table = self._canonical(*wanted, tasks=tasks)
+        numbered = table[[name for name in wanted if name in table]].assign(
+            case_id=pd.Series(range(len(table)), index=table.index, dtype="string")
         )
-        return found.set_axis(self.cases.index)
+        config = self.config
+        where = self.where(config.paths.cases)
+        found = clean_columns(numbered, site=config.name, where=where, tasks=tasks, codes=config.labels, labels={})
+        return found.drop(columns="case_id")
 
     @cached_property
     def split(self) -> pd.Series | None:
-        """The split of every row; None when it is drawn by a study's digest and there is no study."""
+        """The split of every case, missing where a splits file does not list it.
+
+        None when it is drawn by a study's digest and there is no study.
+        """
         found = self.values("split")
+        if self.config.splits is not None:
+            found = found.set_axis(pd.Index(self.case_ids))
+            return self.case_ids.map(with_splits(self.folder, self.config, found)["split"])
         if "split" in found:
             return found["split"]
         if self.study is None:
@@ -114,29 +118,25 @@ class SiteFiles:
 
     @cached_property
     def expression(self) -> pd.DataFrame | None:
-        """The expression table as it is; None when the site has none."""
-        return self._table(self.config.paths.expression, ExpressionError)
+        """``[cases, genes]`` as training reads it, index ``case_id``; None when the site has none."""
+        if self.config.paths.expression is None:
+            return None
+        ids = self._ids(unique=False)  # a repeated identifier is the finding of another check
+        if self.config.splits is not None and self.split is not None:
+            ids = ids[self.split.notna()]
+        return read_expression(self.folder, self.config, pd.Index(ids.unique(), name="case_id"))
 
     @cached_property
     def slides(self) -> pd.DataFrame | None:
         """The slides table: ``slide_id`` (unique), ``case_id`` and ``file`` as text; None when the site has none."""
-        file = self.config.paths.slides
-        table = self._table(file, FeatureFileError, SLIDE_COLUMNS)
-        if table is None:
-            return None
-        where = self.where(str(file))
-        return pd.DataFrame(
-            {
-                name: identifiers(table, name, where=where, error=FeatureFileError, unique=name == "slide_id")
-                for name in SLIDE_COLUMNS
-            }
-        )
+        return slide_table(self.folder, self.config)
 
     def modality(self, name: str) -> pd.DataFrame:
         """The table of a further modality as it is."""
-        table = self._table(self.config.paths.modalities[name], ModalityError, ("text",))
-        assert table is not None  # the path of a modality is never None
-        return table
+        file = self.config.paths.modalities[name]
+        local = self.config.columns.get("case_id", "case_id")
+        text = ["case_id", local, "text"]
+        return read_table(self.folder / file, where=self.where(file), error=ModalityError, text=text)
 
     @property
     def modality_names(self) -> list[str]:
@@ -147,26 +147,25 @@ class SiteFiles:
 
     def cases_with(self, modality: str) -> pd.Series:
         """The case of every row of a modality's table."""
-        paths = self.config.paths
         if modality == "slides":
             return pd.Series(dtype="object") if self.slides is None else self.slides["case_id"]
-        if modality == "expression" and self.expression is not None:
-            return self._ids(self.expression, str(paths.expression), ExpressionError)
-        return self._ids(self.modality(modality), paths.modalities[modality], ModalityError)
+        if modality == "expression":
+            return pd.Series(dtype="object") if self.expression is None else self.expression.index.to_series()
+        table, where = self.modality(modality), self.where(self.config.paths.modalities[modality])
+        return identifiers(table, self.key(table), where=where, error=ModalityError, unique=True)
 
     def key(self, table: pd.DataFrame) -> str:
         """Name of the identifier column of a table."""
         local = self.config.columns.get("case_id", "case_id")
         return local if local in table.columns else "case_id"
 
-    def _table(self, file: str | None, error: type[DataError], text: tuple[str, ...] = ()) -> pd.DataFrame | None:
-        if file is None:
-            return None
-        local = self.config.columns.get("case_id", "case_id")
-        return read_table(self.folder / file, where=self.where(file), error=error, text=["case_id", local, *text])
+    def _canonical(self, *names: str, tasks: tuple[str, ...] = ()) -> pd.DataFrame:
+        """One row a case, with these columns and the identifier under canonical names."""
+        wanted = ("case_id", *names, *(["censorship"] if "survival" in tasks else []))
+        local = {name: column for name, column in self.config.columns.items() if name in wanted}
+        columns = {name: column for name, column in local.items() if column in self.cases}
+        return canonical_cases(self.cases, columns=columns, tasks=tasks, where=self.where(self.config.paths.cases))
 
-    def _ids(self, table: pd.DataFrame, file: str, error: type[DataError]) -> pd.Series:
-        key, where = self.key(table), self.where(file)
-        if key not in table.columns:  # names of other columns are patients where somebody wrote genes x cases
-            raise error(f"{where}: column {key!r} is missing; expected one row a case, with its identifier in {key!r}")
-        return identifiers(table, key, where=where, error=error, unique=True)
+    def _ids(self, *, unique: bool) -> pd.Series:
+        where = self.where(self.config.paths.cases)
+        return identifiers(self._canonical(), "case_id", where=where, error=CaseTableError, unique=unique)

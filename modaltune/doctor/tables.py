@@ -73,6 +73,9 @@ def split(site: SiteFiles) -> Iterator[Finding]:
         yield warning(f"no case in {' and '.join(empty)} ({text})", "nothing to choose or score a model by: add some")
     else:
         yield ok(text)
+    unlisted = found.isna()
+    if unlisted.any():
+        yield warning(f"not in the splits file: {rows(unlisted)}", "nothing: they are left out; or add them to it")
     yield from _leaks(site, found)
 
 
