@@ -130,7 +130,7 @@ def _check_unit(values: pd.DataFrame, config: ExpressionConfig, where: str) -> N
         raise ExpressionError(f"{where}: no negative value, but the unit is 'zscore'; {remedy}")
     if config.unit in LINEAR and not config.log:
         logger.warning("%s: %s without logarithm; consider log = true in [expression]", where, config.unit)
-    if config.unit is None and largest > LARGEST_LOG2:
+    if config.unit is None and largest > LARGEST_LOG2 and not negative:
         logger.warning("%s: too large for logarithms or z-scores; declare unit and log in [expression]", where)
 
 
