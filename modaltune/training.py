@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import torch
@@ -134,7 +135,6 @@ def fit(
             taken as the checkpoint left it.
     """
     usable = labelled(cases)
-    generator = numpy_generator(seed, "batches")
     peers = workers()
     if not done:
         torch.manual_seed(derive_seed(seed, "dropout", *([peers.rank] if peers.rank else [])))
@@ -142,13 +142,8 @@ def fit(
     optimiser = make_optimiser(learner, spec) if optimiser is None else optimiser
     device, exercised = device_of(learner), dict[str, set[int]]()
     total = 0.0
-    order = batches(len(usable), spec.batch_size, generator)
     learner.train()
-    for step in range(steps):
-        members = next(order)
-        draw = derive_seed(seed, "patches", step // epoch_steps(len(usable), spec.batch_size))
-        drawn = [usable[i].resampled(draw) for i in members]
-        shown = [drop_modalities(case, spec.modality_dropout, generator) for case in drawn]
+    for step, (members, shown) in enumerate(islice(_shown(usable, spec, seed), steps)):
         if step < done:
             continue
         for member, case in zip(members, shown, strict=True):
@@ -157,8 +152,7 @@ def fit(
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(spec, start + (end - start) * step / steps)
         optimiser.zero_grad(set_to_none=True)
-        mine = peers.share(shown)
-        loss = accumulate_gradients(learner, mine, spec.objective, weights=task_weights(shown))
+        loss = accumulate_gradients(learner, peers.share(shown), spec.objective, weights=task_weights(shown))
         total += peers.sum_number(loss, device)
         peers.sum_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
@@ -171,6 +165,17 @@ def fit(
         if after_step is not None:
             after_step(step + 1)
     return Outcome(loss=total / max(1, steps - done), steps=steps - done, examples=_per_parameter(learner, exercised))
+
+
+def _shown(
+    usable: Sequence[CaseTensors], spec: TrainingSpec, seed: int
+) -> Iterator[tuple[list[int], list[CaseTensors]]]:
+    """What each step is shown, for ever: places of its cases, and these with patches drawn and modalities hidden."""
+    generator = numpy_generator(seed, "batches")
+    for step, members in enumerate(batches(len(usable), spec.batch_size, generator)):
+        draw = derive_seed(seed, "patches", step // epoch_steps(len(usable), spec.batch_size))
+        drawn = [usable[i].resampled(draw) for i in members]
+        yield members, [drop_modalities(case, spec.modality_dropout, generator) for case in drawn]
 
 
 def _per_parameter(learner: Learner, exercised: dict[str, set[int]]) -> dict[str, int]:

@@ -30,14 +30,19 @@ settings.register_profile("steady", deadline=None, derandomize=True)  # the same
 settings.load_profile("steady")
 
 
+def _beside(name: str, absent: str) -> Path:
+    """A folder of real data, by its variable or beside the checkout; without it the test is skipped."""
+    named = os.environ.get(f"MODALTUNE_{name.upper()}")
+    folder = Path(named) if named else REPOSITORY.parent / "shared" / "data" / name
+    if not folder.is_dir():
+        pytest.skip(absent)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tcga_dir() -> Path:
     """The TCGA tables of docs/data.md: $MODALTUNE_TCGA, or a shared data folder beside the checkout."""
-    named = os.environ.get("MODALTUNE_TCGA")
-    folder = Path(named) if named else REPOSITORY.parent / "shared" / "data" / "tcga"
-    if not folder.is_dir():
-        pytest.skip("no TCGA tables: set MODALTUNE_TCGA to a folder laid out as in docs/data.md")
-    return folder
+    return _beside("tcga", "no TCGA tables: set MODALTUNE_TCGA to a folder laid out as in docs/data.md")
 
 
 @pytest.fixture(scope="session")
@@ -52,11 +57,7 @@ def real_slide() -> Path:
 @pytest.fixture(scope="session")
 def slides_dir() -> Path:
     """Slides of several scanners, broken ones among them: $MODALTUNE_SLIDES, or a shared folder beside the checkout."""
-    named = os.environ.get("MODALTUNE_SLIDES")
-    folder = Path(named) if named else REPOSITORY.parent / "shared" / "data" / "slides"
-    if not folder.is_dir():
-        pytest.skip("no slides: set MODALTUNE_SLIDES to a folder of slides")
-    return folder
+    return _beside("slides", "no slides: set MODALTUNE_SLIDES to a folder of slides")
 
 
 @pytest.fixture(scope="session", autouse=True)

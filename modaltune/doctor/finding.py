@@ -116,7 +116,7 @@ def _results(look: Callable[[Subject], Found], subject: Subject) -> Found:
         yield problem
     except OSError as problem:  # its text may hold the name of a slide
         yield error(f"the file system refused: {problem.strerror}", "check the disk and who may read and write there")
-    except Exception as problem:
+    except Exception as problem:  # a fault of one check hides no other
         logger.debug("a check failed", exc_info=True)
         fix = "run it again with --debug, which shows where, and report it"
         yield error(f"the check itself failed ({type(problem).__name__})", fix)
