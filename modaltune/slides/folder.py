@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from modaltune.data.sample_map import TCGA_SAMPLE
 from modaltune.data.site import SLIDE_COLUMNS
 from modaltune.data.tables import identifiers, read_table
 from modaltune.errors import FeatureFileError, SlideError
@@ -17,8 +17,6 @@ from modaltune.storage import write_text
 SUFFIXES = (".svs", ".ndpi", ".mrxs", ".tif", ".tiff", ".dcm", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".czi")
 PRIMARY_TUMOUR = ("01", "03")
 """TCGA sample types: primary solid tumour, primary blood-derived cancer."""
-
-_BARCODE = re.compile(r"(TCGA-\w{2}-\w{4})-(\d{2})[A-Z]-", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +99,10 @@ def _is_slide(path: Path, folder: Path) -> bool:
 
 
 def _case(slide_id: str) -> str:
-    found = _BARCODE.match(slide_id)
+    found = TCGA_SAMPLE.fullmatch(slide_id)
     return found[1] if found else slide_id
 
 
 def _is_primary(slide_id: str) -> bool:
-    found = _BARCODE.match(slide_id)
+    found = TCGA_SAMPLE.fullmatch(slide_id)
     return found is None or found[2] in PRIMARY_TUMOUR

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from modaltune.data.clinical import DAYS_PER_MONTH
 from modaltune.data.tables import identifiers, read_table
 from modaltune.data.tcga import GRADED, GRADES, STAGES
 from modaltune.errors import DataError
@@ -21,7 +22,6 @@ PROJECTS: Mapping[str, tuple[str, ...]] = {
     "NSCLC": ("TCGA-LUAD", "TCGA-LUSC"),
     "RCC": ("TCGA-KIRP", "TCGA-KIRC", "TCGA-KICH"),
 }
-DAYS_A_MONTH = 30.4375
 DAYS_A_YEAR = 365.25
 OTHER_HISTOLOGY = -1
 MINIMUM_CASES = 10
@@ -159,7 +159,7 @@ def _survival(case: Case, diagnosis: Diagnosis) -> tuple[float | None, float | N
     elif status == "alive":
         contacts = [diagnosis.days_to_last_follow_up, *(contact.days_to_follow_up for contact in case.follow_ups)]
         days = max((contact for contact in contacts if contact is not None), default=None)
-    return (None, None) if days is None else (days / DAYS_A_MONTH, float(status == "dead"))
+    return (None, None) if days is None else (days / DAYS_PER_MONTH, float(status == "dead"))
 
 
 def _age(case: Case, diagnosis: Diagnosis) -> float | None:
