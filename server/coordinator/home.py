@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -193,3 +194,8 @@ def make_private(folder: Path) -> None:
     """A folder that only its owner may enter."""
     folder.mkdir(parents=True, exist_ok=True)
     os.chmod(folder, 0o700)
+
+
+def installed_command(name: str) -> Path:
+    """A command of this installation, whatever else is on the path."""
+    return Path(sys.executable).parent / name
