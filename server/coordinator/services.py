@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import time
-from pathlib import Path
 
 from modaltune.errors import ConfigError, FederationError
 from modaltune.processes import Program, State, foreground, start, states, stop, write_config
@@ -41,7 +40,7 @@ def programs(home: Home) -> list[Program]:
     link += ["--health-server-address", settings.health]
     starter = [str(installed_command("flower-superexec")), "--root-certificates", str(home.ca_certificate)]
     starter += ["--runtime-api-address", settings.superlink, "--superexec-auth-secret-file", str(home.superexec_secret)]
-    proxy = [_nginx_command(), "-p", str(home.folder), "-c", str(home.nginx), "-e", "stderr"]
+    proxy = [nginx_command(), "-p", str(home.folder), "-c", str(home.nginx), "-e", "stderr"]
     return [
         Program(SUPERLINK, link, environment, home.folder),
         Program(SUPEREXEC, starter, environment, home.folder),
@@ -102,8 +101,14 @@ def _await(home: Home) -> None:
         time.sleep(0.2)
 
 
-def _nginx_command() -> str:
-    found = shutil.which("nginx", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
+def nginx_command() -> str:
+    """Where nginx is; it lies outside the path of ordinary users on some systems.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    places = [os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"]
+    found = shutil.which("nginx", path=os.pathsep.join(places))
     if found is None:
         raise ConfigError("nginx is not installed; install it from your distribution: apt install nginx")
-    return str(Path(found))
+    return found
