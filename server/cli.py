@@ -48,7 +48,9 @@ def new(
     site: Annotated[list[str], typer.Option("--site", help="A hospital of the roster; repeat for each.")],
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("study.toml"),
     encoder: Annotated[str, typer.Option(help="Slide encoder: small, longnet or titan.")] = "small",
-    in_width: Annotated[int | None, typer.Option(min=1, help="Features per patch, where not the encoder's own.")] = None,
+    in_width: Annotated[
+        int | None, typer.Option(min=1, help="Features per patch, where not the encoder's own.")
+    ] = None,
     gene_sets: Annotated[Path | None, typer.Option(help="Gene sets, .gmt or .json.")] = None,
     json: Json = False,
 ) -> None:
@@ -158,8 +160,9 @@ def stop(home: HomeFolder = _HOME, json: Json = False) -> None:
     """Stop the services; a run that is going on can be resumed later."""
     from server.coordinator.services import stop_services
 
-    stop_services(_home(home))
-    _show({"services": "stopped"}, json)
+    here = _home(home)
+    here.settings()
+    _show({"services": "stopped" if stop_services(here) else "were not running"}, json)
 
 
 @app.command()
@@ -266,9 +269,10 @@ def doctor(home: HomeFolder = _HOME, json: Json = False) -> None:
 @audit.command()
 def verify(home: HomeFolder = _HOME, json: Json = False) -> None:
     """Check every line of the audit log: nothing changed, removed or reordered."""
-    from modaltune.trust.audit import show_audit
+    from modaltune.trust.show import show_audit
 
     here = _home(home)
+    here.settings()
     show_audit(here.audit, here.public_key.read_text(encoding="ascii"), json)
 
 

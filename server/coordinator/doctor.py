@@ -49,7 +49,7 @@ def certificates(home: Home) -> Iterator[Finding]:
 
 
 def proxy(home: Home) -> Iterator[Finding]:
-    """nginx is installed and takes the configuration."""
+    """Nginx is installed and takes the configuration."""
     command = [nginx_command(), "-t", "-q", "-p", str(home.folder), "-c", str(home.nginx), "-e", "stderr"]
     tested = subprocess.run(command, capture_output=True, text=True, timeout=20)
     if tested.returncode:

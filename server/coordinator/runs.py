@@ -99,7 +99,9 @@ def start_run(home: Home, study_file: Path, name: str | None) -> Run:
         raise ConfigError(f"run name {name!r}: use letters, digits, '-', '_' and '.'")
     run = Run(home.runs / name)
     if run.folder.exists():
-        raise ConfigError(f"{run.folder}: exists; choose another --name, or go on with it: modaltune-server resume {name}")
+        raise ConfigError(
+            f"{run.folder}: exists; choose another --name, or go on with it: modaltune-server resume {name}"
+        )
     with connected(home) as link:
         _require_idle(home, link)
         run.folder.mkdir(parents=True)
@@ -211,5 +213,3 @@ def _require_idle(home: Home, link: Link) -> None:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
-
-
