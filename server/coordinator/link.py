@@ -21,6 +21,7 @@ from flwr.proto.control_pb2 import (
     ListRunsRequest,
     RegisterNodeRequest,
     StartRunRequest,
+    StreamLogsRequest,
     UnregisterNodeRequest,
 )
 from flwr.proto.node_pb2 import NodeInfo
@@ -95,6 +96,10 @@ class Link:
             return FlowerRun(True, "unknown to the SuperLink", "")
         status = found.status
         return FlowerRun(status.status == "finished", status.sub_status, status.details)
+
+    def log(self, run_id: int) -> str:
+        """What the ServerApp of a finished run printed."""
+        return "".join(part.log_output for part in self._client.StreamLogs(StreamLogsRequest(run_id=run_id)))
 
 
 @contextmanager

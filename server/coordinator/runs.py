@@ -20,7 +20,7 @@ from server.coordinator.link import Link, connected
 from server.coordinator.sites import admitted_nodes
 
 RUNNING, FINAL = "RUNNING", ("OK", "DEGRADED", "FAILED")
-_POLL_SECONDS, _GRACE_SECONDS, _RESTART_SECONDS = 1.0, 10.0, 180.0
+_POLL_SECONDS, _GRACE_SECONDS, _RESTART_SECONDS = 1.0, 5.0, 180.0
 _NAME = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
 
 
@@ -42,6 +42,11 @@ class Run:
     def nodes(self) -> Path:
         """Site -> node id of the sites that the ServerApp may talk to."""
         return self.folder / "nodes.json"
+
+    @property
+    def log(self) -> Path:
+        """What the ServerApp printed, kept when it ended without a result."""
+        return self.folder / "serverapp.log"
 
     @property
     def submissions(self) -> list[dict[str, Any]]:
@@ -144,19 +149,17 @@ def follow(home: Home, run: Run, say: Callable[[Mapping[str, Any]], None]) -> di
     """
     told, since = len(run.rounds()) if len(run.submissions) > 1 else 0, None
     while True:
+        final = run.final  # looked at first: what was written before it is then there to be told
         rows = run.rounds()
         for row in rows[told:]:
             say(row)
         told = len(rows)
-        if run.final:
+        if final:
             return _ended(run)
-        trouble = _trouble(home, run)
+        trouble = trouble_of(home, run)
         since = None if trouble is None else since or time.monotonic()
         if trouble is not None and since is not None and time.monotonic() - since > trouble.patience:
-            raise RunFailed(
-                f"run {run.name}: {trouble.what}; logs are in {home.folder / 'logs'}; go on with: modaltune-server"
-                f" resume {run.name}"
-            )
+            raise RunFailed(f"run {run.name}: {trouble.what}; go on with: modaltune-server resume {run.name}")
         time.sleep(_POLL_SECONDS)
 
 
@@ -169,21 +172,26 @@ def _ended(run: Run) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Trouble:
+class Trouble:
+    """Why no end of a run is to be expected, and for how many seconds that may still change."""
+
     what: str
-    patience: float  # seconds
+    patience: float
 
 
-def _trouble(home: Home, run: Run) -> _Trouble | None:
-    """Why no end of this run is to be expected; None while Flower works on it."""
+def trouble_of(home: Home, run: Run) -> Trouble | None:
+    """What keeps an unfinished run from its end; None while Flower works on it."""
+    flower = run.submissions[-1]["flower"]
     try:
         with connected(home) as link:
-            found = link.run(run.submissions[-1]["flower"])
+            found = link.run(flower)
+            if not found.finished:
+                return None
+            write_text(run.log, link.log(flower))
     except FederationError:  # supervised: it comes back, unless somebody stopped the services
-        return _Trouble("the SuperLink does not answer", _RESTART_SECONDS)
-    if not found.finished:
-        return None
-    return _Trouble(f"the ServerApp ended without a result (Flower says: {found.outcome or 'ended'})", _GRACE_SECONDS)
+        return Trouble("the SuperLink does not answer, see modaltune-server status", _RESTART_SECONDS)
+    outcome = found.outcome or "ended"
+    return Trouble(f"the ServerApp ended without a result (Flower says: {outcome}), see {run.log}", _GRACE_SECONDS)
 
 
 def _submit(home: Home, link: Link, run: Run, study: Study, event: str) -> None:
