@@ -72,11 +72,11 @@ http {
 
         location /v1/fleet/ {
             limit_except POST { deny all; }
-            proxy_pass https://superlink;
+            proxy_pass https://superlink/v1/fleet/;  # with a path: what is passed on is what was compared, not what came
         }
         location = /health {
             limit_except GET { deny all; }
-            proxy_pass https://superlink;
+            proxy_pass https://superlink/health;
         }
         location / {
             return 403;
