@@ -72,7 +72,7 @@ http {
 
         location /v1/fleet/ {
             limit_except POST { deny all; }
-            proxy_pass https://superlink/v1/fleet/;  # with a path: what is passed on is what was compared, not what came
+            proxy_pass https://superlink/v1/fleet/;  # a path here: passed on as it was compared
         }
         location = /health {
             limit_except GET { deny all; }
