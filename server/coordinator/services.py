@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 
 from modaltune.errors import ConfigError, FederationError
@@ -39,7 +40,8 @@ def programs(home: Home) -> list[Program]:
     link += ["--health-server-address", settings.health]
     starter = [str(installed_command("flower-superexec")), "--root-certificates", str(home.ca_certificate)]
     starter += ["--runtime-api-address", settings.superlink, "--superexec-auth-secret-file", str(home.superexec_secret)]
-    proxy = [nginx_command(), "-p", str(home.folder), "-c", str(home.nginx), "-e", "stderr"]
+    proxy = [sys.executable, "-m", "server.coordinator.proxy", str(home.folder)]
+    proxy += [nginx_command(), "-p", str(home.folder), "-c", str(home.nginx), "-e", "stderr"]
     return [
         Program(name=SUPERLINK, command=link, environment=environment, folder=home.folder),
         Program(name=SUPEREXEC, command=starter, environment=environment, folder=home.folder),

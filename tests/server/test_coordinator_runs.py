@@ -11,10 +11,12 @@ import pytest
 from modaltune.errors import ConfigError, RunFailed
 from modaltune.federation.study import Study
 from modaltune.storage import append_json_line, write_json, write_text
+from modaltune.trust.audit import verify_log
+from modaltune.trust.release import verify_folder
 from server.coordinator import runs
 from server.coordinator.draft import write_study
 from server.coordinator.home import Home, Settings
-from server.coordinator.release import model_card
+from server.coordinator.release import CARD, model_card, release
 from server.coordinator.runs import Run, all_runs, find_run, follow, resume_run, start_run
 from server.coordinator.setup import init
 from tests.server.run_folder import metrics_rows, round_rows
@@ -130,3 +132,19 @@ def test_an_unknown_cohort_or_encoder_names_the_known_ones(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="choose from small, longnet, titan"):
         write_study(tmp_path / "study.toml", "brca", ["H1"], "large", 64, None)
     assert not (tmp_path / "study.toml").exists()
+
+
+def test_a_release_is_signed_and_complete_and_made_once(home: Home, run: Run, tiny_study: Study) -> None:
+    write_text(run.folder / "model" / "study.json", tiny_study.to_json())
+    write_text(run.folder / "model" / "weights.safetensors", "weights")
+    write_json(run.folder / "status.json", {"status": "OK"})
+    with pytest.raises(ConfigError, match="not finished"):
+        release(home, run.name, None)
+    (run.folder / "DONE").touch()
+    folder = release(home, run.name, None)
+    signed = verify_folder(folder, home.public_key.read_text())
+    assert set(signed.files) == {"study.json", "weights.safetensors", CARD}
+    assert signed.study == tiny_study.digest
+    assert verify_log(home.audit, home.public_key.read_text()).events["model-released"] == 1
+    with pytest.raises(ConfigError, match="not overwritten"):
+        release(home, run.name, None)

@@ -126,7 +126,7 @@ def test_the_superlink_listens_on_loopback_only(home: Home) -> None:
 
     ports = {home.settings().superlink_port, home.settings().health_port}
     listening = [entry.laddr for entry in psutil.net_connections("tcp") if entry.status == "LISTEN"]
-    assert {address.ip for address in listening if address.port in ports} == {"127.0.0.1"}
+    assert {entry.ip.removeprefix("::ffff:") for entry in listening if entry.port in ports} == {"127.0.0.1"}
 
 
 def test_a_client_that_sends_its_header_byte_by_byte_holds_nobody_up(home: Home, healthy: Callable[[], bool]) -> None:
