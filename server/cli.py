@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from modaltune.console import console, emit_json, run_app
 from modaltune.federation.study import Study
 from server.coordinator.home import Home, make_settings
+
+if TYPE_CHECKING:
+    from server.coordinator.runs import Run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 study = typer.Typer(no_args_is_help=True, help="Write, check and name a study.")
@@ -177,7 +180,7 @@ def run(
     from server.coordinator.runs import start_run
 
     here = _home(home)
-    _follow(here, start_run(here, file, name), wait, json)
+    follow(here, start_run(here, file, name), wait, json)
 
 
 @app.command()
@@ -186,10 +189,11 @@ def resume(run: RunName, wait: Wait = True, home: HomeFolder = _HOME, json: Json
     from server.coordinator.runs import resume_run
 
     here = _home(home)
-    _follow(here, resume_run(here, run), wait, json)
+    follow(here, resume_run(here, run), wait, json)
 
 
-def _follow(home: Home, run: Any, wait: bool, json: bool) -> None:
+def follow(home: Home, run: Run, wait: bool, json: bool) -> None:
+    """Show where a submitted run is, or stay until its end and exit with its status."""
     from server.coordinator.progress import told
 
     found = {"run": run.name, "folder": str(run.folder)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,14 @@ from server.coordinator.services import nginx_command, service_states
 DAYS_LEFT = 30
 START = "modaltune-server start"
 MUST_BE_REFUSED = ("/v1/control/list-runs", "/v1/runtime/", "/docs", "/openapi.json")
+
+
+def account(_: Home) -> Iterator[Finding]:
+    """The services need no rights of the administrator."""
+    if os.geteuid() == 0:
+        yield warning("the services run as root", "give the coordinator a user of its own")
+    else:
+        yield ok("the services run without rights of the administrator")
 
 
 def secrets(home: Home) -> Iterator[Finding]:
@@ -112,6 +121,7 @@ def _taken(port: int) -> bool:
 
 
 CHECKS: Mapping[str, Callable[[Home], Found]] = {
+    "account": account,
     "secrets": secrets,
     "certificates": certificates,
     "proxy": proxy,

@@ -19,7 +19,7 @@ from server.coordinator.journal import journal
 from server.coordinator.link import Link, connected
 from server.coordinator.sites import admitted_nodes
 
-RUNNING, FINAL = "RUNNING", ("OK", "DEGRADED", "FAILED")
+RUNNING = "RUNNING"
 _POLL_SECONDS, _GRACE_SECONDS, _RESTART_SECONDS = 1.0, 5.0, 180.0
 _NAME = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
 
@@ -60,9 +60,15 @@ class Run:
         return _read_json(self.folder / "status.json") or {"status": RUNNING, "phase": "submitted"}
 
     @property
+    def done(self) -> bool:
+        """Whether model, metrics and report are complete; they are written after the last status."""
+        return (self.folder / "DONE").is_file()
+
+    @property
     def final(self) -> bool:
         """Whether the ServerApp came to an end that it could write down."""
-        return self.status["status"] in FINAL
+        status = self.status["status"]
+        return status == "FAILED" or (status != RUNNING and self.done)
 
     def rounds(self) -> list[dict[str, Any]]:
         """The round log; a line that is being written does not count."""
@@ -123,7 +129,7 @@ def resume_run(home: Home, name: str) -> Run:
         FederationError: the services do not run, or it is still going on.
     """
     run = find_run(home, name)
-    if (run.folder / "DONE").is_file():
+    if run.done:
         raise ConfigError(f"run {name} is finished; its result is in {run.folder}")
     study = Study.load(run.study)
     _require_quorum(study, admitted_nodes(home))

@@ -57,11 +57,11 @@ def start_services(home: Home, *, in_foreground: bool) -> None:
     """
     write_services(home, home.settings())
     config = write_config(home.folder, programs(home))
-    journal(home).append("services-started")
     if in_foreground:
+        journal(home).append("services-started")
         foreground(config)
-        return
     start(config)
+    journal(home).append("services-started")
     _await(home)
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+import server.cli
 from modaltune.errors import ConfigError, RunFailed
 from modaltune.federation.study import Study
 from modaltune.storage import append_json_line, write_json, write_text
@@ -51,8 +55,28 @@ def test_a_run_is_followed_to_the_end_and_every_round_is_told(home: Home, run: R
     for row in round_rows():
         append_json_line(run.folder / "rounds.jsonl", row)
     write_json(run.folder / "status.json", {"status": status, "weights": "abc"})
+    (run.folder / "DONE").touch()
     final, told = rounds_of(home, run)
     assert (final["status"], told) == (status, [0, 1, 2, 3, 4])
+
+
+def test_a_run_is_not_at_its_end_before_model_and_report_are_complete(run: Run) -> None:
+    write_json(run.folder / "status.json", {"status": "OK"})
+    assert not run.final
+    (run.folder / "DONE").touch()
+    assert run.final
+
+
+@pytest.mark.parametrize(("status", "code"), [("OK", 0), ("DEGRADED", 3)])
+def test_the_exit_status_of_a_run_is_its_own(
+    home: Home, run: Run, status: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(run.folder / "status.json", {"status": status, "weights": "abc"})
+    (run.folder / "DONE").touch()
+    with pytest.raises(typer.Exit) if code else nullcontext() as ended:
+        server.cli.follow(home, run, wait=True, json=True)
+    assert ended is None or ended.value.exit_code == code
+    assert json.loads(capsys.readouterr().out)["status"] == status
 
 
 def test_a_failed_run_says_why_and_how_to_go_on(home: Home, run: Run) -> None:
@@ -112,7 +136,8 @@ def test_the_model_card_names_study_sites_scores_and_limits(run: Run, tiny_study
     assert tiny_study.digest in card
     assert "4 rounds by 3 hospitals: H1, H2, H3" in card
     assert "rounds with a hospital missing or refused: 2, 3" in card
-    assert "| diagnosis | auc | 0.850 | 0.790 to 0.890 | 60 |" in card
+    assert "| all | diagnosis | auc | 0.850 | 0.790 to 0.890 | 60 |" in card
+    assert "| H3 | survival | c_index | undefined |  | 20 |" in card
     assert "Research use only" in card
 
 
