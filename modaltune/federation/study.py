@@ -174,6 +174,32 @@ class TrainingSpec(_Part):
     modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     wire: Literal["fp32", "fp16", "int8"] = "fp16"  # how trained weights travel: modaltune/federation/wire.py
     keep_optimiser: bool = True  # AdamW's running averages stay at the site from round to round; they never travel
+    proximal: Annotated[float, Field(ge=0)] = 0.0  # FedProx: pull towards the weights received, times half its square
+
+
+class AggregationSpec(_Part):
+    """How the server combines updates.
+
+    Attributes:
+        rule: ``mean`` weighs sites by their cases; the others count each site once.
+        trim: ``trimmed_mean``: share of the sites left out at each end.
+        hostile: ``krum``: number of sites that may be hostile.
+        clip: an update longer than this many times the median length of the last round is shortened to it; 0 = never.
+        outlier: ``median``, ``trimmed_mean`` and ``krum``: an update longer than this many times the round's median is
+            refused; 0 = never.
+        optimiser: of the server, on top of the rule: FedAdam or FedYogi with the four values that follow.
+    """
+
+    rule: Literal["mean", "median", "trimmed_mean", "krum"] = "mean"
+    trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
+    hostile: Annotated[int, Field(ge=0)] = 0
+    clip: Annotated[float, Field(ge=0)] = 10.0
+    outlier: Annotated[float, Field(ge=0)] = 20.0
+    optimiser: Literal["none", "adam", "yogi"] = "none"
+    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    tau: Annotated[float, Field(gt=0)] = 1e-3
 
 
 class PrivacySpec(_Part):
@@ -194,6 +220,8 @@ class Study(_Part):
     """A study. Its canonical JSON has a SHA-256, the digest, which names it.
 
     Attributes:
+        quorum: sites that a round needs; a round with fewer is repeated, ``attempts`` times in all.
+        deadline_seconds: how long a round waits for its sites.
         gene_panel: genes of the sets that all sites with expression measure, or that any does. In a union, a gene that
             a site does not measure is the pooled mean there, with a flag beside it; flags can give the site away.
     """
@@ -204,6 +232,7 @@ class Study(_Part):
     roster: tuple[Name, ...]
     quorum: Annotated[int, Field(ge=1)] = 1
     deadline_seconds: Annotated[float, Field(gt=0)] = 600.0
+    attempts: Annotated[int, Field(ge=1)] = 3
     slides: SlideSpec
     text: TextSpec
     gene_sets: dict[str, tuple[str, ...]] = Field(default_factory=dict)
@@ -215,6 +244,7 @@ class Study(_Part):
     modalities: tuple[ModalitySpec, ...] = ()
     model: ModelSpec = ModelSpec()
     training: TrainingSpec = TrainingSpec()
+    aggregation: AggregationSpec = AggregationSpec()
     privacy: PrivacySpec = PrivacySpec()
 
     @model_validator(mode="after")
