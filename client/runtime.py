@@ -131,6 +131,7 @@ class Site:
             start=(round_number - 1) / rounds,
             end=round_number / rounds,
             optimiser=optimiser,
+            anchored=True,
         )
         packed, rounding = self._pack(learner, received, kept.rounding)
         state = optimiser_state(learner, optimiser) if spec.keep_optimiser else {}
@@ -183,7 +184,9 @@ class Site:
         if key not in self._cases:
             cases = prepare(self.cohort, self.study, preprocessing)
             cache = self.state_folder / "prefix"
-            self._cases = {key: with_cached_prefix(learner.modaltune, self.study.slides.sha256, cases, cache)}
+            spec = self.study.slides
+            cached = with_cached_prefix(learner.modaltune, spec.sha256, cases, cache, embedding=spec.cache_embedding)
+            self._cases = {key: cached}
         return self._cases[key]
 
     def _split(self, cases: list[CaseTensors], split: str) -> list[CaseTensors]:

@@ -80,6 +80,7 @@ class SlideSpec(_Part):
         rows: patches per bag when ``standardise = "position"``.
         max_patches: larger bags are subsampled, by a seed.
         resample: training draws another subset of a larger bag in each epoch; evaluation always sees the same one.
+        cache_embedding: embed patches once and keep them on the site's disk in half precision.
     """
 
     encoder: Literal["small", "longnet", "titan", "vit"] = "small"
@@ -91,11 +92,14 @@ class SlideSpec(_Part):
     rows: Annotated[int, Field(ge=0)] = 0
     max_patches: Annotated[int, Field(gt=0)] = 4096
     resample: bool = False
+    cache_embedding: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.standardise == "position") != (self.rows > 0):
             raise ValueError('rows is needed with standardise = "position", and only there')
+        if self.resample and self.cache_embedding:
+            raise ValueError("resample draws other patches in each epoch: it cannot go with cache_embedding")
         return self
 
 
@@ -174,7 +178,9 @@ class TrainingSpec(_Part):
     modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     wire: Literal["fp32", "fp16", "int8"] = "fp16"  # how trained weights travel: modaltune/federation/wire.py
     keep_optimiser: bool = True  # AdamW's running averages stay at the site from round to round; they never travel
-    proximal: Annotated[float, Field(ge=0)] = 0.0  # FedProx: pull towards the weights received, times half its square
+    proximal: Annotated[float, Field(ge=0)] = (
+        0.0  # FedProx: half this times the squared distance from the weights received is added to the loss
+    )
 
 
 class AggregationSpec(_Part):
@@ -193,8 +199,8 @@ class AggregationSpec(_Part):
     rule: Literal["mean", "median", "trimmed_mean", "krum"] = "mean"
     trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
     hostile: Annotated[int, Field(ge=0)] = 0
-    clip: Annotated[float, Field(ge=0)] = 10.0
-    outlier: Annotated[float, Field(ge=0)] = 20.0
+    clip: Annotated[float, Field(ge=0)] = 5.0
+    outlier: Annotated[float, Field(ge=0)] = 10.0
     optimiser: Literal["none", "adam", "yogi"] = "none"
     learning_rate: Annotated[float, Field(gt=0)] = 0.01
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
