@@ -15,6 +15,8 @@ from modaltune.doctor.command import doctor
 from modaltune.federation.study import Study
 from modaltune.onboarding.commands import init, labels
 from modaltune.slides.cli import app as slides_app
+from modaltune.trust.commands import release_check
+from modaltune.trust.keys import read_public
 
 if TYPE_CHECKING:  # commands import what they need themselves: a check of a folder should not wait for torch
     from modaltune.local import LocalTraining
@@ -29,13 +31,14 @@ def evaluate(
     model: Annotated[Path, typer.Option(help="model/ folder of a run.")],
     data: Annotated[Path, typer.Option(help="Folder with tables laid out as docs/data.md says.")],
     cohort: Annotated[str, typer.Option(help="BRCA, GBMLGG, NSCLC, RCC, COADREAD or BLCA.")],
+    public_key: Annotated[Path | None, typer.Option(help="Public key with which the model must be signed.")] = None,
     json: Json = False,
 ) -> None:
     """Score a trained model on other cases: every eligible case of the cohort counts, none may be a training case."""
     from modaltune.evaluation.external import evaluate_tables
     from modaltune.tables import metric_table
 
-    rows = evaluate_tables(model, data, cohort)
+    rows = evaluate_tables(model, data, cohort, public_pem=None if public_key is None else read_public(public_key))
     progress_line(False)("every eligible case is scored; a folder the model was trained on gives optimistic figures")
     if json:
         emit_json(rows)
@@ -117,7 +120,7 @@ def bench(
         console.print(bench_table(results))
 
 
-for command in (doctor, init, labels):
+for command in (doctor, init, labels, release_check):
     app.command()(command)
 
 

@@ -13,6 +13,10 @@ ModalTuneError          exit code 2: the user or the data is at fault, one line 
 │   └── LabelError          a label that the vocabulary does not know
 ├── FetchError          a download of public data that failed or did not match its checksum
 ├── ModelFileError      weights that are absent, truncated or have the wrong hash
+├── TrustError          a key, a signature or a signed release
+│   ├── AuditError          an audit log that was changed, cut off or signed by somebody else
+│   └── CertificateError    a TLS certificate or the authority that issues it
+├── ServiceError        programs that should run in the background, and do not
 └── FederationError     a study that cannot be run as asked
     └── ReplyRefused        one site's reply broke the manifest; carries the site and a reason code
 RunFailed               exit code 4: the federation ended without a model
@@ -76,6 +80,22 @@ class FetchError(ModalTuneError):
 
 class ModelFileError(ModalTuneError):
     """Model weights that are absent, truncated, incomplete or have the wrong hash."""
+
+
+class TrustError(ModalTuneError):
+    """A key, a signature or a signed release that cannot be relied on."""
+
+
+class AuditError(TrustError):
+    """An audit log that was changed, cut off or signed by somebody else."""
+
+
+class CertificateError(TrustError):
+    """A TLS certificate, or the authority that issues it."""
+
+
+class ServiceError(ModalTuneError):
+    """Programs that should run in the background, and cannot be started, reached or stopped."""
 
 
 class FederationError(ModalTuneError):
