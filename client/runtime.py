@@ -89,7 +89,7 @@ class Site:
         return {
             "site": self.cohort.site,
             "tasks": [task.name for task in self.study.tasks if task.name in self.cohort.tasks],
-            "genes": [] if self.cohort.expression is None else sorted(map(str, self.cohort.expression.columns)),
+            "genes": self._genes(),
             "modalities": [
                 *(["slides"] if self.cohort.patch_width else []),
                 *(["expression"] if self.cohort.expression is not None else []),
@@ -99,6 +99,13 @@ class Site:
             **{f"cases-{name}": count if count >= self.minimum else 0 for name, count in splits.items()},
             **{f"version-{name}": version(name) for name in PACKAGES},
         }
+
+    def _genes(self) -> list[str]:
+        """Genes of the study's sets that this site measures; others are nobody's business."""
+        if self.cohort.expression is None:
+            return []
+        named = {gene for members in self.study.gene_sets.values() for gene in members}
+        return sorted(named & set(map(str, self.cohort.expression.columns)))
 
     def statistics(self, genes: list[str]) -> Sums:
         """Sums for the preprocessing round, checked against their manifest."""

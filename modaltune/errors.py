@@ -14,7 +14,8 @@ ModalTuneError          exit code 2: the user or the data is at fault, one line 
 ├── FetchError          a download of public data that failed or did not match its checksum
 ├── ModelFileError      weights that are absent, truncated or have the wrong hash
 └── FederationError     a study that cannot be run as asked
-    └── ReplyRefused        one site's reply broke the manifest; carries the site and a reason code
+    ├── ReplyRefused        one site's reply broke the manifest; carries the site and a reason code
+    └── MessageRefused      a hospital's daemon let a message neither in nor out; carries a code
 RunFailed               exit code 4: the federation ended without a model
 
 Messages name what, where, found, expected and the fix. They never contain a patient identifier,
@@ -88,6 +89,20 @@ class ReplyRefused(FederationError):
     def __init__(self, site: str, reason: str) -> None:
         super().__init__(f"reply of {site} refused: {reason}")
         self.site = site
+        self.reason = reason
+
+
+class MessageRefused(FederationError):
+    """A hospital's daemon let a message neither in nor out.
+
+    Attributes:
+        code: one word, all that the coordinator is told.
+        reason: for the hospital's own log.
+    """
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(f"{code}: {reason}")
+        self.code = code
         self.reason = reason
 
 
