@@ -13,6 +13,9 @@ ModalTuneError          exit code 2: the user or the data is at fault, one line 
 │   └── LabelError          a label that the vocabulary does not know
 ├── FetchError          a download of public data that failed or did not match its checksum
 ├── ModelFileError      weights that are absent, truncated or have the wrong hash
+├── TrustError          a key, a signature or a signed release
+│   ├── AuditError          an audit log that was changed, cut off or signed by somebody else
+│   └── CertificateError    a TLS certificate or the authority that issues it
 └── FederationError     a study that cannot be run as asked
     ├── ReplyRefused        one site's reply broke the manifest; carries the site and a reason code
     └── MessageRefused      a hospital's daemon let a message neither in nor out; carries a code
@@ -77,6 +80,18 @@ class FetchError(ModalTuneError):
 
 class ModelFileError(ModalTuneError):
     """Model weights that are absent, truncated, incomplete or have the wrong hash."""
+
+
+class TrustError(ModalTuneError):
+    """A key, a signature or a signed release that cannot be relied on."""
+
+
+class AuditError(TrustError):
+    """An audit log that was changed, cut off or signed by somebody else."""
+
+
+class CertificateError(TrustError):
+    """A TLS certificate, or the authority that issues it."""
 
 
 class FederationError(ModalTuneError):
