@@ -122,6 +122,8 @@ class Guard:
             self.asked = None
 
     def _download(self, pull_object: Callable[[int, str], bytes], run_id: int, tree: Any) -> dict[str, bytes]:
+        left = self.usage.bytes_left
+
         def pull(name: str) -> bytes:
             nonlocal left
             content = pull_object(run_id, name)
@@ -130,7 +132,6 @@ class Guard:
                 raise self.usage.too_many_bytes()
             return content
 
-        left = self.usage.bytes_left
         names = list(dict.fromkeys(node.object_id for node in iterate_object_tree(tree)))
         contents = pull_objects(names, pull)
         self.usage.count_bytes(sum(map(len, contents.values())))
