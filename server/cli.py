@@ -3,19 +3,60 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from modaltune.console import console, emit_json, run_app
 from modaltune.federation.study import Study
-from server.report import write_report
+from server.coordinator.home import Home, make_settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
-study = typer.Typer(no_args_is_help=True, help="Check and name a study.")
+study = typer.Typer(no_args_is_help=True, help="Write, check and name a study.")
+audit = typer.Typer(no_args_is_help=True, help="The coordinator's audit log.")
 app.add_typer(study, name="study")
+app.add_typer(audit, name="audit")
+
+DEGRADED = 3
 File = Annotated[Path, typer.Argument(help="study.toml or study.json")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, the rest on stderr.")]
+HomeFolder = Annotated[
+    Path, typer.Option("--home", envvar="MODALTUNE_SERVER_HOME", help="The coordinator's home folder.")
+]
+SiteName = Annotated[str, typer.Argument(metavar="SITE", help="Name of a hospital, as in the roster of studies.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run.")]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until the run has ended.")]
+_HOME = Path("~/.modaltune/server")
+
+
+def _home(folder: Path) -> Home:
+    return Home(folder.expanduser().resolve())
+
+
+def _show(values: dict[str, Any], json: bool) -> None:
+    """The outcome of a command: one JSON document, or a line for each value."""
+    if json:
+        emit_json(values)
+        return
+    for name, value in values.items():
+        console.print(f"{name}: {value}", markup=False, soft_wrap=True)
+
+
+@study.command()
+def new(
+    cohort: Annotated[str, typer.Argument(help="A vocabulary in configs/labels (blca, brca, ...), or blank.")],
+    site: Annotated[list[str], typer.Option("--site", help="A hospital of the roster; repeat for each.")],
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("study.toml"),
+    encoder: Annotated[str, typer.Option(help="Slide encoder: small, longnet or titan.")] = "small",
+    in_width: Annotated[int | None, typer.Option(min=1, help="Features per patch, where not the encoder's own.")] = None,
+    gene_sets: Annotated[Path | None, typer.Option(help="Gene sets, .gmt or .json.")] = None,
+    json: Json = False,
+) -> None:
+    """Write a commented study.toml to begin with."""
+    from server.coordinator.draft import write_study
+
+    drafted = write_study(out, cohort, site, encoder, in_width, gene_sets)
+    _show({"study": str(out), "digest": drafted.digest}, json)
 
 
 @study.command()
@@ -31,11 +72,7 @@ def check(file: File, json: Json = False) -> None:
         "gene_sets": len(found.gene_sets),
         "patch_width": found.slides.in_width,
     }
-    if json:
-        emit_json(summary)
-    else:
-        for name, value in summary.items():
-            console.print(f"{name}: {value}", markup=False)
+    _show(summary, json)
 
 
 @study.command()
@@ -46,10 +83,193 @@ def digest(file: File, json: Json = False) -> None:
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="Folder of a run.")], json: Json = False) -> None:
-    """Write report.html of a run folder anew."""
-    path = write_report(run)
-    emit_json({"report": str(path)}) if json else console.print(f"report: {path}", markup=False)
+def init(
+    host: Annotated[list[str], typer.Option("--host", help="Name or address of this machine; repeat for each.")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The one public port.")] = 8443,
+    listen: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
+    superlink_port: Annotated[int, typer.Option(min=1, max=65535, help="Loopback only.")] = 18000,
+    health_port: Annotated[int, typer.Option(min=1, max=65535, help="Loopback only.")] = 18001,
+    home: HomeFolder = _HOME,
+    json: Json = False,
+) -> None:
+    """Make a coordinator: authority, certificate, keys, secrets, proxy and systemd files."""
+    from server.coordinator.setup import init as make
+
+    values = {
+        "hosts": host, "port": port, "listen": listen, "superlink_port": superlink_port, "health_port": health_port,
+    }  # fmt: skip
+    here = _home(home)
+    settings = make_settings(values, "init")
+    make(here, settings)
+    _show({"home": str(here.folder), "coordinator": settings.address, "public_key": str(here.public_key)}, json)
+
+
+@app.command()
+def invite(
+    site: SiteName,
+    out: Annotated[Path, typer.Option(help="Folder for SITE.invite.")] = Path("."),
+    home: HomeFolder = _HOME,
+    json: Json = False,
+) -> None:
+    """Write SITE.invite, the file that a hospital starts with; it holds no secret."""
+    from server.coordinator import sites
+
+    _show({"invitation": str(sites.invite(_home(home), site, out))}, json)
+
+
+@app.command()
+def admit(
+    key: Annotated[Path, typer.Argument(metavar="SITE.pub", help="Public key that the site made.")],
+    home: HomeFolder = _HOME,
+    json: Json = False,
+) -> None:
+    """Let an invited hospital in; compare the fingerprint with the hospital over another channel."""
+    from server.coordinator import sites
+
+    site = sites.admit(_home(home), key)
+    _show({"site": key.stem, "fingerprint": site.fingerprint, "node": site.node_id}, json)
+
+
+@app.command()
+def revoke(site: SiteName, home: HomeFolder = _HOME, json: Json = False) -> None:
+    """Shut a hospital out, at once; to come back it needs a new invitation and a new key."""
+    from server.coordinator import sites
+
+    sites.revoke(_home(home), site)
+    _show({"site": site, "state": "revoked"}, json)
+
+
+@app.command()
+def start(
+    foreground: Annotated[bool, typer.Option("--foreground", help="Stay, as systemd wants it.")] = False,
+    home: HomeFolder = _HOME,
+    json: Json = False,
+) -> None:
+    """Start SuperLink, superexec and proxy, and keep them running."""
+    from server.coordinator.services import start_services
+
+    here = _home(home)
+    start_services(here, in_foreground=foreground)
+    _show({"coordinator": here.settings().address, "services": "running"}, json)
+
+
+@app.command()
+def stop(home: HomeFolder = _HOME, json: Json = False) -> None:
+    """Stop the services; a run that is going on can be resumed later."""
+    from server.coordinator.services import stop_services
+
+    stop_services(_home(home))
+    _show({"services": "stopped"}, json)
+
+
+@app.command()
+def run(
+    file: File,
+    name: Annotated[str | None, typer.Option(help="Name of the run; else study and time.")] = None,
+    wait: Wait = True,
+    home: HomeFolder = _HOME,
+    json: Json = False,
+) -> None:
+    """Run a study. Exit status 0, 3 when a hospital was missing or refused in a round, 4 without a model."""
+    from server.coordinator.runs import start_run
+
+    here = _home(home)
+    _follow(here, start_run(here, file, name), wait, json)
+
+
+@app.command()
+def resume(run: RunName, wait: Wait = True, home: HomeFolder = _HOME, json: Json = False) -> None:
+    """Go on with a run that stopped, after the last round that is complete."""
+    from server.coordinator.runs import resume_run
+
+    here = _home(home)
+    _follow(here, resume_run(here, run), wait, json)
+
+
+def _follow(home: Home, run: Any, wait: bool, json: bool) -> None:
+    from server.coordinator.progress import told
+
+    found = {"run": run.name, "folder": str(run.folder)}
+    if not wait:
+        _show(found | {"status": run.status["status"]}, json)
+        return
+    status = told(home, run)
+    _show(found | {"status": status["status"], "weights": status.get("weights")}, json)
+    if status["status"] != "OK":
+        raise typer.Exit(DEGRADED)
+
+
+@app.command()
+def status(home: HomeFolder = _HOME, json: Json = False) -> None:
+    """Health, services, sites and the latest run."""
+    from server.coordinator.overview import as_tables, overview
+
+    found = overview(_home(home))
+    emit_json(found) if json else console.print(as_tables(found))
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or a run folder.")],
+    home: HomeFolder = _HOME,
+    json: Json = False,
+) -> None:
+    """Write report.html of a run anew."""
+    from server.coordinator.runs import find_run
+    from server.report import write_report
+
+    folder = Path(run) if Path(run).is_dir() else find_run(_home(home), run).folder
+    _show({"report": str(write_report(folder))}, json)
+
+
+@app.command()
+def release(
+    run: RunName,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; else releases/RUN in the home folder.")] = None,
+    home: HomeFolder = _HOME,
+    json: Json = False,
+) -> None:
+    """Write the model of a finished run with a model card and a signature."""
+    from server.coordinator.release import release as sign
+
+    here = _home(home)
+    _show({"release": str(sign(here, run, out)), "public_key": str(here.public_key)}, json)
+
+
+@app.command()
+def renew(
+    days: Annotated[int, typer.Option(min=1, help="Validity.")] = 397,
+    home: HomeFolder = _HOME,
+    json: Json = False,
+) -> None:
+    """Issue the server certificate anew and let running services take it up; a run goes on."""
+    from server.coordinator.services import reload_certificate
+    from server.coordinator.setup import renew as issue
+
+    here = _home(home)
+    mark = issue(here, days)
+    _show({"certificate": mark, "reloaded": reload_certificate(here)}, json)
+
+
+@app.command()
+def doctor(home: HomeFolder = _HOME, json: Json = False) -> None:
+    """Check secrets, certificates, proxy, services, health, audit log and disk."""
+    from modaltune.doctor.command import show
+    from modaltune.doctor.finding import run_checks
+    from server.coordinator.doctor import CHECKS
+
+    here = _home(home)
+    here.settings()
+    show(f"coordinator {here.folder}", run_checks(CHECKS, here), json)
+
+
+@audit.command()
+def verify(home: HomeFolder = _HOME, json: Json = False) -> None:
+    """Check every line of the audit log: nothing changed, removed or reordered."""
+    from modaltune.trust.audit import show_audit
+
+    here = _home(home)
+    show_audit(here.audit, here.public_key.read_text(encoding="ascii"), json)
 
 
 def main() -> None:

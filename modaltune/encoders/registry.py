@@ -23,7 +23,7 @@ from modaltune.encoders.small import small_slide_encoder
 from modaltune.encoders.titan import titan_slide_encoder
 from modaltune.encoders.vit import ViTSlideEncoder
 from modaltune.errors import ModelFileError
-from modaltune.storage import digest_state
+from modaltune.storage import digest_file, digest_folder, digest_state
 
 
 def _longnet(in_width: int, width: int, depth: int) -> LongNetViT:
@@ -103,3 +103,21 @@ def weights_are_here(name: str) -> bool:
     """Whether this machine has the weights of an encoder."""
     file = "config.json" if name in _FOLDERS else _FILES[name][0] if name in _FILES else None
     return file is None or (encoders_folder() / name / file).is_file()
+
+
+def encoder_digest(name: str, *, in_width: int, width: int, depth: int) -> str:
+    """SHA-256 of an encoder as this machine has it, for a study that is to name it.
+
+    Raises:
+        ModelFileError: its weights are not here.
+    """
+    if not weights_are_here(name):
+        raise ModelFileError(
+            f"slide encoder {name!r}: no weights in {encoders_folder() / name}; put them there or name their parent in"
+            " MODALTUNE_ENCODERS"
+        )
+    if name in _FOLDERS:
+        return digest_folder(encoders_folder() / name)
+    if name in _FILES:
+        return digest_file(encoders_folder() / name / _FILES[name][0])
+    return digest_state(_MODULES[name](in_width, width, depth).state_dict())

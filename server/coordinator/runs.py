@@ -1,0 +1,215 @@
+"""Runs: submitted to the SuperLink, followed through the files that the ServerApp writes, resumed after a crash."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from modaltune.errors import ConfigError, FederationError, RunFailed
+from modaltune.federation.study import Study
+from modaltune.storage import write_json, write_text
+from server.coordinator.bundle import build_bundle
+from server.coordinator.home import Home
+from server.coordinator.journal import journal
+from server.coordinator.link import Link, connected
+from server.coordinator.sites import admitted_nodes
+
+RUNNING, FINAL = "RUNNING", ("OK", "DEGRADED", "FAILED")
+_POLL_SECONDS, _GRACE_SECONDS, _RESTART_SECONDS = 1.0, 10.0, 180.0
+_NAME = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def study(self) -> Path:
+        return self.folder / "study.json"
+
+    @property
+    def nodes(self) -> Path:
+        """Site -> node id of the sites that the ServerApp may talk to."""
+        return self.folder / "nodes.json"
+
+    @property
+    def submissions(self) -> list[dict[str, Any]]:
+        """One entry each time that the run was handed to Flower: its number there, bundle and time."""
+        found = _read_json(self.folder / "run.json")
+        return list(found["submissions"]) if found else []
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What the ServerApp last said of itself."""
+        return _read_json(self.folder / "status.json") or {"status": RUNNING, "phase": "submitted"}
+
+    @property
+    def final(self) -> bool:
+        """Whether the ServerApp came to an end that it could write down."""
+        return self.status["status"] in FINAL
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """The round log; a line that is being written does not count."""
+        path = self.folder / "rounds.jsonl"
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def find_run(home: Home, name: str) -> Run:
+    """The run called ``name``.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    runs = all_runs(home)
+    for run in runs:
+        if run.name == name:
+            return run
+    raise ConfigError(f"no run {name!r} in {home.runs}; known: {', '.join(run.name for run in runs) or 'none'}")
+
+
+def all_runs(home: Home) -> list[Run]:
+    """All runs, the one submitted last at the end."""
+    found = [Run(path.parent) for path in home.runs.glob("*/run.json")]
+    return sorted(found, key=lambda run: str(run.submissions[-1]["time"]))
+
+
+def start_run(home: Home, study_file: Path, name: str | None) -> Run:
+    """Submit a study as a new run.
+
+    Raises:
+        ConfigError: the name is taken, or too few sites of the roster are admitted.
+        FederationError: the services do not run, or another run is going on.
+    """
+    study = Study.load(study_file)
+    _require_quorum(study, admitted_nodes(home))
+    name = name or f"{study.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    if not set(name) <= set(_NAME) or name.startswith("."):
+        raise ConfigError(f"run name {name!r}: use letters, digits, '-', '_' and '.'")
+    run = Run(home.runs / name)
+    if run.folder.exists():
+        raise ConfigError(f"{run.folder}: exists; choose another --name, or go on with it: modaltune-server resume {name}")
+    with connected(home) as link:
+        _require_idle(home, link)
+        run.folder.mkdir(parents=True)
+        write_text(run.study, study.to_json())
+        _submit(home, link, run, study, "run-started")
+    return run
+
+
+def resume_run(home: Home, name: str) -> Run:
+    """Submit a run again; it goes on after the last round whose state is on disk.
+
+    Raises:
+        ConfigError: it is finished.
+        FederationError: the services do not run, or it is still going on.
+    """
+    run = find_run(home, name)
+    if (run.folder / "DONE").is_file():
+        raise ConfigError(f"run {name} is finished; its result is in {run.folder}")
+    study = Study.load(run.study)
+    _require_quorum(study, admitted_nodes(home))
+    with connected(home) as link:
+        _require_idle(home, link)
+        _submit(home, link, run, study, "run-resumed")
+    return run
+
+
+def going_on(home: Home, link: Link) -> Run | None:
+    """The run that Flower works on now."""
+    for run in reversed(all_runs(home)):
+        if not run.final and not link.run(run.submissions[-1]["flower"]).finished:
+            return run
+    return None
+
+
+def follow(home: Home, run: Run, say: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+    """Wait for the end of a run, telling each new row of its round log; returns its final status.
+
+    Raises:
+        RunFailed: it ended without a model; the line says how to go on.
+    """
+    told, since = len(run.rounds()) if len(run.submissions) > 1 else 0, None
+    while True:
+        rows = run.rounds()
+        for row in rows[told:]:
+            say(row)
+        told = len(rows)
+        if run.final:
+            return _ended(run)
+        trouble = _trouble(home, run)
+        since = None if trouble is None else since or time.monotonic()
+        if trouble is not None and since is not None and time.monotonic() - since > trouble.patience:
+            raise RunFailed(
+                f"run {run.name}: {trouble.what}; logs are in {home.folder / 'logs'}; go on with: modaltune-server"
+                f" resume {run.name}"
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _ended(run: Run) -> dict[str, Any]:
+    status = run.status
+    if status["status"] == "FAILED":
+        reason = str(status.get("reason") or "no reason given").rstrip(".")
+        raise RunFailed(f"run {run.name}: {reason}; when that is solved: modaltune-server resume {run.name}")
+    return status
+
+
+@dataclass(frozen=True)
+class _Trouble:
+    what: str
+    patience: float  # seconds
+
+
+def _trouble(home: Home, run: Run) -> _Trouble | None:
+    """Why no end of this run is to be expected; None while Flower works on it."""
+    try:
+        with connected(home) as link:
+            found = link.run(run.submissions[-1]["flower"])
+    except FederationError:  # supervised: it comes back, unless somebody stopped the services
+        return _Trouble("the SuperLink does not answer", _RESTART_SECONDS)
+    if not found.finished:
+        return None
+    return _Trouble(f"the ServerApp ended without a result (Flower says: {found.outcome or 'ended'})", _GRACE_SECONDS)
+
+
+def _submit(home: Home, link: Link, run: Run, study: Study, event: str) -> None:
+    bundle, nodes = build_bundle(), admitted_nodes(home)
+    write_json(run.nodes, {site: nodes[site] for site in study.roster if site in nodes})
+    write_json(run.folder / "status.json", {"status": RUNNING, "phase": "submitted"})
+    flower = link.start(bundle, {"study": str(run.study), "out": str(run.folder), "nodes": str(run.nodes)})
+    entry = {"flower": flower, "bundle": bundle.sha256, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    write_json(run.folder / "run.json", {"study": study.digest, "submissions": [*run.submissions, entry]})
+    journal(home).append(event, run=run.name, study=study.digest, bundle=bundle.sha256, flower=str(flower))
+
+
+def _require_quorum(study: Study, nodes: Mapping[str, int]) -> None:
+    absent = [site for site in study.roster if site not in nodes]
+    if len(study.roster) - len(absent) < study.quorum:
+        raise ConfigError(
+            f"study {study.name}: quorum {study.quorum} cannot be met, not admitted: {', '.join(absent)}; invite and"
+            " admit them first"
+        )
+
+
+def _require_idle(home: Home, link: Link) -> None:
+    other = going_on(home, link)
+    if other is not None:
+        raise FederationError(f"run {other.name} is going on; wait for its end: modaltune-server status")
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+

@@ -1,0 +1,114 @@
+"""The coordinator's services: SuperLink, the starter of ServerApps, and the proxy; supervised, restarted, logged."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+
+from modaltune.errors import ConfigError, FederationError
+from modaltune.processes import Program, State, foreground, start, states, stop, write_config
+from server.coordinator.health import grpc_serving, https_healthy
+from server.coordinator.home import Home, installed_command
+from server.coordinator.journal import journal
+from server.coordinator.setup import write_services
+
+SUPERLINK, SUPEREXEC, NGINX = "superlink", "superexec", "nginx"
+_START_SECONDS = 60.0
+_QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def programs(home: Home) -> list[Program]:
+    """What runs; secrets are named by their files."""
+    settings = home.settings()
+    scripts = installed_command("").as_posix()
+    environment = _QUIET | {
+        "FLWR_HOME": str(home.flower),
+        "PATH": os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)]),
+    }
+    link = [str(installed_command("flower-superlink"))]
+    link += ["--ssl-ca-certfile", str(home.ca_certificate), "--ssl-certfile", str(home.certificate)]
+    link += ["--ssl-keyfile", str(home.certificate_key), "--enable-supernode-auth", "--isolation", "process"]
+    link += ["--superexec-auth-secret-file", str(home.superexec_secret), "--disable-runtime-dependency-installation"]
+    link += ["--database", str(home.database), "--host", "127.0.0.1", "--port", str(settings.superlink_port)]
+    link += ["--health-server-address", settings.health]
+    starter = [str(installed_command("flower-superexec")), "--root-certificates", str(home.ca_certificate)]
+    starter += ["--runtime-api-address", settings.superlink, "--superexec-auth-secret-file", str(home.superexec_secret)]
+    proxy = [nginx_command(), "-p", str(home.folder), "-c", str(home.nginx), "-e", "stderr"]
+    return [
+        Program(SUPERLINK, link, environment, home.folder),
+        Program(SUPEREXEC, starter, environment, home.folder),
+        Program(NGINX, proxy, {}, home.folder),
+    ]
+
+
+def start_services(home: Home, *, in_foreground: bool) -> None:
+    """Start everything and wait until it answers; in the foreground, stay until told to stop.
+
+    Raises:
+        FederationError: a service did not come up.
+    """
+    write_services(home, home.settings())
+    config = write_config(home.folder, programs(home))
+    journal(home).append("services-started")
+    if in_foreground:
+        foreground(config)
+        return
+    start(config)
+    _await(home)
+
+
+def stop_services(home: Home) -> None:
+    """Stop everything; a run that was going on can be resumed."""
+    home.settings()
+    stop(write_config(home.folder, programs(home)))
+    journal(home).append("services-stopped")
+
+
+def service_states(home: Home) -> list[State]:
+    """The supervised processes; none when nothing was started."""
+    return states(write_config(home.folder, programs(home)))
+
+
+def reload_certificate(home: Home) -> list[str]:
+    """Let running services read a new certificate, and return which did.
+
+    The proxy takes it up without dropping a connection. The SuperLink comes back within seconds; sites and ServerApp
+    ask again meanwhile, so a run goes on.
+    """
+    running = {state.name: state.pid for state in service_states(home) if state.pid}
+    for name, number in ((SUPERLINK, signal.SIGTERM), (NGINX, signal.SIGHUP)):
+        if pid := running.get(name):
+            os.kill(pid, number)
+    return sorted({SUPERLINK, NGINX} & set(running))
+
+
+def _await(home: Home) -> None:
+    settings, deadline = home.settings(), time.monotonic() + _START_SECONDS
+    while not (grpc_serving(settings) and https_healthy(home, settings)):
+        if time.monotonic() > deadline:
+            down = [state.name for state in service_states(home) if state.state != "RUNNING"] or [NGINX]
+            raise FederationError(
+                f"{down[0]} did not come up in {_START_SECONDS:.0f} s; see {home.folder / 'logs'}, or run:"
+                " modaltune-server doctor"
+            )
+        time.sleep(0.2)
+
+
+def nginx_command() -> str:
+    """Where nginx is; it lies outside the path of ordinary users on some systems.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    places = [os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"]
+    found = shutil.which("nginx", path=os.pathsep.join(places))
+    if found is None:
+        raise ConfigError("nginx is not installed; install it from your distribution: apt install nginx")
+    return found
