@@ -66,8 +66,9 @@ class Home:
         self.flower, self.app = folder / "flower", folder / "app"
         self.authority, self.coordinator_key = folder / "ca.crt", folder / "coordinator.pub"
         self.node_key, self.audit_key = self.keys / "node", self.keys / "audit.key"
+        self.node_public = self.keys / "node.pub"
         self.audit, self.audit_public = folder / "audit.jsonl", folder / "audit.pub"
-        self.secret = self.app / "secret"
+        self.secret, self.cache = self.app / "secret", self.app / "cache"
         self.paused_file, self.status = self.state / "paused", self.state / "status.json"
 
     @classmethod
@@ -110,8 +111,6 @@ class Home:
         """Create the folders; only ``app`` can be entered by other accounts."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o711)
-        for folder in (self.keys, self.approvals, self.state, self.flower, self.folder / "logs", self.folder / "run"):
+        for folder in (self.keys, self.approvals, self.state, self.flower, self.app):
             folder.mkdir(exist_ok=True)
             folder.chmod(0o700)
-        self.app.mkdir(exist_ok=True)
-        self.app.chmod(0o700)
