@@ -16,6 +16,7 @@ ModalTuneError          exit code 2: the user or the data is at fault, one line 
 ├── TrustError          a key, a signature or a signed release
 │   ├── AuditError          an audit log that was changed, cut off or signed by somebody else
 │   └── CertificateError    a TLS certificate or the authority that issues it
+├── ServiceError        programs that should run in the background, and do not
 └── FederationError     a study that cannot be run as asked
     ├── ReplyRefused        one site's reply broke the manifest; carries the site and a reason code
     └── MessageRefused      a hospital's daemon let a message neither in nor out; carries a code
@@ -92,6 +93,10 @@ class AuditError(TrustError):
 
 class CertificateError(TrustError):
     """A TLS certificate, or the authority that issues it."""
+
+
+class ServiceError(ModalTuneError):
+    """Programs that should run in the background, and cannot be started, reached or stopped."""
 
 
 class FederationError(ModalTuneError):
