@@ -22,7 +22,7 @@ from client.home import Home, Settings
 from modaltune.console import run_app
 from modaltune.errors import ConfigError, FederationError
 from modaltune.trust.audit import AuditLog
-from modaltune.trust.keys import SigningKey, read_private
+from modaltune.trust.keys import read_private
 
 FLOWER = "1.41.0"
 _WRAPPED = {
@@ -103,9 +103,9 @@ def run(home: Annotated[Path, typer.Option(help="Folder that modaltune-client in
     here = Home.find(home)
     settings = here.settings()
     os.environ.update(QUIET | {"FLWR_HOME": str(here.flower)})
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("flwr").propagate = False  # it writes its own lines
     read_private(here.node_key)
-    audit = AuditLog(here.audit, SigningKey.load(here.audit_key))
+    audit = here.open_audit()
     install(here, audit)
     audit.append("daemon started", pid=os.getpid(), flwr=FLOWER)
     from flwr.supernode.cli.flower_supernode import flower_supernode

@@ -49,7 +49,7 @@ class Guard:
     def __init__(self, home: Home, audit: AuditLog) -> None:
         self.home, self.audit = home, audit
         self.approvals = Approvals(home.approvals)
-        self.usage = Usage(home.state / "usage.json", home.settings().limits)
+        self.usage = Usage(home.usage, home.settings().limits)
         self.asked: Asked | None = None
         self.written: set[str] = set()
         self._told, self._ended = 0.0, math.inf
@@ -139,6 +139,7 @@ class Guard:
 
     def _open(self, outer: Message, contents: dict[str, bytes], bundle: str) -> None:
         """Read a message as the app will read it; it becomes the open question."""
+        size = sum(map(len, contents.values()))
         message = _inflated(outer.metadata.message_id, contents, "QuestionUnreadable")
         if not message.has_content() or message.metadata.message_type != outer.metadata.message_type:
             raise MessageRefused("QuestionUnreadable", "content and address of the message differ")
@@ -148,7 +149,6 @@ class Guard:
         if question.kind == TRAIN:
             self.usage.count_round(study.digest)
         self.asked = Asked(message=outer, question=question, approval=approval)
-        size = sum(len(content) for content in contents.values())
         self.audit.append("question", **_facts(self.asked), bytes=size)
         self._tell(f"{question.kind} round {question.round}" if question.round else question.kind, now=True)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import pwd
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -16,9 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from client.network import Coordinator
 from modaltune.errors import ConfigError
 from modaltune.federation.study import Name, first_problem
+from modaltune.trust.audit import AuditLog
+from modaltune.trust.keys import SigningKey
 
 VARIABLE = "MODALTUNE_CLIENT_HOME"
 SETTINGS = "client.toml"
+CACHE_VARIABLE = "MODALTUNE_CACHE"
 Port = Annotated[int, Field(gt=0, lt=2**16)]
 
 
@@ -70,6 +75,7 @@ class Home:
         self.audit, self.audit_public = folder / "audit.jsonl", folder / "audit.pub"
         self.secret, self.cache = self.app / "secret", self.app / "cache"
         self.paused_file, self.status = self.state / "paused", self.state / "status.json"
+        self.usage = self.state / "usage.json"
 
     @classmethod
     def find(cls, given: Path | None) -> Home:
@@ -96,6 +102,23 @@ class Home:
         if settings.app_user:
             self.account(settings.app_user)
         return settings
+
+    def open_audit(self) -> AuditLog:
+        """This hospital's log."""
+        return AuditLog(self.audit, SigningKey.load(self.audit_key))
+
+    @contextmanager
+    def app_cache(self) -> Iterator[None]:
+        """While it lasts, what can be made again is kept where the client app looks for it."""
+        before = os.environ.get(CACHE_VARIABLE)
+        os.environ[CACHE_VARIABLE] = str(self.cache)
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[CACHE_VARIABLE]
+            else:
+                os.environ[CACHE_VARIABLE] = before
 
     def account(self, name: str) -> pwd.struct_passwd:
         """An account of this machine."""

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from client.daemon import QUIET
-from client.home import Home, Settings
+from client.home import CACHE_VARIABLE, Home, Settings
 from modaltune.errors import ConfigError
 from modaltune.processes import Program, State, foreground, start, states, stop, write_config
 
@@ -52,7 +52,7 @@ def programs(home: Home, settings: Settings) -> list[Program]:
         Program(
             name=APP,
             command=_superexec(home, settings),
-            environment=_environment(home.app) | {"MODALTUNE_CACHE": str(home.cache)},
+            environment=_environment(home.app) | {CACHE_VARIABLE: str(home.cache)},
             folder=home.app,
             user=settings.app_user or None,
         ),
@@ -133,7 +133,7 @@ def _superexec(home: Home, settings: Settings) -> list[str]:
         raise ConfigError("flower-superexec is not installed; install the whole distribution modaltune-federated")
     return [
         *(command, "--insecure", "--runtime-api-address", f"127.0.0.1:{settings.runtime_port}"),
-        *("--superexec-auth-secret-file", str(home.secret), "--disable-runtime-dependency-installation"),
+        *("--superexec-auth-secret-file", str(home.secret)),
     ]
 
 

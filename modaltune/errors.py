@@ -11,6 +11,7 @@ ModalTuneError          exit code 2: the user or the data is at fault, one line 
 │   ├── FeatureFileError    bag features (HDF5) or slides table
 │   ├── SlideError          a whole-slide image
 │   └── LabelError          a label that the vocabulary does not know
+├── DeviceError         a GPU that is absent or has too little memory
 ├── FetchError          a download of public data that failed or did not match its checksum
 ├── ModelFileError      weights that are absent, truncated or have the wrong hash
 ├── TrustError          a key, a signature or a signed release
@@ -73,6 +74,10 @@ class SlideError(DataError):
 
 class LabelError(DataError):
     """A label value that the study's vocabulary does not know."""
+
+
+class DeviceError(ModalTuneError):
+    """A GPU that is absent or has too little memory."""
 
 
 class FetchError(ModalTuneError):

@@ -41,4 +41,6 @@ class Invitation(BaseModel):
         try:
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
-            raise ConfigError(f"{path}: no invitation: {first_problem(error)}; ask the coordinator for it again") from None
+            raise ConfigError(
+                f"{path}: no invitation: {first_problem(error)}; ask the coordinator for it again"
+            ) from None

@@ -31,7 +31,7 @@ from tests.conftest import REPOSITORY
 from tests.integration.grids import pack, unpack
 
 PROBE = Path(__file__).parent / "probe"
-SECONDS = 120.0
+SECONDS = 400.0
 
 
 class Stack:

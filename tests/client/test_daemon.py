@@ -11,6 +11,7 @@ import pytest
 from flwr.app import Message
 
 from client.approvals import Approvals
+from client.disclosure import embed_labels
 from client.enrol import enrol
 from client.home import Home
 from modaltune.invitation import Invitation
@@ -52,6 +53,8 @@ def home(stack: Stack, conversation: Conversation, bundle: Bundle) -> Home:
         public_key=SigningKey.create(stack.folder / "coordinator.key").public_pem,
     )
     enrol(home, invitation, conversation.folder, stack.folder)
+    with home.app_cache():
+        embed_labels(conversation.study)
     Approvals(home.approvals).add(conversation.approval.model_copy(update={"bundle": bundle.sha256}))
     return home
 
