@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from getpass import getuser
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from modaltune.errors import ConfigError, MessageRefused
 from modaltune.federation.study import Digest, Name, Study
 from modaltune.storage import write_text
+
+if TYPE_CHECKING:
+    from client.runtime import Site
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -41,6 +46,20 @@ class Approval(BaseModel):
     cases: Cases
     when: str
     by: str
+
+    @classmethod
+    def of(cls, site: Site, bundle: str) -> Self:
+        """Approve what a site was shown, now, by who runs this command."""
+        splits = site.cohort.cases["split"]
+        return cls(
+            study=site.study,
+            bundle=bundle,
+            site=site.cohort.site,
+            minimum=site.minimum,
+            cases=Cases(**{name: int((splits == name).sum()) for name in Cases.model_fields}),
+            when=datetime.now(UTC).isoformat(timespec="seconds"),
+            by=getuser(),
+        )
 
 
 class Approvals:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
-from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,7 +86,7 @@ def approve(
     json: Json = False,
 ) -> None:
     """Check a study, then let it run here, with the bundle that is installed here."""
-    from client.approvals import Approval, Approvals, Cases
+    from client.approvals import Approval, Approvals
     from client.bundle import installed_bundle
     from client.disclosure import disclosure, embed_labels
     from client.runtime import Site
@@ -98,17 +96,7 @@ def approve(
     disclosure(site)
     with here.app_cache():
         embed_labels(asked)
-    approval = Approval(
-        study=asked,
-        bundle=_bundle(bundle) or installed_bundle(),
-        site=site.cohort.site,
-        minimum=site.minimum,
-        cases=Cases.model_validate(
-            site.cohort.cases["split"].value_counts().reindex(["train", "val", "test"]).fillna(0)
-        ),
-        when=datetime.now(UTC).isoformat(timespec="seconds"),
-        by=getuser(),
-    )
+    approval = Approval.of(site, _bundle(bundle) or installed_bundle())
     Approvals(here.approvals).add(approval)
     facts = {"study": asked.digest, "bundle": approval.bundle, "by": approval.by}
     here.open_audit().append("approve", **facts)

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -165,7 +166,7 @@ class Site:
 
     def _question(self, preprocessing: Preprocessing, arrays: Packed, round_number: int) -> str:
         """Digest of all that a round of training depends on, beside the bags."""
-        weights = digest_state({name: torch.from_numpy(value.copy()) for name, value in arrays.items()})
+        weights = digest_state({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
         table = pd.util.hash_pandas_object(self.cohort.cases).to_numpy().tobytes().hex()
         return digest_text(
             canonical_json([self.study.digest, round_number, preprocessing.digest, weights, digest_text(table)])

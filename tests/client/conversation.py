@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import make_app
-from client.approvals import Approval, Cases
+from client.approvals import Approval
 from client.questions import CAPABILITY, EVALUATE, STATISTICS, TRAIN, Question, named_genes, read_question
 from client.runtime import Site
 from modaltune.data.preprocessing import Preprocessing
@@ -79,16 +79,7 @@ class Conversation:
 
     @cached_property
     def approval(self) -> Approval:
-        splits = self.site.cohort.cases["split"].value_counts()
-        return Approval(
-            study=self.study,
-            bundle=BUNDLE,
-            site="H1",
-            minimum=self.site.minimum,
-            cases=Cases(train=splits["train"], val=splits["val"], test=splits["test"]),
-            when="2026-01-01T00:00:00+00:00",
-            by="tester",
-        )
+        return Approval.of(self.site, BUNDLE)
 
 
 __all__ = ["BUNDLE", "CAPABILITY", "EVALUATE", "STATISTICS", "TRAIN", "Conversation"]
