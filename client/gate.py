@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from client.approvals import Approval
 from client.questions import CAPABILITY, EVALUATE, STATISTICS, TRAIN, Question, named_genes, read_arrays
 from modaltune.errors import MessageRefused, ModalTuneError, ReplyRefused
 from modaltune.federation.average import State
-from modaltune.federation.capability import Capability
+from modaltune.federation.capability import Capability, versions
 from modaltune.federation.manifest import (
     TRAIN_METRICS,
     check_examples,
@@ -29,8 +28,6 @@ from modaltune.federation.manifest import (
 )
 from modaltune.federation.wire import decode_update, message_manifest
 
-PACKAGES = ("flwr", "torch")
-"""Packages whose versions a site names."""
 UNEXPECTED = "UnexpectedError"
 _COUNTS = {"cases-train": "train", "cases-val": "val", "cases-test": "test"}
 
@@ -58,17 +55,15 @@ def released(question: Question, approval: Approval, content: RecordDict) -> Rec
 
 def _capability(question: Question, approval: Approval, content: RecordDict) -> RecordDict:
     record = _only(approval, content, "capability").config_records["capability"]
-    versions = {f"version-{name}": version(name) for name in PACKAGES}
-    _require(
-        approval, set(record) <= {"site", "tasks", "modalities", "genes", *_COUNTS, *versions}, "a field is unknown"
-    )
+    own = {f"version-{name}": value for name, value in versions().items()}
+    _require(approval, set(record) <= {"site", "tasks", "modalities", "genes", *_COUNTS, *own}, "a field is unknown")
     found = Capability.parse(record, question.study)
     known = ["slides", "expression", "clinical", *(modality.name for modality in question.study.modalities)]
     counts = {name: int(str(record[name])) for name in _COUNTS}
     _require(approval, found.site == approval.site, "it names another site")
     _require(approval, set(found.modalities) <= set(known), "it names an unknown modality")
     _require(approval, set(found.genes) <= named_genes(question.study), "it names a gene outside the study")
-    _require(approval, all(record[name] == value for name, value in versions.items()), "a version is not this one's")
+    _require(approval, all(record[name] == value for name, value in own.items()), "a version is not this one's")
     for name, split in _COUNTS.items():
         _check_count(approval, name, counts[name], getattr(approval.cases, split))
     lists: dict[str, list[str]] = {
@@ -77,7 +72,7 @@ def _capability(question: Question, approval: Approval, content: RecordDict) -> 
         "genes": sorted(set(found.genes)),
     }
     filled = {name: values for name, values in lists.items() if values}  # Flower cannot count []
-    return RecordDict({"capability": ConfigRecord({"site": approval.site, **filled, **counts, **versions})})
+    return RecordDict({"capability": ConfigRecord({"site": approval.site, **filled, **counts, **own})})
 
 
 def _statistics(question: Question, approval: Approval, content: RecordDict) -> RecordDict:

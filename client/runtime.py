@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from modaltune.data.site import load_site, read_site_config
 from modaltune.errors import FeatureFileError, FederationError
 from modaltune.evaluation.predictions import metric_rows, predict
 from modaltune.federation.average import State
+from modaltune.federation.capability import versions
 from modaltune.federation.manifest import Manifest, statistics_manifest
 from modaltune.federation.statistics import Sums, site_statistics
 from modaltune.federation.study import Study
@@ -41,7 +41,6 @@ from modaltune.training import (
     training_device,
 )
 
-PACKAGES = ("flwr", "torch")
 logger = logging.getLogger(__name__)
 
 
@@ -94,7 +93,7 @@ class Site:
                 *(modality.name for modality in self.study.modalities if modality.name in self.cohort.modalities),
             ],
             **{f"cases-{name}": count if count >= self.minimum else 0 for name, count in splits.items()},
-            **{f"version-{name}": version(name) for name in PACKAGES},
+            **{f"version-{name}": value for name, value in versions().items()},
         }
 
     def _genes(self) -> list[str]:
@@ -157,6 +156,7 @@ class Site:
             start=(round_number - 1) / rounds,
             end=round_number / rounds,
             optimiser=optimiser,
+            anchored=True,
         )
         packed, rounding = self._pack(learner, received, kept.rounding)
         state = optimiser_state(learner, optimiser) if spec.keep_optimiser else {}
@@ -217,7 +217,9 @@ class Site:
         if key not in self._cases:
             cases = prepare(self.cohort, self.study, preprocessing)
             cache = self.state_folder / "prefix"
-            self._cases = {key: with_cached_prefix(learner.modaltune, self.study.slides.sha256, cases, cache)}
+            spec = self.study.slides
+            cached = with_cached_prefix(learner.modaltune, spec.sha256, cases, cache, embedding=spec.cache_embedding)
+            self._cases = {key: cached}
         return self._cases[key]
 
     def _split(self, cases: list[CaseTensors], split: str) -> list[CaseTensors]:

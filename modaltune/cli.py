@@ -15,6 +15,8 @@ from modaltune.doctor.command import doctor
 from modaltune.federation.study import Study
 from modaltune.onboarding.commands import init, labels
 from modaltune.slides.cli import app as slides_app
+from modaltune.trust.commands import release_check
+from modaltune.trust.keys import read_public
 
 if TYPE_CHECKING:  # commands import what they need themselves: a check of a folder should not wait for torch
     from modaltune.local import LocalTraining
@@ -29,13 +31,14 @@ def evaluate(
     model: Annotated[Path, typer.Option(help="model/ folder of a run.")],
     data: Annotated[Path, typer.Option(help="Folder with tables laid out as docs/data.md says.")],
     cohort: Annotated[str, typer.Option(help="BRCA, GBMLGG, NSCLC, RCC, COADREAD or BLCA.")],
+    public_key: Annotated[Path | None, typer.Option(help="Public key with which the model must be signed.")] = None,
     json: Json = False,
 ) -> None:
     """Score a trained model on other cases: every eligible case of the cohort counts, none may be a training case."""
     from modaltune.evaluation.external import evaluate_tables
     from modaltune.tables import metric_table
 
-    rows = evaluate_tables(model, data, cohort)
+    rows = evaluate_tables(model, data, cohort, public_pem=None if public_key is None else read_public(public_key))
     progress_line(False)("every eligible case is scored; a folder the model was trained on gives optimistic figures")
     if json:
         emit_json(rows)
@@ -84,13 +87,14 @@ def _show_progress(training: LocalTraining, *, disable: bool) -> None:
 @app.command()
 def bench(
     what: Annotated[
-        str, typer.Argument(help="kernels, genes, positions, growth, build, step, wire, bags or all")
+        str, typer.Argument(help="kernels, genes, positions, growth, build, step, wire, bags, aggregate or all")
     ] = "all",
     patches: Annotated[int, typer.Option(min=1, help="step: patches of the case.")] = 1024,
     tasks: Annotated[int, typer.Option(min=1, help="step: tasks of the case.")] = 3,
     json: Json = False,
 ) -> None:
     """Measure this machine, one thread: ratios to the plain path, memory, bags, message size (all: about 6 min)."""
+    from modaltune.benchmarks.aggregate import bench_aggregate
     from modaltune.benchmarks.bags import bench_bags
     from modaltune.benchmarks.parts import bench_genes, bench_growth, bench_kernels, bench_positions
     from modaltune.benchmarks.step import bench_build, bench_step
@@ -106,6 +110,7 @@ def bench(
         "step": lambda: bench_step(patches, tasks),
         "wire": bench_wire,
         "bags": bench_bags,
+        "aggregate": bench_aggregate,
     }
     chosen = list(parts) if what == "all" else [what]
     if unknown := [name for name in chosen if name not in parts]:
@@ -117,7 +122,7 @@ def bench(
         console.print(bench_table(results))
 
 
-for command in (doctor, init, labels):
+for command in (doctor, init, labels, release_check):
     app.command()(command)
 
 

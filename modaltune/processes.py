@@ -30,7 +30,8 @@ from modaltune.errors import ConfigError, ServiceError
 from modaltune.storage import write_text
 
 _SOCKET_LENGTH = 96  # of 107 bytes that a Unix socket's path may have: supervisord appends its process id at first
-_START_SECONDS, _STOP_SECONDS = 15.0, 30
+_START_SECONDS, _STOP_SECONDS = 15, 30
+_END_SECONDS = 2  # a process that was killed stops answering a little before it is gone
 _SUPERVISORD = (sys.executable, "-m", "supervisor.supervisord")
 
 
@@ -126,9 +127,8 @@ def start(config: Path) -> None:
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or ["no reason given"])[0]
         raise ServiceError(f"{config}: the programs were not started: {reason}")
-    _wait(
-        lambda: _answers(config), f"{config.parent / 'logs' / 'supervisor.log'}: says why supervisord does not answer"
-    )
+    if not _happens(lambda: _answers(config), _START_SECONDS):
+        raise ServiceError(f"{config.parent / 'logs' / 'supervisor.log'}: says why supervisord does not answer")
 
 
 def foreground(config: Path) -> NoReturn:
@@ -144,7 +144,8 @@ def stop(config: Path) -> bool:
         programs = len(running.getAllProcessInfo())
         running.shutdown()
     pid = _pid_file(config)  # goes when everything has ended
-    _wait(lambda: not pid.exists(), f"{config.parent}: its programs do not stop", _STOP_SECONDS * (programs + 1))
+    if not _happens(lambda: not pid.exists(), _STOP_SECONDS * (programs + 1)):
+        raise ServiceError(f"{config.parent}: its programs do not stop; logs/supervisor.log says which")
     return True
 
 
@@ -243,7 +244,7 @@ def _end_orphans(config: Path) -> bool:
         leader, written = int(_pid_file(config).read_text()), _pid_file(config).stat().st_mtime
     except (FileNotFoundError, ValueError):
         return False
-    if written < psutil.boot_time() or _alive(leader):
+    if written < psutil.boot_time() or not _happens(lambda: _ended(leader), _END_SECONDS):
         return False
     orphans = [process for process in psutil.process_iter() if _session(process.pid) == leader]
     for process in orphans:
@@ -255,11 +256,11 @@ def _end_orphans(config: Path) -> bool:
     return bool(orphans)
 
 
-def _alive(pid: int) -> bool:
+def _ended(pid: int) -> bool:
     try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
-        return False
+        return True
 
 
 def _session(pid: int) -> int | None:
@@ -283,9 +284,8 @@ def _ask(running: Any, config: Path, name: str, method: str, *arguments: object)
             raise ServiceError(f"{config.parent}: {method} of {name} failed: {fault.faultString}") from None
 
 
-def _wait(done: Callable[[], bool], problem: str, seconds: float = _START_SECONDS) -> None:
+def _happens(done: Callable[[], bool], seconds: float) -> bool:
     deadline = time.monotonic() + seconds
-    while not done():
-        if time.monotonic() > deadline:
-            raise ServiceError(problem)
+    while not (happened := done()) and time.monotonic() < deadline:
         time.sleep(0.1)
+    return happened

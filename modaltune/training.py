@@ -131,6 +131,7 @@ def fit(
     after_step: Callable[[int], None] | None = None,
     optimiser: torch.optim.Optimizer | None = None,
     done: int = 0,
+    anchored: bool = False,
 ) -> Outcome:
     """Train in place for a number of optimiser steps.
 
@@ -143,12 +144,14 @@ def fit(
         optimiser: goes on from its state; None starts a fresh one.
         done: steps that a checkpoint has behind it; their batches are drawn and passed over, and torch's generator is
             taken as the checkpoint left it.
+        anchored: pull towards the weights that this training starts from, as strongly as ``spec.proximal`` says.
     """
     usable = labelled(cases)
     peers = workers()
     if not done:
         torch.manual_seed(derive_seed(seed, "dropout", *([peers.rank] if peers.rank else [])))
     parameters = [p for p in learner.parameters() if p.requires_grad]
+    anchors = [p.detach().clone() for p in parameters] if anchored and spec.proximal else None
     optimiser = make_optimiser(learner, spec) if optimiser is None else optimiser
     device, exercised = device_of(learner), dict[str, set[int]]()
     total = 0.0
@@ -165,6 +168,8 @@ def fit(
         loss = accumulate_gradients(learner, peers.share(shown), spec.objective, weights=task_weights(shown))
         total += peers.sum_number(loss, device)
         peers.sum_gradients(parameters)
+        if anchors is not None:
+            _pull(parameters, anchors, spec.proximal)
         torch.nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
         optimiser.step()
         if not math.isfinite(total):
@@ -175,6 +180,13 @@ def fit(
         if after_step is not None:
             after_step(step + 1)
     return Outcome(loss=total / max(1, steps - done), steps=steps - done, examples=_per_parameter(learner, exercised))
+
+
+def _pull(parameters: Sequence[Tensor], anchors: Sequence[Tensor], strength: float) -> None:
+    """Add the gradient of FedProx's term: ``strength`` times the distance from the anchors."""
+    for parameter, anchor in zip(parameters, anchors, strict=True):
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter.detach() - anchor, alpha=strength)
 
 
 def _shown(

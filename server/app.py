@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from modaltune.errors import ConfigError
 from modaltune.federation.study import Study
+from server.finish import finish
 from server.rounds import Federation, Result
 
 
@@ -37,12 +39,23 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the study that the run configuration names: ``study`` (a file) and ``out`` (a folder)."""
-    study, out = context.run_config.get("study"), context.run_config.get("out")
-    if not study or not out:
-        raise ConfigError(
-            "run configuration needs study=FILE and out=FOLDER: flwr run . --run-config 'study=... out=...'"
-        )
-    folder = Path(str(out))
-    folder.mkdir(parents=True, exist_ok=True)
-    Federation(grid, Study.load(Path(str(study))), folder).run()
+    """Run the study that the run configuration names, or go on with it.
+
+    Run configuration: ``study`` (a file), ``out`` (the run folder), ``nodes`` (JSON file: site -> node, as admitted).
+    """
+    named = {name: context.run_config.get(name) for name in ("study", "out", "nodes")}
+    if not named["study"] or not named["out"]:
+        raise ConfigError("run configuration needs study=FILE and out=FOLDER; modaltune-server run STUDY sets both")
+    study, out = Study.load(Path(str(named["study"]))), Path(str(named["out"]))
+    out.mkdir(parents=True, exist_ok=True)
+    nodes = admitted_nodes(Path(str(named["nodes"]))) if named["nodes"] else None
+    finish(Federation(grid, study, out, nodes=nodes).run(), study, out)
+
+
+def admitted_nodes(path: Path) -> dict[str, int]:
+    """Which Flower node belongs to which site, from a JSON file."""
+    try:
+        nodes = json.loads(path.read_text(encoding="utf-8"))
+        return {str(site): int(node) for site, node in nodes.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        raise ConfigError(f"{path}: expected a JSON object, site -> node; modaltune-server run writes it") from None

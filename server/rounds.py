@@ -1,28 +1,26 @@
 """The federation as the coordinator runs it: capability, preprocessing, training rounds, evaluation.
 
-Flower moves the messages; this file decides who is asked, which reply is accepted and what is written down.
+Flower moves the messages; this file decides what is asked, which answer is accepted and what is written down.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.encoders.registry import weights_are_here
-from modaltune.errors import FederationError, ReplyRefused, RunFailed
-from modaltune.federation.average import State, Update, contributors, keywise_average
-from modaltune.federation.capability import Capability, check_versions, gene_panel
+from modaltune.errors import FederationError, ModalTuneError, ReplyRefused, RunFailed
+from modaltune.federation.average import State, Update
+from modaltune.federation.capability import Capability, check_versions, gene_panel, versions
 from modaltune.federation.manifest import (
     TRAIN_METRICS,
     Manifest,
@@ -36,38 +34,13 @@ from modaltune.federation.study import Study
 from modaltune.federation.wire import decode_update, encode_weights, message_manifest
 from modaltune.models.learner import Learner, build_learner, load_trainable, save_model
 from modaltune.models.modaltune import trainable_state
-from modaltune.storage import append_json_line, digest_state, write_text
+from modaltune.storage import append_json_line, digest_state, write_json, write_text
+from server.aggregation import Gathering, ServerOptimiser
+from server.exchange import Exchange, Round, arrays_of
+from server.state import Progress, ServerState
 
 logger = logging.getLogger(__name__)
-_POLL_SECONDS = 0.05
-
-
-@dataclass(kw_only=True)
-class Round:
-    """One exchange with the roster: who answered, who is missing, who was refused and why, and what it cost."""
-
-    number: int
-    phase: str
-    started: float = field(default_factory=time.monotonic)
-    missing: list[str] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
-    bytes_down: int = 0
-    bytes_up: int = 0
-
-    def as_row(self, accepted: Mapping[str, object], **more: Any) -> dict[str, Any]:
-        """One object of ``rounds.jsonl``."""
-        return {
-            "round": self.number,
-            "phase": self.phase,
-            "status": "DEGRADED" if self.missing or self.refused else "OK",
-            "seconds": round(time.monotonic() - self.started, 3),
-            "contributors": sorted(accepted),
-            "missing": self.missing,
-            "refused": self.refused,
-            "bytes_down": self.bytes_down,
-            "bytes_up": self.bytes_up,
-            **more,
-        }
+_NEWCOMER_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,202 +50,262 @@ class Result:
     learner: Learner
     preprocessing: Preprocessing
     capabilities: dict[str, Capability]
+    evaluation: dict[str, dict[str, float]]
     status: str
     steps: int
     weights_hash: str
 
 
 class Federation:
-    """Runs one study over a Flower grid and writes ``rounds.jsonl`` and ``model/`` into a folder."""
+    """Runs one study over a Flower grid, from its beginning or from where the folder says it stopped.
+
+    Args:
+        out: run folder; ``rounds.jsonl``, ``status.json``, ``state/`` and at the end ``model/`` are written into it.
+        progress: called with each row of the round log.
+        nodes: site -> Flower node, as the coordinator admitted them; None (simulation) believes what a node says.
+    """
 
     def __init__(
-        self, grid: Grid, study: Study, out: Path, progress: Callable[[Mapping[str, Any]], None] | None = None
+        self,
+        grid: Grid,
+        study: Study,
+        out: Path,
+        progress: Callable[[Mapping[str, Any]], None] | None = None,
+        nodes: Mapping[str, int] | None = None,
     ) -> None:
         self.grid, self.study, self.out = grid, study, out
-        self.progress = progress
+        self.progress, self.admitted = progress, nodes
+        self.exchange = Exchange(grid, study.deadline_seconds)
+        self.state = ServerState(out, study)
         self.nodes: dict[str, int] = {}
         self.capabilities: dict[str, Capability] = {}
         self.degraded = False
+        self.preprocessing: Preprocessing
+        self.learner: Learner
+        self.manifest: Manifest
+        self.start: State
 
     def run(self) -> Result:
         """The whole study.
 
         Raises:
             FederationError: the sites do not fit the study.
-            RunFailed: a round fell below the quorum.
+            RunFailed: a round fell below the quorum in every attempt.
         """
-        write_text(self.out / "study.json", self.study.to_json())
-        self._enrol()
+        self.state.begin()
+        try:
+            result = self._run()
+        except Exception as error:
+            self._say("FAILED", reason=str(error) if isinstance(error, ModalTuneError) else type(error).__name__)
+            raise
+        self.state.done()
+        self._say(result.status, weights=result.weights_hash)
+        return result
+
+    def _run(self) -> Result:
+        done = self.state.newest()
+        if done is None:
+            write_text(self.out / "rounds.jsonl", "")
+            self._enrol()
+            done = self._begin()
+        else:
+            self.degraded = done.degraded
+            self._enrol()
+            self._build(self.state.preprocessing())
+        optimiser = ServerOptimiser(self.study.aggregation, done.moments)
+        while done.number < self.study.training.rounds:
+            self._admit_newcomers(done.number + 1)
+            done = self._train(done, optimiser)
+            self.state.keep(done)
+        weights = {name: torch.from_numpy(value.copy()) for name, value in done.weights.items()}
+        load_trainable(self.learner, weights)
+        evaluation = self._evaluate(done.weights)
+        save_model(self.out / "model", self.learner, self.study, self.preprocessing)
+        return Result(
+            learner=self.learner.eval(),
+            preprocessing=self.preprocessing,
+            capabilities=self.capabilities,
+            evaluation=evaluation,
+            status="DEGRADED" if self.degraded else "OK",
+            steps=done.steps,
+            weights_hash=digest_state(trainable_state(self.learner)),
+        )
+
+    def _begin(self) -> Progress:
+        """Preprocessing and the initial weights."""
         panel = gene_panel(self.capabilities, self.study)
         preprocessing = self._preprocess(panel)
         write_text(self.out / "preprocessing.json", preprocessing.to_json())
-        learner = build_learner(self.study, preprocessing, frozen=weights_are_here(self.study.slides.encoder))
-        manifest = Manifest.of_training(learner, self.study)
-        start: State = {name: value.numpy().copy() for name, value in trainable_state(learner).items()}
-        state, steps = start, 0
-        for number in range(1, self.study.training.rounds + 1):
-            message = self._weights_message(state, start, preprocessing, round=number)
-            state, done = self._train(number, state, message, manifest)
-            steps += done
-        load_trainable(learner, {name: torch.from_numpy(value.copy()) for name, value in state.items()})
-        self._evaluate(self._weights_message(state, start, preprocessing))
-        save_model(self.out / "model", learner, self.study, preprocessing)
-        return Result(
-            learner=learner.eval(),
-            preprocessing=preprocessing,
-            capabilities=self.capabilities,
-            status="DEGRADED" if self.degraded else "OK",
-            steps=steps,
-            weights_hash=digest_state(trainable_state(learner)),
-        )
+        self._build(preprocessing)
+        first = Progress(number=0, weights=self.start, degraded=self.degraded, lines=self.state.log_lines())
+        self.state.keep(first)
+        return first
+
+    def _build(self, preprocessing: Preprocessing | None) -> None:
+        if preprocessing is None:
+            raise FederationError(f"{self.out}: preprocessing.json is gone; restore it from a backup or start anew")
+        self.preprocessing = preprocessing
+        self.learner = build_learner(self.study, preprocessing, frozen=weights_are_here(self.study.slides.encoder))
+        self.manifest = Manifest.of_training(self.learner, self.study)
+        self.start = {name: value.numpy().copy() for name, value in trainable_state(self.learner).items()}
 
     def _enrol(self) -> None:
         """Ask every connected node who it is; keep the roster's sites, once each."""
-        this = Round(number=0, phase="capability")
-        found: dict[str, Capability] = {}
-        deadline = time.monotonic() + self.study.deadline_seconds
-        nodes: list[int] = []
-        while len(nodes) < len(self.study.roster) and time.monotonic() < deadline:
-            nodes = sorted(self.grid.get_node_ids())
-            time.sleep(_POLL_SECONDS)
-        content = {f"node {node}": self._message() for node in nodes}
-        names = dict(zip(content, nodes, strict=True))
-        for label, reply in self._exchange(this, content, names, "query.capability").items():
-            this.missing = [name for name in this.missing if name != label]
+        for this in self._attempts(0, "capability"):
+            self._introduce(this, self._connected(), self.study.deadline_seconds)
+            if self._enough(this, self.capabilities, sites=self._introduced()):
+                break
+
+    def _admit_newcomers(self, number: int) -> None:
+        """A site of the roster that was away at the beginning takes part from the round after it is back."""
+        absent = {site: node for site, node in self._expected().items() if site not in self.nodes}
+        online = set(self.grid.get_node_ids()) if absent else set()
+        if back := {site: node for site, node in absent.items() if node in online}:
+            this = Round(number=number, phase="capability")
+            self._introduce(this, back, min(_NEWCOMER_SECONDS, self.study.deadline_seconds))
+            self._log(this, self.capabilities, sites=self._introduced())
+
+    def _introduce(self, this: Round, nodes: Mapping[str, int], patience: float) -> None:
+        answers = self.exchange.ask(this, "query.capability", nodes, lambda _: self._message(), patience)
+        for label, reply in sorted(answers, key=lambda answer: answer[0]):
             try:
-                capability = Capability.parse(reply.config_records["capability"], self.study)
-                if capability.site in found:
-                    raise ReplyRefused(capability.site, "a second node claims this site")
+                found = Capability.parse(reply.config_records["capability"], self.study)
+                if found.site in self.capabilities:
+                    raise ReplyRefused(found.site, "a second node claims this site")
+                if self.admitted is not None and found.site != label:
+                    raise ReplyRefused(label, "it claims the name of another site")
+                check_versions(found, versions())
             except (ReplyRefused, KeyError) as error:
-                this.refused[label] = _reason(error)
+                this.refuse(label, error)
                 continue
-            found[capability.site] = capability
-            self.nodes[capability.site] = names[label]
-        this.missing = [site for site in self.study.roster if site not in found]
-        self.capabilities = {site: found[site] for site in sorted(found)}
-        self._log(this, found, sites={site: vars(value) | {"genes": len(value.genes)} for site, value in found.items()})
-        self._require_quorum(this, found)
-        check_versions(self.capabilities)
+            self.capabilities = dict(sorted({**self.capabilities, found.site: found}.items()))
+            self.nodes = dict(sorted({**self.nodes, found.site: nodes[label]}.items()))
+        this.missing = [site for site in self.study.roster if site not in {*self.nodes, *this.refused}]
+
+    def _expected(self) -> dict[str, int]:
+        """Nodes of the roster's sites, as far as the coordinator admitted them."""
+        return {site: node for site, node in sorted((self.admitted or {}).items()) if site in self.study.roster}
+
+    def _connected(self) -> dict[str, int]:
+        """Nodes that have not introduced themselves yet, once the whole roster is there or patience is at its end."""
+        wanted = None if self.admitted is None else self._expected()
+        online = self.exchange.wait_for_nodes(len(self.study.roster), self.study.deadline_seconds, wanted)
+        labels = {f"node {node}": node for node in sorted(online)} if wanted is None else wanted
+        known = set(self.nodes.values())
+        return {label: node for label, node in labels.items() if node in online - known}
+
+    def _introduced(self) -> dict[str, Any]:
+        return {site: vars(found) | {"genes": len(found.genes)} for site, found in self.capabilities.items()}
 
     def _preprocess(self, panel: list[str]) -> Preprocessing:
-        this = Round(number=0, phase="preprocess")
         manifest = statistics_manifest(self.study, panel)
         named: dict[str, Any] = {"genes": panel} if panel else {}  # Flower cannot count an empty list
-        accepted = {}
-        for site, reply in self._ask(this, "query.statistics", lambda: self._message(**named)).items():
-            try:
-                sums = _numpy(site, reply, "statistics")
-                manifest.check(site, sums)
-                accepted[site] = {name: value.astype(np.float64) for name, value in sums.items()}
-            except (ReplyRefused, KeyError) as error:
-                this.refused[site] = _reason(error)
-        self._log(this, accepted)
-        self._require_quorum(this, accepted)
-        return pooled_preprocessing(accepted, self.study, panel)
+        for this in self._attempts(0, "preprocess"):
+            accepted = {}
+            for site, reply in self._ask(this, "query.statistics", self._message(**named)):
+                try:
+                    sums = arrays_of(site, reply, "statistics")
+                    manifest.check(site, sums)
+                    accepted[site] = {name: value.astype(np.float64) for name, value in sums.items()}
+                except (ReplyRefused, KeyError) as error:
+                    this.refuse(site, error)
+            if self._enough(this, accepted):
+                break
+        return pooled_preprocessing({site: accepted[site] for site in sorted(accepted)}, self.study, panel)
 
-    def _train(
-        self, number: int, state: State, content: Callable[[], RecordDict], manifest: Manifest
-    ) -> tuple[State, int]:
-        this = Round(number=number, phase="train")
+    def _train(self, done: Progress, optimiser: ServerOptimiser) -> Progress:
+        number = done.number + 1
+        question = self._weights_message(done.weights, round=number)
+        for this in self._attempts(number, "train"):
+            gathering = Gathering(self.study, done.weights, self.nodes, done.usual, self.out / "spool")
+            metrics: dict[str, dict[str, float]] = {}
+            for site, reply in self._ask(this, "train", question):
+                try:
+                    update, metrics[site] = self._update(site, reply, done.weights)
+                    gathering.accept(site, update)
+                except (ReplyRefused, KeyError) as error:
+                    this.refuse(site, error)
+                    gathering.give_up(site)
+                del reply
+            for outlier in gathering.outliers():
+                this.refuse(outlier.site, outlier)
+                del metrics[outlier.site]
+            metrics = dict(sorted(metrics.items()))
+            more = _training_log(gathering.examples, metrics) | {"influence": gathering.report()}
+            if self._enough(this, gathering.examples, **more):
+                break
+            gathering.close()
+        weights = optimiser.step(number, done.weights, gathering.finish())
+        return Progress(
+            number=number,
+            weights=weights,
+            moments=optimiser.moments,
+            usual=gathering.usual_length,
+            steps=done.steps + int(sum(row["steps"] for row in metrics.values())),
+            degraded=self.degraded,
+            lines=self.state.log_lines(),
+        )
+
+    def _update(self, site: str, reply: RecordDict, weights: State) -> tuple[Update, dict[str, float]]:
+        """A site's reply to a training round, checked."""
         form = self.study.training.wire
-        travelling = message_manifest(form, manifest)
-        updates: dict[str, Update] = {}
-        metrics: dict[str, dict[str, float]] = {}
-        for site, reply in self._ask(this, "train", content).items():
-            try:
-                arrays = _numpy(site, reply, "arrays")
-                travelling.check(site, arrays)
-                weights = decode_update(form, arrays, state)
-                manifest.check(site, weights)
-                largest = max(self.capabilities[site].train_cases, self.study.privacy.min_cell - 1)
-                examples = check_examples(site, reply.metric_records["examples"], manifest.shapes, largest)
-                metrics[site] = check_metrics(site, reply.metric_records["metrics"], TRAIN_METRICS)
-                updates[site] = Update(arrays=weights, examples=examples)
-            except (ReplyRefused, KeyError) as error:
-                this.refused[site] = _reason(error)
-        self._require_quorum(this, updates)
-        new = keywise_average(updates, state, self.study.privacy.min_contributors)
-        self._log(this, updates, **_training_log(updates, metrics))
-        return new, int(sum(row["steps"] for row in metrics.values()))
+        arrays = arrays_of(site, reply, "arrays")
+        message_manifest(form, self.manifest).check(site, arrays)
+        trained = decode_update(form, arrays, weights)
+        self.manifest.check(site, trained)
+        largest = max(self.capabilities[site].train_cases, self.study.privacy.min_cell - 1)
+        examples = check_examples(site, reply.metric_records["examples"], self.manifest.shapes, largest)
+        metrics = check_metrics(site, reply.metric_records["metrics"], TRAIN_METRICS)
+        return Update(arrays=trained, examples=examples), metrics
 
-    def _evaluate(self, content: Callable[[], RecordDict]) -> None:
+    def _evaluate(self, weights: State) -> dict[str, dict[str, float]]:
         this = Round(number=self.study.training.rounds, phase="evaluate")
         accepted = {}
-        for site, reply in self._ask(this, "evaluate", content).items():
+        for site, reply in self._ask(this, "evaluate", self._weights_message(weights)):
             try:
                 accepted[site] = check_metrics(site, reply.metric_records["metrics"], evaluation_metrics(self.study))
             except (ReplyRefused, KeyError) as error:
-                this.refused[site] = _reason(error)
+                this.refuse(site, error)
+        accepted = {site: accepted[site] for site in sorted(accepted)}
         self._log(this, accepted, metrics=accepted)
+        return accepted
 
     def _message(self, **config: Any) -> RecordDict:
         return RecordDict({"study": ConfigRecord({"study": self.study.to_json()} | config)})
 
-    def _weights_message(
-        self, state: State, start: State, preprocessing: Preprocessing, **config: Any
-    ) -> Callable[[], RecordDict]:
-        """Makes the message that carries the weights, once for each site."""
-        packed = encode_weights(self.study.training.wire, state, start)
+    def _weights_message(self, weights: State, **config: Any) -> RecordDict:
+        packed = encode_weights(self.study.training.wire, weights, self.start)
+        records = self._message(preprocessing=self.preprocessing.to_json(), **config)
+        records["arrays"] = ArrayRecord({name: Array(value) for name, value in packed.items()})
+        return records
 
-        def content() -> RecordDict:
-            records = self._message(preprocessing=preprocessing.to_json(), **config)
-            records["arrays"] = ArrayRecord({name: Array(value) for name, value in packed.items()})
-            return records
-
-        return content
-
-    def _ask(self, this: Round, kind: str, content: Callable[[], RecordDict]) -> dict[str, RecordDict]:
+    def _ask(self, this: Round, kind: str, question: RecordDict) -> Iterable[tuple[str, RecordDict]]:
+        """Answers of the enrolled sites as they arrive; every site gets records of its own with the same arrays."""
         absent = [site for site in self.study.roster if site not in self.nodes]
-        replies = self._exchange(this, {site: content() for site in sorted(self.nodes)}, self.nodes, kind)
+        yield from self.exchange.ask(this, kind, self.nodes, lambda _: RecordDict(dict(question)))
         this.missing = sorted({*this.missing, *absent})
-        return replies
 
-    def _exchange(
-        self, this: Round, contents: Mapping[str, RecordDict], nodes: Mapping[str, int], kind: str
-    ) -> dict[str, RecordDict]:
-        """Send one message to each name and collect replies until the deadline; replies are ordered by name."""
-        sites = {nodes[name]: name for name in contents}
-        this.bytes_down += sum(_size(content) for content in contents.values())
-        messages = [
-            Message(content, dst_node_id=nodes[name], message_type=kind, group_id=str(this.number))
-            for name, content in contents.items()
-        ]
-        waiting = set(self.grid.push_messages(messages))
-        deadline = time.monotonic() + self.study.deadline_seconds
-        replies: dict[str, RecordDict] = {}
-        while waiting and time.monotonic() < deadline:
-            for reply in self.grid.pull_messages(waiting):
-                waiting.discard(reply.metadata.reply_to_message_id)
-                self._receive(this, sites, reply, replies)
-            time.sleep(_POLL_SECONDS)
-        this.missing += sorted(set(contents) - set(replies) - set(this.refused))
-        return {name: replies[name] for name in sorted(replies)}
+    def _attempts(self, number: int, phase: str) -> Iterator[Round]:
+        """A round, again and again; :meth:`_enough` ends it."""
+        for attempt in range(1, self.study.attempts + 1):
+            self._say("RUNNING", phase=phase, number=number)
+            yield Round(number=number, phase=phase, attempt=attempt)
 
-    def _receive(self, this: Round, sites: Mapping[int, str], reply: Message, replies: dict[str, RecordDict]) -> None:
-        name = sites.get(reply.metadata.src_node_id)
-        if name is None or name in replies:
-            logger.warning("a reply from an unknown node, or a second one, was dropped")
-        elif reply.has_error():
-            this.refused[name] = f"Flower error {reply.error.code}"
-        elif "failure" in reply.content:
-            this.refused[name] = f"site reported {_code(reply.content)}"
-        else:
-            this.bytes_up += _size(reply.content)
-            replies[name] = reply.content
-
-    def _require_quorum(self, this: Round, accepted: Mapping[str, object]) -> None:
-        if len(accepted) < self.study.quorum:
-            why = "; ".join(
-                [*(f"{k}: {v}" for k, v in this.refused.items()), *(f"{s}: no reply" for s in this.missing)]
-            )
+    def _enough(self, this: Round, accepted: Mapping[str, object], **more: Any) -> bool:
+        """Write the round down; whether it has its quorum. The last attempt without one ends the run."""
+        short = len(accepted) < self.study.quorum
+        this.repeated = short and this.attempt < self.study.attempts
+        self._log(this, accepted, **more)
+        if short and not this.repeated:
             raise RunFailed(
                 f"round {this.number} ({this.phase}): {len(accepted)} of {self.study.quorum} sites needed answered"
-                f" ({why}); see the log of those sites"
+                f" ({this.why_short()}); see the log of those sites"
             )
+        return not short
 
     def _log(self, this: Round, accepted: Mapping[str, object], **more: Any) -> None:
         row = this.as_row(accepted, **more)
-        self.degraded |= row["status"] != "OK"
+        self.degraded |= row["status"] == "DEGRADED"
         append_json_line(self.out / "rounds.jsonl", row)
         logger.info(
             "round %s %s %s sites=%s down=%.2fMB up=%.2fMB %.1fs",
@@ -281,6 +314,18 @@ class Federation:
         )
         if self.progress is not None:
             self.progress(row)
+
+    def _say(self, status: str, *, phase: str = "", number: int = 0, reason: str = "", weights: str = "") -> None:
+        """Tell whoever looks at the run folder where the run is."""
+        said = {
+            "status": status,
+            "phase": phase,
+            "round": number,
+            "rounds": self.study.training.rounds,
+            "reason": reason,
+            "weights": weights,
+        }
+        write_json(self.out / "status.json", said)
 
 
 def parameter_group(key: str) -> str:
@@ -291,12 +336,14 @@ def parameter_group(key: str) -> str:
     return f"task_tokens.{parts[3]}" if parts[1:3] == ["task_tokens", "vectors"] else parts[1]
 
 
-def _training_log(updates: Mapping[str, Update], metrics: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+def _training_log(
+    examples: Mapping[str, Mapping[str, int]], metrics: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
     groups: dict[str, dict[str, int]] = {}
-    for key in next(iter(updates.values())).arrays:
-        row = groups.setdefault(parameter_group(key), dict.fromkeys(updates, 0))
-        for site in contributors(updates, key):
-            row[site] = max(row[site], updates[site].examples[key])
+    for site in sorted(examples):
+        for key, count in examples[site].items():
+            row = groups.setdefault(parameter_group(key), dict.fromkeys(sorted(examples), 0))
+            row[site] = max(row[site], count)
     trained = {site: row for site, row in metrics.items() if row["train-cases"]}
     cases = sum(row["train-cases"] for row in trained.values())
     checked = sum(row["val-cases"] for row in metrics.values())
@@ -307,32 +354,3 @@ def _training_log(updates: Mapping[str, Update], metrics: Mapping[str, Mapping[s
         "steps": {site: int(row["steps"]) for site, row in metrics.items()},
         "keys": groups,
     }
-
-
-def _numpy(site: str, content: RecordDict, name: str) -> dict[str, Any]:
-    record = content.array_records[name]
-    try:
-        arrays: dict[str, Any] = {key: value.numpy() for key, value in record.items()}
-    except (ValueError, TypeError, EOFError, OSError, MemoryError, BadZipFile):
-        raise ReplyRefused(site, f"record {name!r} holds an unreadable array") from None
-    if not all(isinstance(value, np.ndarray) for value in arrays.values()):
-        raise ReplyRefused(site, f"record {name!r} holds something that is no array")
-    return arrays
-
-
-def _size(content: RecordDict) -> int:
-    arrays = sum(record.count_bytes() for record in content.array_records.values())
-    metrics = sum(record.count_bytes() for record in content.metric_records.values())
-    return arrays + metrics + sum(record.count_bytes() for record in content.config_records.values())
-
-
-def _code(content: RecordDict) -> str:
-    code = str(content.config_records["failure"].get("code", ""))
-    return code if code.isidentifier() and len(code) < 64 else "an unreadable failure"
-
-
-def _reason(error: ReplyRefused | KeyError) -> str:
-    return error.reason if isinstance(error, ReplyRefused) else f"record {error} is missing"
-
-
-__all__ = ["Federation", "FederationError", "Result", "parameter_group"]

@@ -159,7 +159,7 @@ def _clean_engine() -> Iterator[None]:
 
 
 def _descendants() -> list[Any]:
-    import psutil  # Ray brings it along: importable once ray is
+    import psutil
 
     found: list[Any] = psutil.Process().children(recursive=True)
     return found

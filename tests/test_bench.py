@@ -4,6 +4,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from modaltune.benchmarks.aggregate import bench_aggregate
 from modaltune.benchmarks.bags import bench_bags
 from modaltune.benchmarks.full import GENES, gene_indices
 from modaltune.benchmarks.parts import bench_genes
@@ -104,3 +105,10 @@ def test_a_site_passes_the_loader_in_less_memory_than_its_bags_hold() -> None:
     assert min(found["random rows"].values()) > 0
     assert found["50 cases"]["loaded_mb"] == pytest.approx(50 * 4096 * 1536 * 4 / 1e6)
     assert 0 < found["50 cases"]["peak_mb"] < 1000 < found["50 cases"]["loaded_mb"]
+
+
+def test_the_benchmark_of_aggregation_reports_ratios_first() -> None:
+    found = bench_aggregate(parameters=2_000_000, sites=(2, 3))
+    assert list(found) == ["memory", "2 sites", "3 sites"]
+    assert list(found["3 sites"])[:2] == ["memory_ratio", "speedup"]
+    assert all(value > 0 for value in found["3 sites"].values())

@@ -6,6 +6,7 @@ import pwd
 import shlex
 import signal
 import stat
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -82,6 +83,7 @@ def test_a_program_that_does_not_stay_up_is_tried_again_and_again(home: Path) ->
     start(config)
     wait(lambda: (home / "starts").exists() and len((home / "starts").read_text()) >= 3)
     assert states(config)[0].state in {"BACKOFF", "STARTING"}
+    restart(config, "brief")
 
 
 def test_programs_of_a_supervisord_that_was_killed_do_not_run_twice(home: Path) -> None:
@@ -106,6 +108,17 @@ def test_stop_ends_the_programs_of_a_supervisord_that_was_killed(home: Path) -> 
     wait(lambda: states(config) == [])
     assert stop(config)
     assert not alive(orphan)
+
+
+def test_in_the_foreground_a_termination_stops_the_programs_too(home: Path) -> None:
+    config = write_config(home, [sleeper(home)])
+    call = f"from pathlib import Path; from modaltune.processes import foreground; foreground(Path({str(config)!r}))"
+    service = subprocess.Popen([sys.executable, "-c", call], stdout=subprocess.DEVNULL)
+    wait(lambda: states(config) and pid_of(config, "sleeper"))
+    pid = pid_of(config, "sleeper")
+    service.terminate()
+    assert service.wait(timeout=15) == 0
+    assert not alive(pid)
 
 
 def test_a_program_gets_its_arguments_variables_and_folder_exactly_and_leaves_a_log(home: Path) -> None:

@@ -342,6 +342,27 @@ def test_an_optimiser_that_starts_afresh_takes_other_steps(
     assert weights(tiny_learner) != weights(other_learner)
 
 
+def test_fedprox_keeps_the_weights_nearer_to_those_received(
+    tiny_learner: Learner, other_learner: Learner, tiny_cases: list[CaseTensors]
+) -> None:
+    start = {name: value.clone() for name, value in trainable_state(tiny_learner).items()}
+    fit(tiny_learner, tiny_cases, SPEC, steps=6, seed=0)
+    fit(other_learner, tiny_cases, SPEC.model_copy(update={"proximal": 50.0}), steps=6, seed=0, anchored=True)
+
+    def distance(learner: Learner) -> float:
+        return sum(float((value - start[name]).square().sum()) for name, value in trainable_state(learner).items())
+
+    assert distance(other_learner) < 0.8 * distance(tiny_learner)
+
+
+def test_local_training_ignores_fedprox(
+    tiny_learner: Learner, other_learner: Learner, tiny_cases: list[CaseTensors]
+) -> None:
+    fit(tiny_learner, tiny_cases, SPEC, steps=3, seed=0)
+    fit(other_learner, tiny_cases, SPEC.model_copy(update={"proximal": 50.0}), steps=3, seed=0)
+    assert weights(tiny_learner) == weights(other_learner)
+
+
 def test_a_loss_that_is_no_number_stops_training_with_one_clear_line(
     tiny_learner: Learner, tiny_cases: list[CaseTensors], monkeypatch: pytest.MonkeyPatch
 ) -> None:

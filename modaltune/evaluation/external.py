@@ -19,15 +19,18 @@ from modaltune.models.learner import load_model
 logger = logging.getLogger(__name__)
 
 
-def evaluate_tables(model: Path, data: Path, cohort: str, *, expression: str = "rna") -> list[dict[str, Any]]:
+def evaluate_tables(
+    model: Path, data: Path, cohort: str, *, expression: str = "rna", public_pem: str | None = None
+) -> list[dict[str, Any]]:
     """Metric rows (method ``federated``) of every eligible case, per hospital and for all together.
 
     Args:
         model: ``model/`` folder of a run.
         data, cohort: tables as for ``modaltune-simulate tcga``.
         expression: name of the expression table.
+        public_pem: the model must be signed by the owner of this public key.
     """
-    learner, study, preprocessing = load_model(model)
+    learner, study, preprocessing = load_model(model, public_pem)
     tables = read_tcga(data, cohort, expression=expression)
     known = [task.name for task in study.tasks if task.name in tables.tasks]
     if not known:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,25 +20,65 @@ class Update:
     examples: Mapping[str, int]
 
 
-def contributors(updates: Mapping[str, Update], key: str) -> list[str]:
-    """Sites whose cases exercised a parameter, by name."""
-    return [site for site in sorted(updates) if updates[site].examples[key] > 0]
+class KeywiseMean:
+    """Average of each parameter over its contributors, weighted by their cases; one site is held at a time.
+
+    A site without RNA neither trains nor dilutes the gene encoder. A parameter with fewer than ``min_contributors``
+    keeps its previous value. Sums are float64; the same sites in the same order give the same bits.
+    """
+
+    def __init__(self, previous: State, min_contributors: int = 1) -> None:
+        self.previous, self.needed = previous, max(1, min_contributors)
+        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._cases = dict.fromkeys(previous, 0)
+        self._contributors = dict.fromkeys(previous, 0)
+
+    def add(self, update: Update) -> None:
+        """Count one site in."""
+        for key, cases in update.examples.items():
+            if cases > 0:
+                share = np.multiply(update.arrays[key], float(cases), dtype=np.float64)
+                if key in self._sums:
+                    self._sums[key] += share
+                else:
+                    self._sums[key] = share
+                self._cases[key] += cases
+                self._contributors[key] += 1
+
+    def result(self) -> State:
+        """The new weights."""
+        return {
+            key: np.asarray(self._sums[key] / self._cases[key], dtype=np.float32) if self.moved(key) else old
+            for key, old in self.previous.items()
+        }
+
+    def moved(self, key: str) -> bool:
+        """Whether a parameter has enough contributors to change."""
+        return self._contributors[key] >= self.needed
 
 
 def keywise_average(updates: Mapping[str, Update], previous: State, min_contributors: int = 1) -> State:
-    """Average of each parameter over its contributors, weighted by their cases.
+    """Average over sites that are all at hand, summed in the order of their names."""
+    mean = KeywiseMean(previous, min_contributors)
+    for site in sorted(updates):
+        mean.add(updates[site])
+    return mean.result()
 
-    A site without RNA neither trains nor dilutes the gene encoder. A parameter with fewer than ``min_contributors``
-    keeps its previous value. Sites are summed in the order of their names, in float64.
-    """
-    out: State = {}
-    for key, old in previous.items():
-        sites = contributors(updates, key)
-        if len(sites) < max(1, min_contributors):
-            out[key] = old
-            continue
-        weights = np.array([float(updates[site].examples[key]) for site in sites])
-        stacked = np.stack([updates[site].arrays[key].astype(np.float64) for site in sites])
-        mean = np.tensordot(weights / weights.sum(), stacked, axes=1)
-        out[key] = np.asarray(mean, dtype=np.float32)
-    return out
+
+def length(update: Update, previous: State) -> float:
+    """Euclidean length of a site's change of the parameters that its cases exercised."""
+    squares = (
+        float(np.sum(np.square(np.subtract(update.arrays[key], previous[key], dtype=np.float64))))
+        for key, cases in update.examples.items()
+        if cases > 0
+    )
+    return math.sqrt(sum(squares))
+
+
+def shortened(update: Update, previous: State, factor: float) -> Update:
+    """The update with its change multiplied by ``factor``."""
+    arrays = {
+        key: np.asarray(old + np.float32(factor) * (update.arrays[key] - old), dtype=np.float32)
+        for key, old in previous.items()
+    }
+    return replace(update, arrays=arrays)

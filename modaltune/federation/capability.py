@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
+from modaltune import __version__
 from modaltune.errors import FederationError, ReplyRefused
 from modaltune.federation.study import Study
 
@@ -72,13 +74,17 @@ def gene_panel(capabilities: Mapping[str, Capability], study: Study) -> list[str
     return panel
 
 
-def check_versions(capabilities: Mapping[str, Capability]) -> None:
-    """Refuse to start with different Flower or torch versions: results would not be reproducible."""
-    sites = sorted(capabilities)
-    for name, version in capabilities[sites[0]].versions.items():
-        for site in sites[1:]:
-            other = capabilities[site].versions.get(name, "none")
-            if other.split("+")[0] != version.split("+")[0]:
-                raise FederationError(
-                    f"site {site} runs {name} {other} but {sites[0]} runs {version}; install the study's version"
-                )
+def versions() -> dict[str, str]:
+    """Versions that must be the same everywhere: with others, results could not be reproduced."""
+    return {"modaltune": __version__, "flwr": version("flwr"), "torch": version("torch")}
+
+
+def check_versions(capability: Capability, expected: Mapping[str, str]) -> None:
+    """Refuse a site with other versions than the coordinator's; builds of one version (``+cu130``) may differ."""
+    for name, ours in expected.items():
+        theirs = capability.versions.get(name, "none")
+        if theirs.split("+")[0] != ours.split("+")[0]:
+            raise ReplyRefused(
+                capability.site,
+                f"it runs {name} {theirs} and the coordinator {ours}; install the coordinator's version",
+            )

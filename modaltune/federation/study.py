@@ -80,6 +80,7 @@ class SlideSpec(_Part):
         rows: patches per bag when ``standardise = "position"``.
         max_patches: larger bags are subsampled, by a seed.
         resample: training draws another subset of a larger bag in each epoch; evaluation always sees the same one.
+        cache_embedding: embed patches once and keep them on the site's disk in half precision.
     """
 
     encoder: Literal["small", "longnet", "titan", "vit"] = "small"
@@ -91,11 +92,14 @@ class SlideSpec(_Part):
     rows: Annotated[int, Field(ge=0)] = 0
     max_patches: Annotated[int, Field(gt=0)] = 4096
     resample: bool = False
+    cache_embedding: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.standardise == "position") != (self.rows > 0):
             raise ValueError('rows is needed with standardise = "position", and only there')
+        if self.resample and self.cache_embedding:
+            raise ValueError("resample draws other patches in each epoch: it cannot go with cache_embedding")
         return self
 
 
@@ -174,6 +178,34 @@ class TrainingSpec(_Part):
     modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     wire: Literal["fp32", "fp16", "int8"] = "fp16"  # how trained weights travel: modaltune/federation/wire.py
     keep_optimiser: bool = True  # AdamW's running averages stay at the site from round to round; they never travel
+    proximal: Annotated[float, Field(ge=0)] = (
+        0.0  # FedProx: half this times the squared distance from the weights received is added to the loss
+    )
+
+
+class AggregationSpec(_Part):
+    """How the server combines updates.
+
+    Attributes:
+        rule: ``mean`` weighs sites by their cases; the others count each site once.
+        trim: ``trimmed_mean``: share of the sites left out at each end.
+        hostile: ``krum``: number of sites that may be hostile.
+        clip: an update longer than this many times the median length of the last round is shortened to it; 0 = never.
+        outlier: ``median``, ``trimmed_mean`` and ``krum``: an update longer than this many times the round's median is
+            refused; 0 = never.
+        optimiser: of the server, on top of the rule: FedAdam or FedYogi with the four values that follow.
+    """
+
+    rule: Literal["mean", "median", "trimmed_mean", "krum"] = "mean"
+    trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
+    hostile: Annotated[int, Field(ge=0)] = 0
+    clip: Annotated[float, Field(ge=0)] = 5.0
+    outlier: Annotated[float, Field(ge=0)] = 10.0
+    optimiser: Literal["none", "adam", "yogi"] = "none"
+    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    tau: Annotated[float, Field(gt=0)] = 1e-3
 
 
 class PrivacySpec(_Part):
@@ -194,6 +226,8 @@ class Study(_Part):
     """A study. Its canonical JSON has a SHA-256, the digest, which names it.
 
     Attributes:
+        quorum: sites that a round needs; a round with fewer is repeated, ``attempts`` times in all.
+        deadline_seconds: how long a round waits for its sites.
         gene_panel: genes of the sets that all sites with expression measure, or that any does. In a union, a gene that
             a site does not measure is the pooled mean there, with a flag beside it; flags can give the site away.
     """
@@ -204,6 +238,7 @@ class Study(_Part):
     roster: tuple[Name, ...]
     quorum: Annotated[int, Field(ge=1)] = 1
     deadline_seconds: Annotated[float, Field(gt=0)] = 600.0
+    attempts: Annotated[int, Field(ge=1)] = 3
     slides: SlideSpec
     text: TextSpec
     gene_sets: dict[str, tuple[str, ...]] = Field(default_factory=dict)
@@ -215,6 +250,7 @@ class Study(_Part):
     modalities: tuple[ModalitySpec, ...] = ()
     model: ModelSpec = ModelSpec()
     training: TrainingSpec = TrainingSpec()
+    aggregation: AggregationSpec = AggregationSpec()
     privacy: PrivacySpec = PrivacySpec()
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ from modaltune.seeds import derive_seed
 from modaltune.storage import load_state, save_state, write_text
 from modaltune.tasks.head import SeparateHeads, TextHead, candidate_targets
 from modaltune.tasks.projector import seeded_projector
+from modaltune.trust.release import check_release
 
 
 class Learner(nn.Module):
@@ -167,8 +168,12 @@ def save_model(folder: Path, learner: Learner, study: Study, preprocessing: Prep
     write_text(folder / "study.json", study.to_json())
 
 
-def load_model(folder: Path) -> tuple[Learner, Study, Preprocessing]:
-    """Read a model folder written by :func:`save_model`."""
+def load_model(folder: Path, public_pem: str | None = None) -> tuple[Learner, Study, Preprocessing]:
+    """Read a model folder written by :func:`save_model`.
+
+    A signed folder must be complete and unchanged; with a public key, the folder must be signed by its owner.
+    """
+    check_release(folder, public_pem)
     for name in ("study.json", "preprocessing.json"):
         if not (folder / name).is_file():
             raise ModelFileError(f"{folder}: no {name}; expected the model/ folder of a finished run")

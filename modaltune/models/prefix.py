@@ -2,6 +2,7 @@
 
 With adapters from layer k > 0 on, layers 0 to k - 1 see nothing that is trained: their output is computed once for each
 case, kept on disk in half precision under the hash of what it was computed from, and takes the place of the patches.
+With adapters from layer 0 on, the same can be asked for the patch embedding, which is narrower than most bags.
 """
 
 from __future__ import annotations
@@ -45,16 +46,17 @@ class CachedTokens:
 
 
 def with_cached_prefix(
-    model: ModalTune, encoder_sha256: str, cases: Sequence[CaseTensors], folder: Path
+    model: ModalTune, encoder_sha256: str, cases: Sequence[CaseTensors], folder: Path, *, embedding: bool = False
 ) -> list[CaseTensors]:
     """The cases with cached tokens in place of patches; unchanged when adapters start at the first layer.
 
     Args:
         encoder_sha256: of the frozen weights, part of each file's name.
         folder: receives one safetensors file a case that has slides.
+        embedding: also where adapters start at the first layer.
     """
     layers = model.config.adapter.groups[0][0]
-    if layers == 0:
+    if layers == 0 and not embedding:
         return list(cases)
     return held(_cached(model, f"{encoder_sha256}|{layers}|cells", case, folder) for case in cases)
 

@@ -74,6 +74,20 @@ def verify(public_pem: str, data: bytes, signature: bytes) -> None:
         raise TrustError("the signature does not belong to this content and this public key") from None
 
 
+def read_public(path: Path) -> str:
+    """Read the public half of a signing key (PEM)."""
+    try:
+        text = path.read_bytes().decode()
+        key = _public_key(text)
+    except FileNotFoundError:
+        raise TrustError(f"{path}: no such public key; ask its owner for it") from None
+    except (UnicodeDecodeError, TrustError):
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        raise TrustError(f"{path}: not the public half of a signing key; expected an Ed25519 key (PEM)")
+    return text
+
+
 def create_node_key(path: Path) -> str:
     """Make a site's P-384 key for Flower: the private half in ``path``, the public half in ``path.pub``.
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modaltune.federation.average import State, Update, contributors, keywise_average
+from modaltune.federation.average import State, Update, keywise_average, length, shortened
 
 KEYS = {"gene_encoder": (2, 3), "task": (4,), "scale": ()}
 
@@ -94,7 +94,17 @@ def test_equal_updates_average_to_themselves() -> None:
         np.testing.assert_allclose(new[key], value, rtol=1e-6)
 
 
-def test_contributors_are_named_in_order() -> None:
-    updates = {"B": an_update(1), "C": an_update(2, task=0), "A": an_update(3)}
-    assert contributors(updates, "task") == ["A", "B"]
-    assert contributors(updates, "scale") == ["A", "B", "C"]
+def test_the_length_of_a_change_counts_only_what_the_site_trained() -> None:
+    previous, update = a_state(0), an_update(1, gene_encoder=0)
+    parts = [update.arrays[key] - previous[key] for key in ("task", "scale")]
+    assert length(update, previous) == pytest.approx(np.sqrt(sum(float(np.sum(part**2)) for part in parts)))
+
+
+def test_a_shortened_update_keeps_its_direction() -> None:
+    previous, update = a_state(0), an_update(1)
+    short = shortened(update, previous, 0.25)
+    assert length(short, previous) == pytest.approx(0.25 * length(update, previous), rel=1e-5)
+    for key in KEYS:
+        np.testing.assert_allclose(
+            short.arrays[key] - previous[key], 0.25 * (update.arrays[key] - previous[key]), rtol=1e-4, atol=1e-6
+        )

@@ -72,3 +72,13 @@ def test_adapters_from_the_first_layer_on_leave_cases_as_they_are(
 ) -> None:
     assert with_cached_prefix(tiny_learner.modaltune, SHA, tiny_cases, tmp_path) == list(tiny_cases)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_patch_embedding_alone_is_cached_on_request(
+    tiny_learner: Learner, tiny_cases: list[CaseTensors], tmp_path: Path
+) -> None:
+    cached = with_cached_prefix(tiny_learner.modaltune, SHA, tiny_cases, tmp_path, embedding=True)
+    assert not any(len(case.patches) for case in cached)
+    expected, found = embed_cases(tiny_learner.eval(), tiny_cases), embed_cases(tiny_learner, cached)
+    for task, value in expected.items():
+        torch.testing.assert_close(found[task], value, atol=5e-3, rtol=5e-3)  # half precision

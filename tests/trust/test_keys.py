@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modaltune.errors import TrustError
-from modaltune.trust.keys import SigningKey, create_node_key, fingerprint, read_private, verify, write_private
+from modaltune.trust.keys import (
+    SigningKey,
+    create_node_key,
+    fingerprint,
+    read_private,
+    read_public,
+    verify,
+    write_private,
+)
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +139,18 @@ def test_both_forms_of_public_keys_have_a_fingerprint_and_other_texts_do_not(key
     for text in ("", "ssh-rsa AAAA", "-----BEGIN PUBLIC KEY-----", "ecdsa-sha2-nistp384 AAAA\n"):
         with pytest.raises(TrustError, match="not a public key"):
             fingerprint(text)
+
+
+def test_a_public_key_is_read_back_and_nothing_else_is(key: SigningKey, tmp_path: Path) -> None:
+    (tmp_path / "audit.pub").write_text(key.public_pem)
+    assert read_public(tmp_path / "audit.pub") == key.public_pem
+    for content in (b"", b"\xff", key.public_pem[:60].encode(), create_node_key(tmp_path / "node").encode()):
+        (tmp_path / "node").unlink(missing_ok=True)
+        (tmp_path / "wrong.pub").write_bytes(content)
+        with pytest.raises(TrustError, match=r"wrong\.pub: not the public half of a signing key"):
+            read_public(tmp_path / "wrong.pub")
+    with pytest.raises(TrustError, match=r"absent\.pub: no such public key"):
+        read_public(tmp_path / "absent.pub")
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

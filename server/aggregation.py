@@ -1,0 +1,194 @@
+"""How accepted updates become new weights: a mean as they arrive, or a rule that needs the whole round.
+
+Every rule works parameter by parameter over the sites whose cases exercised it. Median and trimmed mean count each
+site once, whatever its number of cases: a weight is a claim, and robust rules believe none.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAdam, FedYogi
+from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
+from flwr.serverapp.strategy.multikrum import compute_distances
+
+from modaltune.errors import FederationError, ReplyRefused
+from modaltune.federation.average import KeywiseMean, State, Update, length, shortened
+from modaltune.federation.study import AggregationSpec, Study
+from server.spool import InOrder, Spool
+
+_OPTIMISERS = {"adam": FedAdam, "yogi": FedYogi}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Influence:
+    """What one site's update weighed in a round.
+
+    Attributes:
+        length: Euclidean length of its change.
+        kept: what clipping left of it, 1 = all.
+    """
+
+    length: float
+    kept: float = 1.0
+
+
+class Gathering:
+    """The updates of one round on their way into new weights.
+
+    Args:
+        names: sites that were asked.
+        usual: median length of the last round's updates; None in the first round.
+        folder: for updates that have to wait on disk.
+    """
+
+    def __init__(self, study: Study, previous: State, names: Iterable[str], usual: float | None, folder: Path) -> None:
+        self.spec, self.previous, self.needed = study.aggregation, previous, study.privacy.min_contributors
+        self.usual = usual
+        self.influence: dict[str, Influence] = {}
+        self.examples: dict[str, Mapping[str, int]] = {}
+        self._spool = Spool(folder)
+        self._mean = KeywiseMean(previous, self.needed)
+        self._order = InOrder(names, self._spool, self._mean.add)
+
+    def accept(self, site: str, update: Update) -> None:
+        """Count a checked update in."""
+        size = length(update, self.previous)
+        kept = 1.0
+        if self.usual and self.spec.clip and size > self.spec.clip * self.usual:
+            kept = self.spec.clip * self.usual / size
+            update = shortened(update, self.previous, kept)
+        self.influence[site] = Influence(length=size, kept=kept)
+        self.examples[site] = update.examples
+        if self.spec.rule == "mean":
+            self._order.put(site, update)
+        else:
+            self._spool.put(site, update)
+
+    def give_up(self, site: str) -> None:
+        """Nothing will come from a site."""
+        self._order.give_up(site)
+
+    def outliers(self) -> list[ReplyRefused]:
+        """Sites whose change is far longer than the round's median; only where the round waits on disk."""
+        if self.spec.rule == "mean" or not self.spec.outlier or len(self.influence) < 3:
+            return []
+        bound = self.spec.outlier * statistics.median(found.length for found in self.influence.values())
+        far = [site for site, found in self.influence.items() if found.length > bound > 0]
+        for site in far:
+            self._spool.take(site)
+            del self.influence[site], self.examples[site]
+        return [ReplyRefused(site, f"its change is more than {self.spec.outlier:g} times the median") for site in far]
+
+    def finish(self) -> State:
+        """The new weights; the folder is gone afterwards."""
+        try:
+            if self.spec.rule == "mean":
+                self._order.finish()
+                return self._mean.result()
+            return _robust(self.spec, self._spool, self.previous, self.needed)
+        finally:
+            self._spool.close()
+
+    def close(self) -> None:
+        """Forget everything: the round is repeated or the run ends."""
+        self._spool.close()
+
+    @property
+    def usual_length(self) -> float | None:
+        """Median length of the updates as counted, what the next round is measured by."""
+        lengths = [found.length * found.kept for found in self.influence.values() if found.length > 0]
+        return statistics.median(lengths) if lengths else self.usual
+
+    def report(self) -> dict[str, dict[str, Any]]:
+        """Influence by site for the round log: length, what clipping kept, and the share of all movement."""
+        weights = {
+            site: found.length * found.kept * max(self.examples[site].values(), default=0)
+            for site, found in self.influence.items()
+        }
+        total = sum(weights.values()) or 1.0
+        return {
+            site: {name: round(value, 6) for name, value in asdict(self.influence[site]).items()}
+            | {"share": round(weights[site] / total, 6)}
+            for site in sorted(weights)
+        }
+
+
+def _robust(spec: AggregationSpec, spool: Spool, previous: State, needed: int) -> State:
+    if spec.rule == "krum":
+        return _krum(spec, spool, previous, needed)
+    out = State()
+    for key, old in previous.items():
+        sites = spool.contributors(key)
+        if len(sites) < max(1, needed):
+            out[key] = old
+            continue
+        stacked = np.stack([spool.array(site, key) for site in sites])
+        found = np.median(stacked, axis=0) if spec.rule == "median" else trim_mean(stacked, spec.trim)
+        out[key] = np.asarray(found, dtype=np.float32)
+    return out
+
+
+def _krum(spec: AggregationSpec, spool: Spool, previous: State, needed: int) -> State:
+    """Mean over the sites nearest to their neighbours (Multi-Krum); distances are summed over the parameters."""
+    sites = sorted(spool.examples)
+    exercised = {tuple(sorted(key for key, cases in spool.examples[site].items() if cases > 0)) for site in sites}
+    if len(exercised) > 1:
+        raise FederationError(
+            "aggregation.rule = 'krum' compares whole updates, but the sites of this study train different"
+            " parameters; use 'median' or 'trimmed_mean'"
+        )
+    distances = np.zeros((len(sites), len(sites)))
+    for key in next(iter(exercised)):
+        changes = [spool.array(site, key).astype(np.float64) - previous[key] for site in sites]
+        distances += compute_distances([ArrayRecord({key: Array(np.asarray(change))}) for change in changes])
+    near = max(1, len(sites) - spec.hostile - 2)
+    scores = np.sort(distances, axis=1)[:, 1 : near + 1].sum(axis=1)
+    mean = KeywiseMean(previous, needed)
+    for index in sorted(np.argsort(scores, kind="stable")[: max(1, len(sites) - spec.hostile)]):
+        mean.add(spool.take(sites[index]))
+    return mean.result()
+
+
+class ServerOptimiser:
+    """Flower's FedAdam or FedYogi on top of a rule's result; its moments are part of the server's state.
+
+    A parameter that no rule moved in a round keeps its value; its moments see no change in that round.
+    """
+
+    def __init__(self, spec: AggregationSpec, moments: Mapping[str, State] | None = None) -> None:
+        self.spec, self.moments = spec, dict(moments or {})
+
+    def step(self, number: int, previous: State, target: State) -> State:
+        """Weights after round ``number``, from the weights before it and what the rule made of the updates."""
+        if self.spec.optimiser == "none":
+            return target
+        flower = _OPTIMISERS[self.spec.optimiser](
+            eta=self.spec.learning_rate, beta_1=self.spec.beta1, beta_2=self.spec.beta2, tau=self.spec.tau
+        )
+        flower.current_arrays = dict(previous)
+        flower.m_t, flower.v_t = self.moments.get("m"), self.moments.get("v")
+        arrays, _ = flower.aggregate_train(number, [_as_reply(target)])
+        if arrays is None or flower.m_t is None or flower.v_t is None:
+            raise FederationError("Flower's server optimiser gave no weights")
+        self.moments = {name: _single(state) for name, state in (("m", flower.m_t), ("v", flower.v_t))}
+        return {
+            key: old if np.array_equal(old, target[key]) else np.asarray(arrays[key].numpy(), dtype=np.float32)
+            for key, old in previous.items()
+        }
+
+
+def _single(state: Mapping[str, Any]) -> State:
+    return {key: np.asarray(value, dtype=np.float32) for key, value in state.items()}
+
+
+def _as_reply(target: State) -> Message:
+    record = ArrayRecord({key: Array(value) for key, value in target.items()})
+    content = RecordDict({"arrays": record, "metrics": MetricRecord({"num-examples": 1})})
+    return Message(content, dst_node_id=0, message_type="train")

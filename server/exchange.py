@@ -1,0 +1,179 @@
+"""Questions to the sites and their answers: who is asked, until when, which reply counts, what it cost."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from flwr.app import Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+
+from modaltune.errors import ReplyRefused
+
+logger = logging.getLogger(__name__)
+_POLL_SECONDS, _SLOWEST_POLL_SECONDS = 0.05, 0.5
+_ASK_AGAIN_SECONDS = 3.0
+_AT_ONCE_BYTES = 64_000_000  # replies are pulled a few at a time: memory must not grow with the number of sites
+_AT_ONCE = 100
+_ON_THE_WAY = (  # a process or a connection died: the site itself has not answered yet
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+    ErrorCode.CLIENT_APP_CRASHED,
+)
+
+
+@dataclass(kw_only=True)
+class Round:
+    """One exchange with the roster: who answered, who is missing, who was refused and why, and what it cost."""
+
+    number: int
+    phase: str
+    attempt: int = 1
+    started: float = field(default_factory=time.monotonic)
+    missing: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    repeated: bool = False
+    bytes_down: int = 0
+    bytes_up: int = 0
+
+    def refuse(self, site: str, error: ReplyRefused | KeyError) -> None:
+        """Write down why a site's reply does not count."""
+        reason = error.reason if isinstance(error, ReplyRefused) else f"record {error} is missing"
+        self.refused[site] = reason
+        logger.warning("round %s %s: reply of %s refused: %s", self.number, self.phase, site, reason)
+
+    def as_row(self, accepted: Mapping[str, object], **more: Any) -> dict[str, Any]:
+        """One object of ``rounds.jsonl``."""
+        trouble = "DEGRADED" if self.missing or self.refused else "OK"
+        return {
+            "round": self.number,
+            "phase": self.phase,
+            "attempt": self.attempt,
+            "status": "REPEATED" if self.repeated else trouble,
+            "seconds": round(time.monotonic() - self.started, 3),
+            "contributors": sorted(accepted),
+            "missing": self.missing,
+            "refused": self.refused,
+            "bytes_down": self.bytes_down,
+            "bytes_up": self.bytes_up,
+            **more,
+        }
+
+    def why_short(self) -> str:
+        """Who did not contribute, and why."""
+        return "; ".join([*(f"{k}: {v}" for k, v in self.refused.items()), *(f"{s}: no reply" for s in self.missing)])
+
+
+class Exchange:
+    """Sends one question to each name and yields the answers as they arrive, until a deadline.
+
+    A site whose process or connection dies is asked again until the deadline. A reply that comes after it is dropped.
+    """
+
+    def __init__(self, grid: Grid, deadline_seconds: float) -> None:
+        self.grid, self.deadline_seconds = grid, deadline_seconds
+        self._late: dict[str, str] = {}  # message id -> whom and what it asked
+
+    def ask(
+        self,
+        this: Round,
+        kind: str,
+        nodes: Mapping[str, int],
+        content: Callable[[str], RecordDict],
+        deadline_seconds: float | None = None,
+    ) -> Iterator[tuple[str, RecordDict]]:
+        """Answers to one kind of question, once per name; names without one are in ``this.missing`` afterwards."""
+        patience = self.deadline_seconds if deadline_seconds is None else deadline_seconds
+        deadline, pause = time.monotonic() + patience, _POLL_SECONDS
+        asked, due, answered = dict[str, str](), dict.fromkeys(sorted(nodes), 0.0), set[str]()
+        size = 1
+        while (asked or due) and time.monotonic() < deadline:
+            for name in [name for name, when in due.items() if when <= time.monotonic()]:
+                del due[name]
+                question = content(name)
+                size = _size(question)
+                asked[self._send(this, kind, nodes[name], question, patience)] = name
+            pause = min(_SLOWEST_POLL_SECONDS, pause * 1.1)
+            for reply in self._pull([*asked, *self._late], size):
+                if (whose := self._whose(reply, asked, nodes)) is None:
+                    continue
+                name, pause = whose, _POLL_SECONDS
+                if reply.has_error() and reply.error.code in _ON_THE_WAY:
+                    due[name] = time.monotonic() + _ASK_AGAIN_SECONDS
+                    logger.warning("round %s %s: %s broke off and is asked again", this.number, this.phase, name)
+                    continue
+                answered.add(name)
+                if reply.has_error():
+                    this.refused[name] = f"Flower error {reply.error.code}"
+                elif "failure" in reply.content:
+                    this.refused[name] = f"site reported {_code(reply.content)}"
+                else:
+                    this.bytes_up += _size(reply.content)
+                    yield name, reply.content
+            if asked or due:
+                time.sleep(pause)
+        self._late |= {message: f"{name} ({this.phase}, round {this.number})" for message, name in asked.items()}
+        this.missing += sorted(set(nodes) - answered)
+
+    def wait_for_nodes(self, count: int, seconds: float, wanted: Mapping[str, int] | None = None) -> set[int]:
+        """Connected nodes, as soon as there are as many as asked for (of the wanted ones), or when time is up."""
+        deadline = time.monotonic() + seconds
+        while True:
+            online = set(self.grid.get_node_ids())
+            present = len(online if wanted is None else online & set(wanted.values()))
+            if present >= count or time.monotonic() >= deadline:
+                return online
+            time.sleep(_POLL_SECONDS if wanted is None else 1.0)
+
+    def _send(self, this: Round, kind: str, node: int, question: RecordDict, patience: float) -> str:
+        this.bytes_down += _size(question)
+        message = Message(question, dst_node_id=node, message_type=kind, group_id=str(this.number), ttl=patience + 60)
+        return next(iter(self.grid.push_messages([message])))
+
+    def _pull(self, ids: list[str], size: int) -> Iterator[Message]:
+        step = max(1, min(_AT_ONCE, _AT_ONCE_BYTES // size))
+        for start in range(0, len(ids), step):
+            yield from self.grid.pull_messages(ids[start : start + step])
+
+    def _whose(self, reply: Message, asked: dict[str, str], nodes: Mapping[str, int]) -> str | None:
+        """The name that a reply answers for; None for late replies, second ones and those of other nodes."""
+        question = reply.metadata.reply_to_message_id
+        if (late := self._late.pop(question, None)) is not None:
+            logger.warning("a late reply of %s was dropped", late)
+            return None
+        name = asked.get(question)
+        if name is None or not (reply.has_error() or reply.metadata.src_node_id == nodes[name]):
+            logger.warning("a reply from an unknown node, or a second one, was dropped")
+            return None
+        del asked[question]
+        return name
+
+
+def arrays_of(site: str, content: RecordDict, name: str) -> dict[str, Any]:
+    """Arrays of a record; anything else in it is refused."""
+    record = content.array_records[name]
+    try:
+        arrays: dict[str, Any] = {key: value.numpy() for key, value in record.items()}
+    except (ValueError, TypeError, EOFError, OSError, MemoryError, BadZipFile):
+        raise ReplyRefused(site, f"record {name!r} holds an unreadable array") from None
+    if not all(isinstance(value, np.ndarray) for value in arrays.values()):
+        raise ReplyRefused(site, f"record {name!r} holds something that is no array")
+    return arrays
+
+
+def _size(content: RecordDict) -> int:
+    arrays = sum(record.count_bytes() for record in content.array_records.values())
+    metrics = sum(record.count_bytes() for record in content.metric_records.values())
+    return arrays + metrics + sum(record.count_bytes() for record in content.config_records.values())
+
+
+def _code(content: RecordDict) -> str:
+    code = str(content.config_records["failure"].get("code", ""))
+    return code if code.isidentifier() and len(code) < 64 else "an unreadable failure"

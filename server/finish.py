@@ -1,0 +1,64 @@
+"""What a finished run leaves for people: metrics, summary, report; ``DONE`` comes last."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from modaltune.federation.study import METRICS, Study
+from modaltune.storage import write_json, write_text
+from server.report import write_report
+from server.rounds import Result
+
+DONE = "DONE"
+
+
+def finish(result: Result, study: Study, out: Path) -> None:
+    """Write ``metrics.json``, ``summary.json``, ``report.html`` and ``DONE``."""
+    write_json(out / "metrics.json", list(metric_rows(result.evaluation, study)))
+    write_json(out / "summary.json", _summary(result, study, out))
+    write_report(out)
+    write_text(out / DONE, f"{result.status}\n")
+
+
+def metric_rows(evaluation: Mapping[str, Mapping[str, float]], study: Study) -> Iterator[dict[str, Any]]:
+    """Rows of the metrics that the sites reported on their own test cases."""
+    for site, found in evaluation.items():
+        for task in study.tasks:
+            for metric in METRICS[task.kind]:
+                parts = {part: found.get(f"{task.name}.{metric}.{part}") for part in ("value", "low", "high", "n")}
+                if parts["value"] is not None and parts["n"] is not None:
+                    yield {
+                        "method": "federated",
+                        "task": task.name,
+                        "metric": metric,
+                        "hospital": site,
+                        **parts,
+                        "n": int(parts["n"]),
+                        "seed": study.seed,
+                    }
+
+
+def _summary(result: Result, study: Study, out: Path) -> dict[str, Any]:
+    rows = [json.loads(line) for line in (out / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+    sites = {}
+    for site, found in result.capabilities.items():
+        counts = {"train": found.train_cases, "val": found.val_cases, "test": found.test_cases}
+        sites[site] = {
+            "cases": sum(counts.values()),
+            **counts,
+            "tasks": list(found.tasks),
+            "modalities": list(found.modalities),
+        }
+    return {
+        "title": study.name,
+        "status": result.status,
+        "sites": sites,
+        "seconds": round(sum(row["seconds"] for row in rows), 1),
+        "digest": study.digest,
+        "weights": result.weights_hash,
+        "budget": {"steps": result.steps},
+        "seeds": [study.seed],
+    }

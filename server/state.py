@@ -1,0 +1,133 @@
+"""What the server needs to go on after a crash: written atomically after each round, removed when the run is done."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from modaltune.data.preprocessing import Preprocessing
+from modaltune.errors import FederationError, ModelFileError
+from modaltune.federation.average import State
+from modaltune.federation.study import Study
+from modaltune.storage import digest_file, load_state, save_state, write_json, write_text
+
+_KEPT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """A federation after some rounds.
+
+    Attributes:
+        number: finished training rounds.
+        weights: of the model, after them.
+        moments: of the server's optimiser.
+        usual: median length of the last round's updates.
+        steps: optimiser steps that the sites have taken.
+        degraded: whether a round went without a site.
+        lines: of ``rounds.jsonl`` that belong to it; later ones are from a round that was cut off.
+    """
+
+    number: int
+    weights: State
+    moments: Mapping[str, State] = field(default_factory=dict)
+    usual: float | None = None
+    steps: int = 0
+    degraded: bool = False
+    lines: int = 0
+
+
+class ServerState:
+    """Files of a run that make it possible to go on: study, preprocessing, and the newest two rounds."""
+
+    def __init__(self, out: Path, study: Study) -> None:
+        self.out, self.study, self.folder = out, study, out / "state"
+
+    def begin(self) -> None:
+        """Write the study; a folder of another study is refused."""
+        path = self.out / "study.json"
+        if path.is_file() and path.read_text(encoding="utf-8") != self.study.to_json():
+            raise FederationError(f"{self.out}: holds a run of another study; choose another folder")
+        write_text(path, self.study.to_json())
+
+    def preprocessing(self) -> Preprocessing | None:
+        """The preprocessing that the run began with."""
+        path = self.out / "preprocessing.json"
+        return Preprocessing.from_json(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def keep(self, progress: Progress) -> None:
+        """Write the state after a round; the earlier one stays until this one is complete."""
+        tensors = {f"weights/{key}": torch.from_numpy(value) for key, value in progress.weights.items()}
+        for name, moment in progress.moments.items():
+            tensors |= {f"moments/{name}/{key}": torch.from_numpy(value) for key, value in moment.items()}
+        save_state(self._arrays(progress.number), tensors)
+        facts = {
+            "round": progress.number,
+            "usual": progress.usual,
+            "steps": progress.steps,
+            "degraded": progress.degraded,
+            "lines": progress.lines,
+            "sha256": digest_file(self._arrays(progress.number)),
+        }
+        write_json(self._facts(progress.number), facts)
+        for path in self.folder.glob("*"):
+            if path.stem.isdigit() and int(path.stem) <= progress.number - _KEPT:
+                path.unlink()
+
+    def newest(self) -> Progress | None:
+        """The last complete round, with the round log cut back to it; None when there is none."""
+        for path in sorted(self.folder.glob("*.json"), reverse=True):
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            arrays = self._arrays(int(facts["round"]))
+            if arrays.is_file() and digest_file(arrays) == facts["sha256"]:
+                self._cut_log(int(facts["lines"]))
+                return _progress(facts, arrays)
+        if any(self.folder.glob("*.json")):
+            raise ModelFileError(f"{self.folder}: no state in it matches its checksum; restore it from a backup")
+        return None
+
+    def done(self) -> None:
+        """Remove what is needed only to go on."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def log_lines(self) -> int:
+        """Lines of the round log."""
+        path = self.out / "rounds.jsonl"
+        return len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
+
+    def _cut_log(self, lines: int) -> None:
+        path = self.out / "rounds.jsonl"
+        kept = path.read_text(encoding="utf-8").splitlines()[:lines] if path.is_file() else []
+        write_text(path, "".join(f"{line}\n" for line in kept))
+
+    def _arrays(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.safetensors"
+
+    def _facts(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.json"
+
+
+def _progress(facts: Mapping[str, object], arrays: Path) -> Progress:
+    weights, moments = State(), dict[str, State]()
+    for key, value in load_state(arrays).items():
+        kind, _, rest = key.partition("/")
+        if kind == "weights":
+            weights[rest] = value.numpy()
+        else:
+            name, _, parameter = rest.partition("/")
+            moments.setdefault(name, State())[parameter] = value.numpy()
+    usual = facts["usual"]
+    return Progress(
+        number=int(str(facts["round"])),
+        weights=weights,
+        moments=moments,
+        usual=None if usual is None else float(str(usual)),
+        steps=int(str(facts["steps"])),
+        degraded=bool(facts["degraded"]),
+        lines=int(str(facts["lines"])),
+    )

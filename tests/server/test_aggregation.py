@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modaltune.errors import FederationError
+from modaltune.federation.average import State, Update, keywise_average, length
+from modaltune.federation.study import AggregationSpec, Study
+from server.aggregation import Gathering, ServerOptimiser
+
+SITES = ("A", "B", "C", "D", "E")
+KEYS = {"gene_encoder": (2, 3), "task": (4,), "scale": ()}
+
+
+def a_state(seed: int, size: float = 1.0) -> State:
+    draw = np.random.default_rng(seed)
+    return {key: np.asarray(size * draw.normal(size=shape), dtype=np.float32) for key, shape in KEYS.items()}
+
+
+def an_update(seed: int, size: float = 1.0, **examples: int) -> Update:
+    return Update(arrays=a_state(seed, size), examples={key: examples.get(key, 5) for key in KEYS})
+
+
+@pytest.fixture
+def updates() -> dict[str, Update]:
+    made = {site: an_update(seed, task=seed) for seed, site in enumerate(SITES, start=1)}
+    return made | {"C": an_update(3, gene_encoder=0)}
+
+
+def with_spec(study: Study, **changes: Any) -> Study:
+    return study.model_copy(update={"aggregation": AggregationSpec(**changes)})
+
+
+def gather(study: Study, updates: dict[str, Update], order: Sequence[str], folder: Path, **more: Any) -> Gathering:
+    gathering = Gathering(study, a_state(0), SITES, more.get("usual"), folder)
+    for site in order:
+        gathering.accept(site, updates[site]) if site in updates else gathering.give_up(site)
+    return gathering
+
+
+def same(a: State, b: State) -> bool:
+    return set(a) == set(b) and all(np.array_equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in a)
+
+
+@given(order=st.permutations(SITES), silent=st.sampled_from(SITES), told=st.booleans())
+@settings(deadline=None, max_examples=40)
+def test_a_mean_of_replies_in_any_order_has_the_bits_of_the_mean_in_order_of_names(
+    order: list[str], silent: str, told: bool, tiny_study: Study, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    answered = {site: an_update(ord(site), task=ord(site) - 64) for site in SITES if site != silent}
+    folder = tmp_path_factory.mktemp("round") / "spool"
+    found = gather(tiny_study, answered, [site for site in order if told or site != silent], folder).finish()
+    assert same(found, keywise_average(answered, a_state(0)))
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed_mean"])
+def test_robust_rules_count_each_contributor_of_a_parameter_once(
+    rule: str, updates: dict[str, Update], tiny_study: Study, tmp_path: Path
+) -> None:
+    found = gather(with_spec(tiny_study, rule=rule, trim=0.25), updates, SITES[::-1], tmp_path / "spool").finish()
+    for key in KEYS:
+        stacked = np.stack([updates[site].arrays[key] for site in SITES if updates[site].examples[key] > 0])
+        ordered = np.sort(stacked, axis=0)
+        expected = np.median(stacked, axis=0) if rule == "median" else ordered[1:-1].mean(axis=0)
+        np.testing.assert_allclose(found[key], expected, rtol=1e-6)
+    assert len([site for site in SITES if updates[site].examples["gene_encoder"] > 0]) == 4
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed_mean", "krum"])
+def test_one_hostile_site_hardly_moves_a_robust_rule(rule: str, tiny_study: Study, tmp_path: Path) -> None:
+    honest = {
+        site: Update(arrays=a_state(0, 1 + 0.01 * n), examples=dict.fromkeys(KEYS, 5)) for n, site in enumerate("ABCD")
+    }
+    hostile = Update(arrays=a_state(9, 1e3), examples=dict.fromkeys(KEYS, 10**6))
+    study = with_spec(tiny_study, rule=rule, trim=0.25, hostile=1, outlier=0)
+    found = gather(study, honest | {"E": hostile}, SITES, tmp_path / "spool").finish()
+    mean = keywise_average(honest | {"E": hostile}, a_state(0))
+    for key in KEYS:
+        np.testing.assert_allclose(found[key], a_state(0)[key], atol=0.05 * np.abs(a_state(0)[key]).max())
+        assert np.abs(mean[key] - a_state(0)[key]).max() > 10
+
+
+def test_krum_is_refused_when_sites_train_different_parameters(
+    updates: dict[str, Update], tiny_study: Study, tmp_path: Path
+) -> None:
+    gathering = gather(with_spec(tiny_study, rule="krum"), updates, SITES, tmp_path / "spool")
+    with pytest.raises(FederationError, match=r"train different parameters; use 'median' or 'trimmed_mean'"):
+        gathering.finish()
+
+
+def test_an_update_far_longer_than_the_last_rounds_median_is_shortened(tiny_study: Study, tmp_path: Path) -> None:
+    long = an_update(1, size=100.0)
+    gathering = gather(with_spec(tiny_study, clip=3.0), {"A": long}, ["A"], tmp_path / "spool", usual=2.0)
+    kept = gathering.influence["A"].kept
+    assert kept == pytest.approx(3 * 2 / length(long, a_state(0)))
+    assert gathering.usual_length == pytest.approx(6.0)
+    moved = Update(arrays=gathering.finish(), examples=long.examples)
+    assert length(moved, a_state(0)) == pytest.approx(6.0, rel=1e-5)
+
+
+def test_an_outlier_is_refused_where_the_round_waits_on_disk(tiny_study: Study, tmp_path: Path) -> None:
+    updates = {site: an_update(seed) for seed, site in enumerate("ABCD", start=1)} | {"E": an_update(5, size=1e3)}
+    gathering = gather(with_spec(tiny_study, rule="median", outlier=20), updates, SITES, tmp_path / "spool")
+    assert [(refused.site, refused.reason) for refused in gathering.outliers()] == [
+        ("E", "its change is more than 20 times the median")
+    ]
+    without = {site: update for site, update in updates.items() if site != "E"}
+    expected = gather(with_spec(tiny_study, rule="median"), without, "ABCD", tmp_path / "other").finish()
+    assert same(gathering.finish(), expected)
+
+
+def test_the_influence_report_shares_out_all_movement(
+    updates: dict[str, Update], tiny_study: Study, tmp_path: Path
+) -> None:
+    report = gather(tiny_study, updates, SITES, tmp_path / "spool").report()
+    assert list(report) == list(SITES)
+    assert sum(row["share"] for row in report.values()) == pytest.approx(1, abs=1e-4)
+    assert all(row["kept"] == 1 for row in report.values())
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "yogi"])
+def test_a_server_optimiser_goes_on_from_its_moments(optimiser: Any) -> None:
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 0, 0, 0
+    spec = AggregationSpec(optimiser=optimiser, learning_rate=0.1)
+    first = ServerOptimiser(spec)
+    before = first.step(1, a_state(0), a_state(1))
+    moments = dict(first.moments)
+    weights = first.step(2, before, a_state(2))
+    again = ServerOptimiser(spec, moments).step(2, before, a_state(2))
+    assert same(again, weights)
+    fresh = ServerOptimiser(spec).step(2, before, a_state(2))
+    assert not same(fresh, weights)
+
+
+def test_a_server_optimiser_moves_towards_the_target_and_leaves_unmoved_parameters() -> None:
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 0, 0, 0
+    old, target = a_state(0), a_state(1) | {"scale": a_state(0)["scale"]}
+    new = ServerOptimiser(AggregationSpec(optimiser="adam")).step(1, old, target)
+    assert np.array_equal(new["scale"], old["scale"])
+    assert np.array_equal(np.sign(new["task"] - old["task"]), np.sign(target["task"] - old["task"]))
