@@ -122,6 +122,26 @@ def tcga(
 
 
 @app.command()
+def scale(
+    sites: Annotated[int, typer.Option(min=1, help="Sites that answer at full size, with nothing behind them.")] = 100,
+    study: Annotated[str, typer.Option(help="full (as in modaltune bench wire) or small")] = "full",
+    rounds: Annotated[int, typer.Option(min=1, help="Training rounds.")] = 1,
+    json: Json = False,
+) -> None:
+    """Measure the real coordinator (nginx, TLS, keys) against many sites: seconds a round, memory of its processes."""
+    from simulation.scale.measure import measure_scale
+
+    if study not in ("full", "small"):
+        raise typer.BadParameter("--study is full or small")
+    measured = measure_scale(sites, study, rounds, progress_line(quiet=False))
+    if json:
+        emit_json(measured)
+    else:
+        for name, value in measured.items():
+            console.print(f"{name}: {value}", markup=False)
+
+
+@app.command()
 def build(
     kind: Annotated[str, typer.Argument(help="synthetic or tcga")],
     out: Annotated[Path, typer.Option(help="Folder that receives one site folder a hospital.")],

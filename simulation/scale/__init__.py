@@ -1,0 +1,1 @@
+"""How a federation grows: the real coordinator against many sites that only answer."""

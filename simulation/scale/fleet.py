@@ -1,0 +1,143 @@
+"""Many sites in one process that only answer: real keys, TLS and messages of full size, no data and no training."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.fleet_http_connection import http_request_response
+
+from modaltune.federation.capability import versions
+from modaltune.federation.manifest import TRAIN_METRICS
+from modaltune.federation.statistics import statistics_shapes
+from modaltune.federation.study import Study
+from modaltune.seeds import numpy_generator
+
+CASES = 20
+_WORKERS = 4
+_POLL_SECONDS = 0.2
+
+
+def run_fleet(address: str, keys: Path, authority: Path) -> None:
+    """Answer for the site of every key in a folder, until the process is told to stop."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 0, 0, 0
+    with ExitStack() as stack, ThreadPoolExecutor(_WORKERS) as pool:
+        nodes = [
+            _Node(path.stem, stack.enter_context(_connection(address, path, authority)))
+            for path in sorted(keys.glob("*.key"))
+        ]
+        sys.stdout.write("connected\n")
+        sys.stdout.flush()
+        while True:
+            if not any(pool.map(_Node.answer, nodes)):
+                time.sleep(_POLL_SECONDS)
+
+
+def _connection(address: str, key: Path, authority: Path) -> Any:
+    private = load_ssh_private_key(key.read_bytes(), None)
+    assert isinstance(private, ec.EllipticCurvePrivateKey)
+    return http_request_response(address, False, authority.read_bytes(), (private, private.public_key()))
+
+
+class _Node:
+    """One site."""
+
+    def __init__(self, site: str, connection: Any) -> None:
+        self.site = site
+        _, self.receive, self.send, _, _, self.pull, self.push, self.confirm = connection
+
+    def answer(self) -> bool:
+        """Answer one question, if there is one."""
+        received = self.receive()
+        if received is None:
+            return False
+        header, tree = received
+        run, name = header.metadata.run_id, header.metadata.message_id
+        contents = pull_objects(
+            [part.object_id for part in iterate_object_tree(tree)], pull_object_fn=lambda part: self.pull(run, part)
+        )
+        self.confirm(run, name)
+        question = inflate_object_from_contents(name, contents)
+        assert isinstance(question, Message)
+        question.metadata.__dict__["_message_id"] = name
+        reply = Message(ANSWERS[header.metadata.message_type](self.site, question.content), reply_to=question)
+        with no_object_id_recompute():
+            reply.metadata.__dict__["_message_id"] = reply.object_id
+            objects = get_all_nested_objects(reply)
+            wanted, session = self.send(reply, get_object_tree(reply), 0.0)
+            for part in objects:
+                if part in wanted:
+                    self.push(run, session, part, objects[part].deflate())
+        return True
+
+
+def _study(content: RecordDict) -> Study:
+    return Study.from_json(str(content.config_records["study"]["study"]))
+
+
+def _capability(site: str, content: RecordDict) -> RecordDict:
+    study = _study(content)
+    genes = sorted({gene for members in study.gene_sets.values() for gene in members})
+    known: dict[str, Any] = {
+        "site": site,
+        "tasks": [task.name for task in study.tasks],
+        "genes": genes,
+        "modalities": ["slides", "expression"],
+        **dict.fromkeys(("cases-train", "cases-val", "cases-test"), CASES),
+        **{f"version-{name}": value for name, value in versions().items()},
+    }
+    return RecordDict({"capability": ConfigRecord(known)})
+
+
+def _statistics(site: str, content: RecordDict) -> RecordDict:
+    genes = [str(gene) for gene in content.config_records["study"].get("genes", [])]  # type: ignore[union-attr]
+    sums = {name: np.full(shape, float(CASES)) for name, shape in statistics_shapes(_study(content), genes).items()}
+    return RecordDict({"statistics": ArrayRecord({name: Array(value) for name, value in sums.items()})})
+
+
+def _train(site: str, content: RecordDict) -> RecordDict:
+    """A change of full size; no two sites send the same bytes, or Flower would keep one copy for all."""
+    draw = numpy_generator(0, "scale", site, str(content.config_records["study"]["round"]))
+    arrays = {}
+    for name, value in content.array_records["arrays"].items():
+        change = np.asarray(0.01 * draw.standard_normal(value.shape, dtype=np.float32), dtype=np.float16)
+        arrays[name] = Array(change)
+    return RecordDict(
+        {
+            "arrays": ArrayRecord(arrays),
+            "examples": MetricRecord(dict.fromkeys(arrays, CASES)),
+            "metrics": MetricRecord(dict.fromkeys(TRAIN_METRICS, 1.0)),
+        }
+    )
+
+
+def _evaluate(site: str, content: RecordDict) -> RecordDict:
+    return RecordDict({"metrics": MetricRecord({})})
+
+
+ANSWERS: Mapping[str, Callable[[str, RecordDict], RecordDict]] = {
+    "query.capability": _capability,
+    "query.statistics": _statistics,
+    "train": _train,
+    "evaluate": _evaluate,
+}
+
+if __name__ == "__main__":
+    run_fleet(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
