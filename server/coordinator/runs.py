@@ -44,6 +44,11 @@ class Run:
         return self.folder / "nodes.json"
 
     @property
+    def absent(self) -> list[str]:
+        """Sites of the roster that were not admitted when the run was submitted."""
+        return [site for site in Study.load(self.study).roster if site not in (_read_json(self.nodes) or {})]
+
+    @property
     def log(self) -> Path:
         """What the ServerApp printed, kept when it ended without a result."""
         return self.folder / "serverapp.log"
@@ -161,7 +166,7 @@ def follow(home: Home, run: Run, say: Callable[[Mapping[str, Any]], None]) -> di
             say(row)
         told = len(rows)
         if final:
-            return _ended(run)
+            return _ended(home, run)
         trouble = trouble_of(home, run)
         since = None if trouble is None else since or time.monotonic()
         if trouble is not None and since is not None and time.monotonic() - since > trouble.patience:
@@ -169,8 +174,9 @@ def follow(home: Home, run: Run, say: Callable[[Mapping[str, Any]], None]) -> di
         time.sleep(_POLL_SECONDS)
 
 
-def _ended(run: Run) -> dict[str, Any]:
+def _ended(home: Home, run: Run) -> dict[str, Any]:
     status = run.status
+    journal(home).append("run-ended", run=run.name, status=status["status"], weights=status.get("weights"))
     if status["status"] == "FAILED":
         reason = str(status.get("reason") or "no reason given").rstrip(".")
         raise RunFailed(f"run {run.name}: {reason}; when that is solved: modaltune-server resume {run.name}")
