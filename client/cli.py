@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from client import network
+from client.home import Home
 from modaltune.console import console, emit_json, run_app
 from modaltune.doctor.command import Json, SiteFolder, StudyFile, examine, show, title
 from modaltune.doctor.finding import run_checks
+from modaltune.errors import ConfigError
 from modaltune.federation.study import Study
 
+if TYPE_CHECKING:
+    from client.disclosure import Disclosure
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+audit = typer.Typer(no_args_is_help=True, help="The hospital's audit log.")
+app.add_typer(audit, name="audit")
+
+HomeFolder = Annotated[
+    Path | None, typer.Option("--home", help="Home folder; else $MODALTUNE_CLIENT_HOME or ~/.modaltune/client.")
+]
+StudyToRead = Annotated[Path, typer.Argument(metavar="STUDY", help="study.toml or study.json")]
 
 
 @app.callback()
@@ -23,37 +37,148 @@ def _commands() -> None:
 
 
 @app.command()
+def init(
+    invitation: Annotated[Path, typer.Option(help="SITE.invite, as the coordinator sent it.")],
+    site_folder: Annotated[Path, typer.Option(help="Site folder with site.toml.")],
+    home: HomeFolder = None,
+    out: Annotated[Path, typer.Option(help="Folder that receives SITE.pub.")] = Path(),
+    app_user: Annotated[str, typer.Option(help="Account that is to run the client app when root starts it.")] = "",
+    json: Json = False,
+) -> None:
+    """Make this hospital's keys and settings, and SITE.pub to hand to the coordinator."""
+    from client.enrol import enrol
+    from modaltune.invitation import Invitation
+
+    here, invited = Home.find(home), Invitation.load(invitation)
+    mark = enrol(here, invited, site_folder, out, app_user)
+    found = {"home": str(here.folder), "public key": str(out / f"{invited.site}.pub"), "fingerprint": mark}
+    _say(found, json)
+    if not json:
+        console.print("Send the public key to the coordinator, and read the fingerprint out on the telephone.")
+
+
+@app.command()
 def check(
-    study: Annotated[Path, typer.Argument(help="study.toml or study.json")],
-    site: Annotated[Path, typer.Option(help="Site folder with site.toml.")],
+    study: StudyToRead,
+    site: Annotated[Path | None, typer.Option(help="Site folder; else that of the home folder.")] = None,
+    home: HomeFolder = None,
     json: Json = False,
 ) -> None:
     """Validate this hospital's data against a study and print what would leave, before anything does."""
+    from client.bundle import installed_bundle
+    from client.disclosure import disclosure
     from client.runtime import Site
-    from modaltune.federation.manifest import TRAIN_METRICS, evaluation_metrics, statistics_manifest
 
     asked = Study.load(study)
-    here = Site(site, asked)
-    capability = here.capability()
-    genes = capability.pop("genes")
-    named = {gene for members in asked.gene_sets.values() for gene in members}
-    sums = statistics_manifest(asked, sorted(named & set(genes)))
-    leaves = {
-        "digest": asked.digest,
-        "capability": capability | {"gene names": len(genes)},
-        "statistics": {name: list(shape) for name, shape in sums.shapes.items()},
-        "training metrics": list(TRAIN_METRICS),
-        "evaluation metrics": list(evaluation_metrics(asked)),
-        "counts below": here.minimum,
-    }
+    found = disclosure(Site(site or Home.find(home).settings().site_folder, asked))
+    bundle = installed_bundle()
     if json:
-        emit_json(leaves)
+        emit_json(found.as_document() | {"bundle": bundle})
+    else:
+        _show_disclosure(asked.name, found, bundle)
+
+
+@app.command()
+def approve(
+    study: StudyToRead,
+    bundle: Annotated[str | None, typer.Option(help="SHA-256 of another bundle than the installed one.")] = None,
+    home: HomeFolder = None,
+    json: Json = False,
+) -> None:
+    """Check a study, then let it run here, with the bundle that is installed here."""
+    from client.approvals import Approval, Approvals
+    from client.bundle import installed_bundle
+    from client.disclosure import disclosure, embed_labels
+    from client.runtime import Site
+
+    here, asked = Home.find(home), Study.load(study)
+    site = Site(here.settings().site_folder, asked)
+    disclosure(site)
+    with here.app_cache():
+        embed_labels(asked)
+    approval = Approval.of(site, _bundle(bundle) or installed_bundle())
+    Approvals(here.approvals).add(approval)
+    facts = {"study": asked.digest, "bundle": approval.bundle, "by": approval.by}
+    here.open_audit().append("approve", **facts)
+    _say({"approved": asked.name, **facts}, json)
+
+
+@app.command()
+def withdraw(
+    study: Annotated[str, typer.Argument(help="Study file, or the beginning of a digest.")],
+    home: HomeFolder = None,
+    json: Json = False,
+) -> None:
+    """Take an approval back; it counts from the next message on."""
+    from client.approvals import Approvals
+
+    here = Home.find(home)
+    digest = Study.load(Path(study)).digest if Path(study).suffix in (".toml", ".json") else study
+    digest = Approvals(here.approvals).withdraw(digest)
+    here.open_audit().append("withdraw", study=digest)
+    _say({"withdrawn": digest}, json)
+
+
+@app.command()
+def start(
+    home: HomeFolder = None,
+    foreground: Annotated[bool, typer.Option("--foreground", help="Stay, for systemd and containers.")] = False,
+) -> None:
+    """Start the daemon and the client app; they are kept running and connect for as long as it takes."""
+    from client.services import start_services
+
+    start_services(Home.find(home), in_foreground=foreground)
+
+
+@app.command()
+def stop(home: HomeFolder = None) -> None:
+    """Stop the daemon and the client app."""
+    from client.services import stop_services
+
+    if not stop_services(Home.find(home)):
+        console.print("nothing was running")
+
+
+@app.command()
+def pause(home: HomeFolder = None) -> None:
+    """Leave the coordinator's messages where they are, from the next one on; the daemon keeps running."""
+    here = Home.find(home)
+    here.settings()
+    here.paused_file.touch()
+    here.open_audit().append("pause")
+
+
+@app.command()
+def resume(home: HomeFolder = None) -> None:
+    """Answer messages again."""
+    here = Home.find(home)
+    here.settings()
+    here.paused_file.unlink(missing_ok=True)
+    here.open_audit().append("resume")
+
+
+@app.command()
+def status(home: HomeFolder = None, json: Json = False) -> None:
+    """What runs, when the coordinator was last reached, what is approved, what has been used of the limits."""
+    from client.overview import overview
+
+    found = overview(Home.find(home), time.time())
+    if json:
+        emit_json(found)
         return
-    table = Table("What would leave", "Content", title=f"Study {asked.name}, digest {asked.digest[:12]}")
-    for name, value in leaves.items():
-        table.add_row(name, str(value).replace("[", r"\["))
-    table.add_row("training", "trained adapter and head weights only; frozen weights never")
+    table = Table("", "", title=f"Site {found['site']}", show_header=False)
+    for name, value in found.items():
+        table.add_row(name, Text(_text(value)))
     console.print(table)
+
+
+@audit.command()
+def verify(home: HomeFolder = None, json: Json = False) -> None:
+    """Check every line of the audit log: one that was changed, removed or reordered is named."""
+    from modaltune.trust.show import show_audit
+
+    here = Home.find(home)
+    show_audit(here.audit, here.audit_public.read_text(encoding="ascii"), json)
 
 
 @app.command()
@@ -70,6 +195,43 @@ def doctor(
     if there is not None:
         findings += run_checks(network.CHECKS, there)
     show(title(site), findings, json)
+
+
+def _bundle(given: str | None) -> str | None:
+    if given is not None and (len(given) != 64 or set(given) - set("0123456789abcdef")):
+        raise ConfigError("--bundle: expected a SHA-256, 64 hexadecimal digits")
+    return given
+
+
+def _say(values: dict[str, Any], json: bool) -> None:
+    if json:
+        emit_json(values)
+        return
+    for name, value in values.items():
+        console.print(f"{name}: {value}", markup=False, soft_wrap=True)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{name}: {entry}" for name, entry in value.items())
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _show_disclosure(name: str, found: Disclosure, bundle: str) -> None:
+    table = Table("What would leave", "Content", title=f"Study {name}, digest {found.digest[:12]}", show_lines=True)
+    for what, value in found.as_document().items():
+        if what not in ("training", "statistics"):
+            table.add_row(what, Text(_text(value)))
+    console.print(table)
+    for what, entries in (("statistics, once", found.statistics), ("training, in each round", found.training)):
+        arrays = Table("Array", "Type", "Shape", "Bytes", title=f"{what}: at most {len(entries)} arrays")
+        for entry in entries:
+            arrays.add_row(Text(entry.name), entry.type, Text(str(list(entry.shape))), str(entry.bytes))
+        console.print(arrays)
+    console.print("Nothing else leaves: no frozen weights, no features, no row of a table, no identifier.")
+    console.print(f"bundle installed here: {bundle}", soft_wrap=True)
+    if found.device == "cpu":
+        console.print("warning: training will run on the CPU, which takes far longer on whole slides", style="yellow")
 
 
 def main() -> None:

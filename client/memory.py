@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 from torch import Tensor
 
 from modaltune.federation.average import State
-from modaltune.storage import load_state, save_state, write_text
+from modaltune.federation.wire import Packed
+from modaltune.storage import canonical_json, load_state, save_state, write_bytes, write_text
 
 _KEPT = 2  # a round that is repeated after a crash starts from the memory of the round before
 _OPTIMISER, _ROUNDING = "optimiser/", "rounding/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingReply:
+    """A site's update with its metrics."""
+
+    arrays: Packed
+    examples: dict[str, int]
+    metrics: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +63,36 @@ class RoundMemory:
             if number <= round_number - _KEPT or number > round_number:
                 self._path(number).unlink(missing_ok=True)
 
+    def journal(self, question: str, reply: TrainingReply) -> None:
+        """Keep a finished reply until the next one, to be sent again when the same question comes again."""
+        text = {"question": question, "examples": dict(reply.examples), "metrics": dict(reply.metrics)}
+        arrays = {name: np.asarray(value, order="C") for name, value in reply.arrays.items()}
+        write_bytes(self._journal, save(arrays, metadata={"reply": canonical_json(text)}))
+
+    def journalled(self, question: str) -> TrainingReply | None:
+        """The reply to a question that was answered last; None for any other question."""
+        if not self._journal.is_file():
+            return None
+        try:
+            with safe_open(self._journal, framework="numpy") as stored:
+                text = json.loads(stored.metadata()["reply"])
+                if text["question"] != question:
+                    return None
+                arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
+        except (SafetensorError, OSError, TypeError, KeyError, ValueError):
+            return None  # it can be computed again
+        return TrainingReply(arrays=arrays, examples=text["examples"], metrics=text["metrics"])
+
     def agree(self, round_number: int, digest: str) -> bool:
         """Whether a preprocessing digest is the one that this site saw first; a first round begins anew."""
         path = self.folder / "preprocessing.sha256"
         if round_number <= 1 or not path.is_file():
             write_text(path, digest)
         return path.read_text(encoding="utf-8") == digest
+
+    @property
+    def _journal(self) -> Path:
+        return self.folder / "journal" / "reply.safetensors"
 
     def _rounds(self) -> list[int]:
         return sorted(int(path.stem) for path in self.folder.glob("*.safetensors"))

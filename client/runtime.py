@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 
-from client.memory import Memory, RoundMemory
+from client.memory import Memory, RoundMemory, TrainingReply
 from modaltune.data.batch import CaseTensors
 from modaltune.data.cohort import Cohort
+from modaltune.data.fewer_patches import fewer, with_fewer_patches
 from modaltune.data.preprocessing import Preprocessing, prepare
 from modaltune.data.site import load_site, read_site_config
 from modaltune.errors import FeatureFileError, FederationError
@@ -26,6 +29,7 @@ from modaltune.models.learner import Learner, build_learner, load_trainable
 from modaltune.models.modaltune import trainable_state
 from modaltune.models.prefix import with_cached_prefix
 from modaltune.seeds import derive_seed
+from modaltune.storage import canonical_json, digest_state, digest_text
 from modaltune.training import (
     epoch_steps,
     evaluation_loss,
@@ -37,14 +41,7 @@ from modaltune.training import (
     training_device,
 )
 
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingReply:
-    """A site's update with its metrics."""
-
-    arrays: Packed
-    examples: dict[str, int]
-    metrics: dict[str, float]
+logger = logging.getLogger(__name__)
 
 
 class Site:
@@ -60,6 +57,7 @@ class Site:
             raise FederationError(
                 f"site {self.config.name} is not in the roster of study {study.name} ({', '.join(study.roster)})"
             )
+        self.device = training_device(self.config.compute.device)
         labels = {task.name: task.values for task in study.tasks if task.kind != "survival"}
         self.cohort: Cohort = load_site(folder, split_salt=study.digest, labels=labels)
         width = self.cohort.patch_width
@@ -87,7 +85,7 @@ class Site:
         return {
             "site": self.cohort.site,
             "tasks": [task.name for task in self.study.tasks if task.name in self.cohort.tasks],
-            "genes": [] if self.cohort.expression is None else sorted(map(str, self.cohort.expression.columns)),
+            "genes": self._genes(),
             "modalities": [
                 *(["slides"] if self.cohort.patch_width else []),
                 *(["expression"] if self.cohort.expression is not None else []),
@@ -98,6 +96,13 @@ class Site:
             **{f"version-{name}": value for name, value in versions().items()},
         }
 
+    def _genes(self) -> list[str]:
+        """Genes of the study's sets that this site measures; others are nobody's business."""
+        if self.cohort.expression is None:
+            return []
+        named = {gene for members in self.study.gene_sets.values() for gene in members}
+        return sorted(named & set(map(str, self.cohort.expression.columns)))
+
     def statistics(self, genes: list[str]) -> Sums:
         """Sums for the preprocessing round, checked against their manifest."""
         sums = site_statistics(self.cohort, self.study, genes, self.minimum)
@@ -105,13 +110,33 @@ class Site:
         return sums
 
     def train(self, preprocessing: Preprocessing, arrays: Packed, round_number: int) -> TrainingReply:
-        """Score the incoming model on validation cases, train it for one round, and return what may leave."""
+        """Score the incoming model on validation cases, train it for one round, and return what may leave.
+
+        The reply is journalled: the same question gets the same answer without training again.
+        """
         torch.set_num_threads(1)
         self._agree(preprocessing, round_number)
-        learner = self._learner(preprocessing, arrays)
+        question = self._question(preprocessing, arrays, round_number)
+        if (known := self.memory.journalled(question)) is not None:
+            logger.warning("round %s was trained before; its reply is sent again", round_number)
+            return known
+        cases = self._prepared(self._learner(preprocessing, arrays), preprocessing)
+        limit = max((case.patch_count for case in cases), default=0)
+        while True:
+            try:
+                reply = self._train(self._learner(preprocessing, arrays), cases, round_number)
+                break
+            except torch.OutOfMemoryError:
+                limit = fewer(limit)
+            logger.warning("the GPU ran out of memory: round %s starts again, %s patches a case", round_number, limit)
+            torch.cuda.empty_cache()
+            cases = [with_fewer_patches(case, limit, self.study.seed) for case in cases]
+        self.memory.journal(question, reply)
+        return reply
+
+    def _train(self, learner: Learner, cases: list[CaseTensors], round_number: int) -> TrainingReply:
         received = _weights(learner)
         spec = self.study.training
-        cases = self._prepared(learner, preprocessing)
         validation = evaluation_loss(learner, self._split(cases, "val"), spec.objective)
         train = labelled(self._split(cases, "train"))
         kept = self.memory.before(round_number)
@@ -138,6 +163,14 @@ class Site:
         self.memory.keep(round_number, Memory(optimiser=state, rounding=rounding))
         metrics = {"loss": outcome.loss, "steps": float(outcome.steps), "train-cases": float(len(train))}
         return self._reply(packed, outcome.examples, metrics, validation)
+
+    def _question(self, preprocessing: Preprocessing, arrays: Packed, round_number: int) -> str:
+        """Digest of all that a round of training depends on, beside the bags."""
+        weights = digest_state({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
+        table = pd.util.hash_pandas_object(self.cohort.cases).to_numpy().tobytes().hex()
+        return digest_text(
+            canonical_json([self.study.digest, round_number, preprocessing.digest, weights, digest_text(table)])
+        )
 
     def evaluate(self, preprocessing: Preprocessing, arrays: Packed) -> dict[str, float]:
         """Metrics of the model on this site's own test cases, with intervals; small groups are held back."""
@@ -177,7 +210,7 @@ class Site:
         weights = decode_weights(form, arrays, _weights(learner))
         manifest.check("the server", weights)
         load_trainable(learner, {name: torch.from_numpy(value.copy()) for name, value in weights.items()})
-        return learner.to(training_device())
+        return learner.to(self.device)
 
     def _prepared(self, learner: Learner, preprocessing: Preprocessing) -> list[CaseTensors]:
         key = preprocessing.digest

@@ -11,6 +11,7 @@ ModalTuneError          exit code 2: the user or the data is at fault, one line 
 │   ├── FeatureFileError    bag features (HDF5) or slides table
 │   ├── SlideError          a whole-slide image
 │   └── LabelError          a label that the vocabulary does not know
+├── DeviceError         a GPU that is absent or has too little memory
 ├── FetchError          a download of public data that failed or did not match its checksum
 ├── ModelFileError      weights that are absent, truncated or have the wrong hash
 ├── TrustError          a key, a signature or a signed release
@@ -18,7 +19,8 @@ ModalTuneError          exit code 2: the user or the data is at fault, one line 
 │   └── CertificateError    a TLS certificate or the authority that issues it
 ├── ServiceError        programs that should run in the background, and do not
 └── FederationError     a study that cannot be run as asked
-    └── ReplyRefused        one site's reply broke the manifest; carries the site and a reason code
+    ├── ReplyRefused        one site's reply broke the manifest; carries the site and a reason code
+    └── MessageRefused      a hospital's daemon let a message neither in nor out; carries a code
 RunFailed               exit code 4: the federation ended without a model
 
 Messages name what, where, found, expected and the fix. They never contain a patient identifier,
@@ -74,6 +76,10 @@ class LabelError(DataError):
     """A label value that the study's vocabulary does not know."""
 
 
+class DeviceError(ModalTuneError):
+    """A GPU that is absent or has too little memory."""
+
+
 class FetchError(ModalTuneError):
     """A download of public data that failed, broke off or did not match its checksum."""
 
@@ -108,6 +114,20 @@ class ReplyRefused(FederationError):
     def __init__(self, site: str, reason: str) -> None:
         super().__init__(f"reply of {site} refused: {reason}")
         self.site = site
+        self.reason = reason
+
+
+class MessageRefused(FederationError):
+    """A hospital's daemon let a message neither in nor out.
+
+    Attributes:
+        code: one word, all that the coordinator is told.
+        reason: for the hospital's own log.
+    """
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(f"{code}: {reason}")
+        self.code = code
         self.reason = reason
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from modaltune.data.batch import CaseTensors, modalities_of, without_modality
-from modaltune.errors import ConfigError
+from modaltune.errors import ConfigError, DeviceError
 from modaltune.federation.study import TrainingSpec
 from modaltune.models.learner import OPTIONAL_PREFIXES, Learner
 from modaltune.models.modaltune import trainable_state
@@ -71,9 +71,19 @@ def drop_modalities(case: CaseTensors, rate: float, generator: np.random.Generat
     return without_modality(case, present[int(which * len(present))])
 
 
-def training_device() -> torch.device:
-    """The GPU when this process has one, otherwise the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def training_device(name: str = "auto") -> torch.device:
+    """The device of a name: ``auto`` is the GPU when this process has one, otherwise the CPU.
+
+    Raises:
+        DeviceError: a GPU is named that is not there.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = torch.device(name if name != "auto" else "cuda" if gpus else "cpu")
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise DeviceError(
+            f"device {name!r}: this machine has {gpus} GPU(s) that torch can use; name another one, or cpu"
+        )
+    return device
 
 
 def make_optimiser(learner: Learner, spec: TrainingSpec) -> torch.optim.AdamW:

@@ -73,6 +73,18 @@ class SiteFeatures(BaseModel):
     patch_size_level0: int | None = Field(default=None, ge=1)
 
 
+class SiteCompute(BaseModel):
+    """Where this site trains.
+
+    Attributes:
+        device: ``auto`` (the first GPU, else the CPU), ``cpu``, ``cuda`` or ``cuda:NUMBER``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
+
+
 class SiteConfig(BaseModel):
     """The content of ``site.toml``.
 
@@ -86,6 +98,7 @@ class SiteConfig(BaseModel):
         labels: per task, local code -> vocabulary value; ``""`` means unlabelled.
         policy: what may leave.
         features: what feature files do not state themselves.
+        compute: where this site trains.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -99,6 +112,7 @@ class SiteConfig(BaseModel):
     labels: dict[str, dict[str, str]] = {}
     policy: SitePolicy = SitePolicy()
     features: SiteFeatures = SiteFeatures()
+    compute: SiteCompute = SiteCompute()
 
     @model_validator(mode="after")
     def _tasks_are_consistent(self) -> SiteConfig:
@@ -138,6 +152,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "features": SiteFeatures,
     "splits": SplitsConfig,
     "policy": SitePolicy,
+    "compute": SiteCompute,
 }
 
 

@@ -1,0 +1,117 @@
+"""Approved studies: what the hospital's security office said yes to, one file each."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from getpass import getuser
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from modaltune.errors import ConfigError, MessageRefused
+from modaltune.federation.study import Digest, Name, Study
+from modaltune.storage import write_text
+
+if TYPE_CHECKING:
+    from client.runtime import Site
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Cases(BaseModel):
+    """Cases of each split when the study was approved; no reply may claim more. They stay here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    train: Count
+    val: Count
+    test: Count
+
+
+class Approval(BaseModel):
+    """One study, the one bundle that may run it, and what they may say about this site.
+
+    Attributes:
+        bundle: SHA-256 of the Flower bundle.
+        site: name of this site in the study's roster.
+        minimum: counts below it do not leave.
+        when, by: UTC time, and the account that approved.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    study: Study
+    bundle: Digest
+    site: Name
+    minimum: Annotated[int, Field(ge=1)]
+    cases: Cases
+    when: str
+    by: str
+
+    @classmethod
+    def of(cls, site: Site, bundle: str) -> Self:
+        """Approve what a site was shown, now, by who runs this command."""
+        splits = site.cohort.cases["split"]
+        return cls(
+            study=site.study,
+            bundle=bundle,
+            site=site.cohort.site,
+            minimum=site.minimum,
+            cases=Cases(**{name: int((splits == name).sum()) for name in Cases.model_fields}),
+            when=datetime.now(UTC).isoformat(timespec="seconds"),
+            by=getuser(),
+        )
+
+
+class Approvals:
+    """A folder of ``DIGEST.json``; read anew for every message, so that a withdrawal counts at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def add(self, approval: Approval) -> None:
+        """Approve a study; an earlier approval of the same one is replaced."""
+        write_text(self._path(approval.study.digest), approval.model_dump_json(indent=1) + "\n")
+
+    def withdraw(self, digest: str) -> str:
+        """Forget an approval, given its digest or the beginning of one; the whole digest."""
+        found = [path for path in self._paths() if digest and path.stem.startswith(digest)]
+        if len(found) != 1:
+            known = ", ".join(path.stem[:12] for path in self._paths()) or "none"
+            raise ConfigError(
+                f"{len(found)} approved studies have a digest that starts with {digest[:12]!r}; approved: {known}"
+            )
+        found[0].unlink()
+        return found[0].stem
+
+    def all(self) -> list[Approval]:
+        """Every approval, by digest."""
+        return [self._read(path) for path in self._paths()]
+
+    def of(self, digest: str, bundle: str) -> Approval:
+        """The approval of a study together with a bundle.
+
+        Raises:
+            MessageRefused: there is none.
+        """
+        approved = [approval for approval in self.all() if approval.bundle == bundle]
+        if not approved:
+            raise MessageRefused("BundleNotApproved", f"bundle {bundle[:12]}... is not approved here")
+        for approval in approved:
+            if approval.study.digest == digest:
+                return approval
+        raise MessageRefused("StudyNotApproved", f"study {digest[:12]}... is not approved here with this bundle")
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("*.json"))
+
+    def _path(self, digest: str) -> Path:
+        return self.folder / f"{digest}.json"
+
+    def _read(self, path: Path) -> Approval:
+        try:
+            approval = Approval.model_validate_json(path.read_text(encoding="utf-8"))
+        except (ValidationError, UnicodeDecodeError):
+            raise ConfigError(f"{path}: not an approval that this release wrote; approve the study again") from None
+        if approval.study.digest != path.stem:
+            raise ConfigError(f"{path}: holds another study than its name says; approve the study again")
+        return approval

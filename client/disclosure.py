@@ -1,0 +1,147 @@
+"""What a study would make leave this site: every record, key, shape, byte and metric, before anything does."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from client.questions import named_genes, trained_weights
+from client.runtime import Site
+from modaltune.data.genesets import restrict
+from modaltune.data.preprocessing import Preprocessing, TaskSpace
+from modaltune.encoders.registry import slide_encoder
+from modaltune.encoders.text import TextEncoder, verified_text_encoder
+from modaltune.federation.manifest import TRAIN_METRICS, Manifest, evaluation_metrics, statistics_manifest
+from modaltune.federation.study import Study
+from modaltune.federation.wire import message_manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One array of a message."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of its numbers."""
+        return math.prod(self.shape) * np.dtype(self.type).itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disclosure:
+    """Everything that may leave a site in one study.
+
+    Attributes:
+        capability: as the site would state it; genes by number.
+        statistics, training: arrays of one reply, at their largest: with every gene that this site measures.
+        weights: verified local weights, name -> sha256.
+        device: where training will run.
+    """
+
+    digest: str
+    capability: dict[str, object]
+    statistics: tuple[Entry, ...]
+    training: tuple[Entry, ...]
+    training_metrics: tuple[str, ...]
+    evaluation_metrics: tuple[str, ...]
+    counts_below: int
+    weights: dict[str, str]
+    device: str
+
+    @property
+    def training_bytes(self) -> int:
+        """Numbers of one training reply; there is one in each round."""
+        return sum(entry.bytes for entry in self.training)
+
+    def as_document(self) -> dict[str, object]:
+        """For ``--json``."""
+        genes = {"gene names": self.capability["genes"]}
+        return {
+            "digest": self.digest,
+            "capability": {name: value for name, value in self.capability.items() if name != "genes"} | genes,
+            "statistics": {entry.name: list(entry.shape) for entry in self.statistics},
+            "training": {
+                entry.name: {"type": entry.type, "shape": list(entry.shape), "bytes": entry.bytes}
+                for entry in self.training
+            },
+            "training bytes": self.training_bytes,
+            "training metrics": list(self.training_metrics),
+            "evaluation metrics": list(self.evaluation_metrics),
+            "counts below": self.counts_below,
+            "weights": self.weights,
+            "device": self.device,
+        }
+
+
+def disclosure(site: Site) -> Disclosure:
+    """Look at a site's data through a study.
+
+    Raises:
+        ModalTuneError: data or local weights do not fit the study.
+    """
+    study = site.study
+    capability = site.capability()
+    genes = capability.pop("genes")
+    manifest, _ = trained_weights(study, _widest_preprocessing(study, genes))
+    return Disclosure(
+        digest=study.digest,
+        capability=capability | {"genes": len(genes)},
+        statistics=_entries(statistics_manifest(study, genes)),
+        training=_entries(message_manifest(study.training.wire, manifest)),
+        training_metrics=TRAIN_METRICS,
+        evaluation_metrics=evaluation_metrics(study),
+        counts_below=site.minimum,
+        weights=verify_weights(study),
+        device=str(site.device),
+    )
+
+
+def verify_weights(study: Study) -> dict[str, str]:
+    """Check the frozen weights on this machine against the study and return their hashes.
+
+    Raises:
+        ModelFileError: weights are absent, or others than the study's.
+    """
+    spec = study.slides
+    slide_encoder(spec.encoder, in_width=spec.in_width, width=spec.width, depth=spec.depth, sha256=spec.sha256)
+    found = {f"slide encoder {spec.encoder}": spec.sha256}
+    for encoder in (study.text, *(modality.text for modality in study.modalities if modality.text is not None)):
+        found[f"text encoder {encoder.encoder}"] = verified_text_encoder(encoder).sha256
+    return found
+
+
+def embed_labels(study: Study) -> None:
+    """Embed every label text of a study now, so that the client app finds them and needs no text encoder."""
+    encoder: TextEncoder = verified_text_encoder(study.text)
+    for space in _all_candidates(study).values():
+        encoder.embed(space.texts)
+
+
+def _widest_preprocessing(study: Study, genes: list[str]) -> Preprocessing:
+    """A preprocessing with everything that this site could be asked for."""
+    panel = sorted(named_genes(study) & set(genes))
+    sets = restrict(study.gene_sets, panel, study.model.gene_minimum) if panel else {}
+    return Preprocessing(study=study.digest, genes=tuple(panel), gene_sets=sets, tasks=_all_candidates(study))
+
+
+def _all_candidates(study: Study) -> dict[str, TaskSpace]:
+    texts = {
+        task.name: {label.value: label.text for label in task.labels} or {text: text for text in task.bins}
+        for task in study.tasks
+    }
+    return {
+        task.name: TaskSpace(
+            candidates=tuple(texts[task.name]),
+            texts=tuple(task.template.format(text=text) for text in texts[task.name].values()),
+        )
+        for task in study.tasks
+    }
+
+
+def _entries(manifest: Manifest) -> tuple[Entry, ...]:
+    return tuple(Entry(name=name, type=manifest.type_of(name), shape=shape) for name, shape in manifest.shapes.items())

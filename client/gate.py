@@ -1,0 +1,166 @@
+"""The egress gate: what the client app answers leaves only if it fits the approved study, and written anew.
+
+It runs in the hospital's daemon, outside the app's process. Nothing of the app's own bytes is passed on: names, shapes
+and types come from the manifest that this side derives from the study, numbers from arrays that fit it, text from
+short lists. What can still hide in numbers that are permitted is a residual risk, see the threat model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from client.approvals import Approval
+from client.questions import CAPABILITY, EVALUATE, STATISTICS, TRAIN, Question, named_genes, read_arrays
+from modaltune.errors import MessageRefused, ModalTuneError, ReplyRefused
+from modaltune.federation.average import State
+from modaltune.federation.capability import Capability, versions
+from modaltune.federation.manifest import (
+    TRAIN_METRICS,
+    check_examples,
+    check_metrics,
+    evaluation_metrics,
+    statistics_manifest,
+)
+from modaltune.federation.wire import decode_update, message_manifest
+
+UNEXPECTED = "UnexpectedError"
+_COUNTS = {"cases-train": "train", "cases-val": "val", "cases-test": "test"}
+
+
+def failure(code: str) -> RecordDict:
+    """A reply that says no in one word."""
+    return RecordDict({"failure": ConfigRecord({"code": code})})
+
+
+def released(question: Question, approval: Approval, content: RecordDict) -> RecordDict:
+    """The reply to a question as it may leave.
+
+    Raises:
+        MessageRefused: it may not.
+    """
+    try:
+        if set(content) == {"failure"}:
+            return failure(_known_code(content))
+        return _RULES[question.kind](question, approval, content)
+    except ReplyRefused as problem:
+        raise MessageRefused("ReplyRefused", problem.reason) from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise MessageRefused("ReplyRefused", f"not the records of a reply to {question.kind}") from None
+
+
+def _capability(question: Question, approval: Approval, content: RecordDict) -> RecordDict:
+    record = _only(approval, content, "capability").config_records["capability"]
+    own = {f"version-{name}": value for name, value in versions().items()}
+    _require(approval, set(record) <= {"site", "tasks", "modalities", "genes", *_COUNTS, *own}, "a field is unknown")
+    found = Capability.parse(record, question.study)
+    known = ["slides", "expression", "clinical", *(modality.name for modality in question.study.modalities)]
+    counts = {name: int(str(record[name])) for name in _COUNTS}
+    _require(approval, found.site == approval.site, "it names another site")
+    _require(approval, set(found.modalities) <= set(known), "it names an unknown modality")
+    _require(approval, set(found.genes) <= named_genes(question.study), "it names a gene outside the study")
+    _require(approval, all(record[name] == value for name, value in own.items()), "a version is not this one's")
+    for name, split in _COUNTS.items():
+        _check_count(approval, name, counts[name], getattr(approval.cases, split))
+    lists: dict[str, list[str]] = {
+        "tasks": [task.name for task in question.study.tasks if task.name in found.tasks],
+        "modalities": [name for name in known if name in found.modalities],
+        "genes": sorted(set(found.genes)),
+    }
+    filled = {name: values for name, values in lists.items() if values}  # Flower cannot count []
+    return RecordDict({"capability": ConfigRecord({"site": approval.site, **filled, **counts, **own})})
+
+
+def _statistics(question: Question, approval: Approval, content: RecordDict) -> RecordDict:
+    record = _only(approval, content, "statistics").array_records["statistics"]
+    manifest = statistics_manifest(question.study, question.genes)
+    sums = {name: np.asarray(value, np.float64) for name, value in read_arrays(record, manifest, approval.site).items()}
+    survival = {f"labels.{task.name}" for task in question.study.tasks if task.kind == "survival"}
+    for name, values in sums.items():
+        counts = values.sum(keepdims=True) if name in survival else values
+        if name == "cases" or name.startswith("labels.") or name.endswith(".count"):
+            small = (counts < approval.minimum) & (counts != 0)
+            whole = (values >= 0).all() and (values == np.floor(values)).all()
+            _require(approval, whole and not small.any(), f"{name} counts fewer than {approval.minimum} cases")
+    _check_count(approval, "cases", int(sums["cases"][0]), approval.cases.train)
+    return RecordDict({"statistics": _arrays(sums)})
+
+
+def _training(question: Question, approval: Approval, content: RecordDict) -> RecordDict:
+    _only(approval, content, "arrays", "examples", "metrics")
+    form, manifest, site = question.study.training.wire, question.manifest, approval.site
+    packed = read_arrays(content.array_records["arrays"], message_manifest(form, manifest), site)
+    weights: State = decode_update(form, packed, question.weights)
+    manifest.check(site, weights)
+    examples = check_examples(site, content.metric_records["examples"], manifest.shapes, approval.cases.train)
+    metrics = check_metrics(site, content.metric_records["metrics"], TRAIN_METRICS)
+    _require(approval, set(metrics) == set(TRAIN_METRICS), "a metric is missing")
+    _require(approval, min(metrics.values()) >= 0, "a metric is negative")
+    _require(approval, metrics["steps"].is_integer(), "steps is not a whole number")
+    _require(approval, metrics["train-cases"] <= approval.cases.train, "train-cases is above the approved number")
+    _check_count(approval, "val-cases", metrics["val-cases"], approval.cases.val)
+    return RecordDict(
+        {
+            "arrays": _arrays(packed),
+            "examples": MetricRecord({name: examples[name] for name in manifest.shapes}),
+            "metrics": MetricRecord({name: metrics[name] for name in TRAIN_METRICS}),
+        }
+    )
+
+
+def _evaluation(question: Question, approval: Approval, content: RecordDict) -> RecordDict:
+    _only(approval, content, "metrics")
+    allowed = evaluation_metrics(question.study)
+    metrics = check_metrics(approval.site, content.metric_records["metrics"], allowed)
+    for name, value in metrics.items():
+        group, _, part = name.rpartition(".")
+        if part == "n":
+            _check_count(approval, name, value, approval.cases.test)
+        else:
+            _require(approval, 0 <= value <= 1, f"{name} is outside 0..1")
+            _require(approval, metrics.get(f"{group}.n", 0) > 0, f"{group} lacks its number of cases")
+    return RecordDict({"metrics": MetricRecord({name: metrics[name] for name in allowed if name in metrics})})
+
+
+_RULES: Mapping[str, Callable[[Question, Approval, RecordDict], RecordDict]] = {
+    CAPABILITY: _capability,
+    STATISTICS: _statistics,
+    TRAIN: _training,
+    EVALUATE: _evaluation,
+}
+
+
+def _only(approval: Approval, content: RecordDict, *names: str) -> RecordDict:
+    _require(approval, set(content) == set(names), f"its records are not {', '.join(names)}")
+    return content
+
+
+def _check_count(approval: Approval, name: str, count: float, largest: int) -> None:
+    """A count of cases: whole, 0 or large enough to leave, and no larger than what was approved."""
+    _require(approval, math.isfinite(count) and count == int(count), f"{name} is not a whole number")
+    _require(approval, count == 0 or count >= approval.minimum, f"{name} is below {approval.minimum}")
+    _require(approval, count <= largest, f"{name} is above the approved number; approve again if cases were added")
+
+
+def _require(approval: Approval, condition: object, otherwise: str) -> None:
+    if not condition:
+        raise ReplyRefused(approval.site, otherwise)
+
+
+def _arrays(values: Mapping[str, Any]) -> ArrayRecord:
+    return ArrayRecord({name: Array(value) for name, value in values.items()})
+
+
+def _known_code(content: RecordDict) -> str:
+    code = content.config_records["failure"].get("code")
+    return str(code) if code in {kind.__name__ for kind in _kinds(ModalTuneError)} else UNEXPECTED
+
+
+def _kinds(kind: type[ModalTuneError]) -> Iterator[type[ModalTuneError]]:
+    yield kind
+    for below in kind.__subclasses__():
+        yield from _kinds(below)

@@ -1,0 +1,34 @@
+"""What ``modaltune-client status`` shows."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from client.approvals import Approvals
+from client.home import Home
+from client.services import service_states
+from client.usage import Usage
+
+
+def overview(home: Home, now: float) -> dict[str, Any]:
+    """Programs, contact, approvals and limits of a hospital.
+
+    Args:
+        now: seconds since 1970.
+    """
+    settings = home.settings()
+    news = json.loads(home.status.read_text(encoding="utf-8")) if home.status.is_file() else None
+    programs = service_states(home)
+    usage = Usage(home.usage, settings.limits)
+    return {
+        "site": settings.site,
+        "coordinator": settings.coordinator,
+        "programs": {program.name: f"{program.state}, {program.uptime:.0f} s" for program in programs} or "not started",
+        "paused": home.paused,
+        "doing": news["doing"] if news and programs else "nothing",
+        "seconds since contact": None if news is None else round(now - news["contact"]),
+        "approved": {approval.study.name: approval.study.digest for approval in Approvals(home.approvals).all()},
+        "rounds answered": {digest[:12]: count for digest, count in usage.counts.rounds.items()},
+        "bytes left today": usage.bytes_left,
+    }

@@ -1,0 +1,166 @@
+"""What a coordinator asks, read and held against the study before any of it reaches the client app."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ConfigRecord, Message
+
+from modaltune.data.genesets import restrict
+from modaltune.data.preprocessing import Preprocessing
+from modaltune.errors import ConfigError, MessageRefused, ReplyRefused
+from modaltune.federation.average import State
+from modaltune.federation.manifest import Manifest
+from modaltune.federation.study import Study
+from modaltune.federation.wire import Packed, decode_weights, message_manifest
+from modaltune.models.learner import build_learner
+from modaltune.models.modaltune import trainable_state
+
+CAPABILITY, STATISTICS, TRAIN, EVALUATE = "query.capability", "query.statistics", "train", "evaluate"
+KINDS = (CAPABILITY, STATISTICS, TRAIN, EVALUATE)
+_HEADER = 4096
+"""Bytes that an array may take beyond its numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One message of the coordinator, found to belong to its study.
+
+    Attributes:
+        genes: whose sums are asked for; only of statistics.
+        round: only of training.
+        weights: as the coordinator sent them; of training and evaluation.
+        manifest: of the trained weights, derived here from the study.
+    """
+
+    kind: str
+    study: Study
+    genes: tuple[str, ...] = ()
+    round: int = 0
+    weights: State = field(default_factory=State)
+    manifest: Manifest = field(default_factory=lambda: Manifest(shapes={}))
+
+
+def study_of(message: Message) -> Study:
+    """The study that a message is about."""
+    try:
+        return Study.from_json(str(_config(message)["study"]))
+    except (KeyError, TypeError, ValueError, ConfigError):
+        raise MessageRefused("QuestionUnreadable", "the message names no study that this release can read") from None
+
+
+def read_question(message: Message, study: Study) -> Question:
+    """Read a message about a study that is already approved.
+
+    Raises:
+        MessageRefused: it asks for something else than the study says.
+    """
+    kind = message.metadata.message_type
+    if kind not in KINDS:
+        raise MessageRefused("QuestionUnknown", f"only {', '.join(KINDS)} are answered")
+    try:
+        config = _config(message)
+        if kind == CAPABILITY:
+            return Question(kind=kind, study=study)
+        if kind == STATISTICS:
+            return Question(kind=kind, study=study, genes=_genes(config, study))
+        preprocessing = Preprocessing.from_json(str(config["preprocessing"]))
+        _check_preprocessing(preprocessing, study)
+        manifest, start = trained_weights(study, preprocessing)
+        travelling = message_manifest(study.training.wire, manifest)
+        packed = read_arrays(message.content.array_records["arrays"], travelling, "the server")
+        weights = decode_weights(study.training.wire, packed, start)
+        manifest.check("the server", weights)
+        number = int(str(config["round"])) if kind == TRAIN else 0
+        if number not in range(1, study.training.rounds + 1) and kind == TRAIN:
+            raise MessageRefused("QuestionRefused", f"the study has rounds 1 to {study.training.rounds} only")
+    except ReplyRefused as problem:
+        raise MessageRefused("QuestionRefused", problem.reason) from None
+    except (KeyError, TypeError, ValueError, ConfigError):
+        raise MessageRefused("QuestionUnreadable", f"a message of kind {kind} lacks what it needs") from None
+    return Question(kind=kind, study=study, round=number, weights=weights, manifest=manifest)
+
+
+def read_arrays(record: Mapping[str, Array], manifest: Manifest, sender: str) -> Packed:
+    """The arrays of a record, once they are known to fit a manifest.
+
+    Raises:
+        ReplyRefused: they do not. The reason quotes the manifest, never the message.
+    """
+    if set(record) != set(manifest.shapes):
+        missing = len(set(manifest.shapes) - set(record))
+        raise ReplyRefused(
+            sender, f"{len(set(record) - set(manifest.shapes))} array(s) outside the manifest, {missing} missing"
+        )
+    out = {
+        name: _numpy(record[name], name, shape, manifest.type_of(name), sender)
+        for name, shape in manifest.shapes.items()
+    }
+    manifest.check(sender, out)
+    return out
+
+
+def _numpy(array: Array, name: str, shape: tuple[int, ...], dtype: str, sender: str) -> Any:
+    expected = np.dtype(dtype)
+    if len(array.data) > int(np.prod(shape)) * expected.itemsize + _HEADER:
+        raise ReplyRefused(sender, f"{name} is larger than {dtype}{shape}")
+    try:
+        value: Any = array.numpy()
+    except Exception:  # noqa: BLE001 - NumPy meets rubbish with a dozen kinds
+        raise ReplyRefused(sender, f"{name} is unreadable") from None
+    if not isinstance(value, np.ndarray) or value.shape != shape or value.dtype != expected:
+        raise ReplyRefused(sender, f"{name} is not {dtype}{shape}")
+    return np.ascontiguousarray(value).reshape(shape)
+
+
+@lru_cache(maxsize=2)
+def _trained_weights(study_json: str, preprocessing_json: str) -> tuple[Manifest, State]:
+    study, preprocessing = Study.from_json(study_json), Preprocessing.from_json(preprocessing_json)
+    candidates = {task.name: len(preprocessing.tasks[task.name].candidates) for task in study.tasks}
+    targets = {name: torch.zeros(count, study.model.output_width) for name, count in candidates.items()}
+    learner = build_learner(study, preprocessing, targets, frozen=False)
+    start: State = {name: value.numpy().copy() for name, value in trainable_state(learner).items()}
+    return Manifest.of_training(learner, study), start
+
+
+def trained_weights(study: Study, preprocessing: Preprocessing) -> tuple[Manifest, State]:
+    """Manifest and initial values of what a study trains, without frozen weights or text encoder."""
+    return _trained_weights(study.to_json(), preprocessing.to_json())
+
+
+def named_genes(study: Study) -> set[str]:
+    """Genes that a set of the study names: no others are ever spoken of."""
+    return {gene for members in study.gene_sets.values() for gene in members}
+
+
+def _config(message: Message) -> ConfigRecord:
+    return message.content.config_records["study"]
+
+
+def _genes(config: ConfigRecord, study: Study) -> tuple[str, ...]:
+    genes = config.get("genes", [])
+    if not isinstance(genes, list) or list(genes) != sorted({str(gene) for gene in genes} & named_genes(study)):
+        raise MessageRefused("QuestionRefused", "it asks for genes that the study does not name, or not in order")
+    return tuple(str(gene) for gene in genes)
+
+
+def _check_preprocessing(preprocessing: Preprocessing, study: Study) -> None:
+    sets = restrict(study.gene_sets, preprocessing.genes, study.model.gene_minimum) if preprocessing.genes else {}
+    fits = (
+        preprocessing.study == study.digest
+        and set(preprocessing.genes) <= named_genes(study)
+        and {name: set(members) for name, members in preprocessing.gene_sets.items()}
+        == {name: set(members) for name, members in sets.items()}
+        and set(preprocessing.tasks) == {task.name for task in study.tasks}
+        and all(
+            set(preprocessing.tasks[task.name].candidates) <= set(task.bins if task.kind == "survival" else task.values)
+            for task in study.tasks
+        )
+    )
+    if not fits:
+        raise MessageRefused("QuestionRefused", "the preprocessing is not one of the study")

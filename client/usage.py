@@ -1,0 +1,66 @@
+"""What was answered so far, held against the hospital's own limits."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from client.home import Limits
+from modaltune.errors import MessageRefused
+from modaltune.storage import write_json
+
+
+class _Counts(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    rounds: dict[str, int] = {}
+    bytes: dict[str, int] = {}
+
+
+class Usage:
+    """Counters on disk: training rounds of each study, bytes of today."""
+
+    def __init__(self, path: Path, limits: Limits) -> None:
+        self.path, self.limits = path, limits
+        self.counts = _Counts.model_validate_json(path.read_text()) if path.is_file() else _Counts()
+
+    @property
+    def bytes_left(self) -> int:
+        """What may still come in or go out today."""
+        return self.limits.bytes_per_day - self.counts.bytes.get(_today(), 0)
+
+    def count_bytes(self, more: int) -> None:
+        """Add bytes that come in or go out.
+
+        Raises:
+            MessageRefused: they are too many for today.
+        """
+        if more > self.bytes_left:
+            raise self.too_many_bytes()
+        self.counts.bytes = {_today(): self.counts.bytes.get(_today(), 0) + more}
+        self._write()
+
+    def too_many_bytes(self) -> MessageRefused:
+        """The error of a message that would pass the limit of today."""
+        return MessageRefused("LimitReached", f"limits.bytes_per_day = {self.limits.bytes_per_day}")
+
+    def count_round(self, study: str) -> None:
+        """Add a training round of a study.
+
+        Raises:
+            MessageRefused: it is one too many.
+        """
+        total = self.counts.rounds.get(study, 0) + 1
+        if total > self.limits.rounds:
+            raise MessageRefused("LimitReached", f"limits.rounds = {self.limits.rounds}")
+        self.counts.rounds[study] = total
+        self._write()
+
+    def _write(self) -> None:
+        write_json(self.path, json.loads(self.counts.model_dump_json()))
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()

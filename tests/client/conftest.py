@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from simulation.study import read_sites
+from simulation.synthetic import build_synthetic
+from tests.client.conversation import Conversation
+from tests.integration.helpers import make_study, vocabulary
+
+MINIMUM = 5
+
+
+@pytest.fixture(scope="session")
+def conversation(tmp_path_factory: pytest.TempPathFactory) -> Conversation:
+    """The messages of one round between a coordinator and the hospital H1, and its honest replies."""
+    folders = build_synthetic(tmp_path_factory.mktemp("cohort"), cases=80)
+    cohorts = read_sites(folders, vocabulary(), "unused")
+    study = make_study(cohorts, folders[0].parent / "gene_sets.gmt")
+    privacy = study.privacy.model_copy(update={"min_cell": MINIMUM})
+    study = study.model_copy(update={"privacy": privacy, "roster": ("H1",)})
+    return Conversation(Path(folders[0]), study)

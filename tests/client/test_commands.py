@@ -1,0 +1,199 @@
+"""The hospital's commands on a real site folder: what they write, what they say, what they refuse."""
+
+from __future__ import annotations
+
+import json
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+import client.cli
+from client.bundle import installed_bundle
+from client.home import Home
+from modaltune.invitation import Invitation
+from modaltune.trust.certificates import create_authority
+from modaltune.trust.keys import SigningKey
+from server.coordinator.bundle import build_bundle
+from tests.client.conversation import Conversation
+
+Run = Callable[..., tuple[int, Any, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """A command with its home folder: exit status, JSON document if there is one, stderr."""
+    monkeypatch.setenv("MODALTUNE_CLIENT_HOME", str(tmp_path / "home"))
+
+    def call(*arguments: object) -> tuple[int, Any, str]:
+        monkeypatch.setattr(sys, "argv", ["modaltune-client", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            client.cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), json.loads(out) if out else None, err
+
+    return call
+
+
+@pytest.fixture
+def invitation(tmp_path: Path) -> Path:
+    create_authority(tmp_path / "ca", "test", 30)
+    path = tmp_path / "H1.invite"
+    Invitation(
+        site="H1",
+        coordinator="federation.example.org:8443",
+        ca=(tmp_path / "ca" / "ca.crt").read_text(),
+        public_key=SigningKey.create(tmp_path / "key").public_pem,
+    ).save(path)
+    return path
+
+
+@pytest.fixture
+def home(run: Run, invitation: Path, conversation: Conversation, tmp_path: Path) -> Home:
+    code, _, err = run("init", "--invitation", invitation, "--site-folder", conversation.folder, "--out", tmp_path)
+    assert code == 0, err
+    return Home(tmp_path / "home")
+
+
+@pytest.fixture
+def study(conversation: Conversation, tmp_path: Path) -> Path:
+    path = tmp_path / "study.json"
+    path.write_text(conversation.study.to_json())
+    return path
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def events(home: Home) -> list[str]:
+    return [json.loads(line)["event"] for line in home.audit.read_text().splitlines()]
+
+
+def assert_one_line(result: tuple[int, Any, str], text: str) -> None:
+    code, out, err = result
+    assert (code, out, err.count("\n")) == (2, None, 1), err
+    assert text in err
+
+
+def test_init_makes_keys_that_only_their_owner_can_read(home: Home, tmp_path: Path) -> None:
+    for secret in (home.node_key, home.audit_key, home.secret):
+        assert mode(secret) == 0o600
+    for folder in (home.keys, home.approvals, home.state, home.flower, home.app):
+        assert mode(folder) == 0o700
+    assert isinstance(load_ssh_private_key(home.node_key.read_bytes(), None), EllipticCurvePrivateKey)
+    assert (tmp_path / "H1.pub").read_bytes() == home.node_public.read_bytes()
+    for unit in ("modaltune-client.service", "modaltune-client-app.service"):
+        assert (home.folder / "systemd" / unit).is_file()
+    assert "IPAddressDeny=any" in (home.folder / "systemd" / "modaltune-client-app.service").read_text()
+
+
+def test_init_says_the_fingerprint_that_the_coordinator_will_see(
+    run: Run, invitation: Path, conversation: Conversation, tmp_path: Path
+) -> None:
+    from modaltune.trust.keys import fingerprint
+
+    given = ("--invitation", invitation, "--site-folder", conversation.folder, "--out", tmp_path, "--json")
+    _, said, _ = run("init", *given)
+    assert said["fingerprint"] == fingerprint((tmp_path / "H1.pub").read_text())
+    assert_one_line(run("init", *given), "is a home folder already")
+
+
+def test_an_invitation_of_another_site_is_refused(run: Run, invitation: Path, conversation: Conversation) -> None:
+    other = conversation.folder.with_name("H2")
+    result = run("init", "--invitation", invitation, "--site-folder", other)
+    assert_one_line(result, "the invitation is for site H1")
+    assert not Home.find(None).folder.exists()
+
+
+def test_check_names_every_array_and_its_bytes(run: Run, home: Home, study: Path, conversation: Conversation) -> None:
+    code, said, err = run("check", study, "--json")
+    assert (code, err) == (0, "")
+    manifest = conversation.question("train").manifest
+    assert {name: tuple(entry["shape"]) for name, entry in said["training"].items()} == manifest.shapes
+    assert said["training bytes"] == sum(entry["bytes"] for entry in said["training"].values())
+    assert said["training bytes"] == pytest.approx(manifest.megabytes * 1e6)
+    assert said["bundle"] == installed_bundle()
+    assert set(said["weights"].values()) == {conversation.study.slides.sha256, conversation.study.text.sha256}
+
+
+def test_both_sides_compute_the_same_bundle() -> None:
+    assert installed_bundle() == build_bundle().sha256
+
+
+def test_an_approval_holds_until_it_is_withdrawn(run: Run, home: Home, study: Path, conversation: Conversation) -> None:
+    digest = conversation.study.digest
+    code, said, err = run("approve", study, "--json")
+    assert (code, said["study"], said["bundle"]) == (0, digest, installed_bundle()), err
+    assert list(home.approvals.iterdir()) == [home.approvals / f"{digest}.json"]
+    assert list((home.cache / "text").iterdir()), "label embeddings wait for the client app"
+    _, said, _ = run("status", "--json")
+    assert said["approved"] == {conversation.study.name: digest}
+    assert run("withdraw", digest[:12])[0] == 0
+    assert_one_line(run("withdraw", study), "0 approved studies have a digest")
+    assert events(home) == ["init", "approve", "withdraw"]
+    code, said, _ = run("audit", "verify", "--json")
+    assert (code, said["lines"]) == (0, 3)
+
+
+def test_a_changed_line_of_the_log_is_found(run: Run, home: Home) -> None:
+    run("pause")
+    run("resume")
+    home.audit.write_text(home.audit.read_text().replace('"pause"', '"peace"'))
+    assert_one_line(run("audit", "verify"), "line 2")
+
+
+def test_a_pause_is_seen_and_ends(run: Run, home: Home) -> None:
+    for command, paused in (("pause", True), ("resume", False)):
+        assert run(command)[0] == 0
+        assert (home.paused, run("status", "--json")[1]["paused"]) == (paused, paused)
+
+
+def test_a_study_that_does_not_fit_is_not_approved(
+    run: Run, home: Home, study: Path, conversation: Conversation
+) -> None:
+    roster = conversation.study.model_copy(update={"roster": ("H7",)})
+    study.write_text(roster.to_json())
+    assert_one_line(run("approve", study), "site H1 is not in the roster")
+    weights = conversation.study.slides.model_copy(update={"sha256": "0" * 64})
+    study.write_text(conversation.study.model_copy(update={"slides": weights}).to_json())
+    assert_one_line(run("approve", study), "differs from the study's")
+    assert not list(home.approvals.iterdir())
+
+
+def test_a_bundle_hash_has_64_digits(run: Run, home: Home, study: Path) -> None:
+    assert_one_line(run("approve", study, "--bundle", "abc"), "64 hexadecimal digits")
+
+
+def test_an_approval_that_was_edited_by_hand_is_refused(run: Run, home: Home, study: Path) -> None:
+    run("approve", study)
+    (file,) = home.approvals.iterdir()
+    file.write_text(file.read_text().replace('"seed": 0', '"seed": 1'))
+    assert_one_line(run("status"), "holds another study than its name says")
+
+
+SETTINGS = {
+    "an unknown key": ("site = ", "colour = 'red'\nsite = ", "colour"),
+    "an address without a port": (":8443", "", "expected HOST:PORT"),
+    "a limit of nothing": ("rounds = 1000", "rounds = 0", "limits.rounds"),
+    "an account that is not there": ('app_user = ""', 'app_user = "nobody-of-that-name"', "is no account"),
+    "no TOML": ("site = ", "site ", "not valid TOML"),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_wrong_settings_are_one_line(run: Run, home: Home, name: str) -> None:
+    old, new, expected = SETTINGS[name]
+    file = home.folder / "client.toml"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new, 1))
+    assert_one_line(run("status"), expected)
+
+
+def test_without_a_home_the_command_to_make_one_is_named(run: Run) -> None:
+    assert_one_line(run("status"), "run modaltune-client init")

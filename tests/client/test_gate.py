@@ -1,0 +1,331 @@
+"""The gate on real replies of the real client app, honest ones and tampered ones."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from client import gate
+from client.questions import KINDS, trained_weights
+from modaltune.errors import MessageRefused
+from modaltune.federation.study import Study
+from modaltune.models.learner import build_learner
+from modaltune.models.modaltune import trainable_state
+from tests.client.conversation import CAPABILITY, EVALUATE, STATISTICS, TRAIN, Conversation
+from tests.integration.grids import pack, unpack
+
+PATIENT = "SYN-H1-0007"
+Change = Callable[[RecordDict], None]
+
+
+def released(conversation: Conversation, kind: str, content: RecordDict) -> RecordDict:
+    return gate.released(conversation.question(kind), conversation.approval, content)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_honest_reply_leaves_as_it_is(conversation: Conversation, kind: str) -> None:
+    assert released(conversation, kind, conversation.reply(kind)) == conversation.reply(kind)
+
+
+@pytest.mark.parametrize("form", ["fp16", "int8"])
+def test_an_honest_update_leaves_in_every_form(conversation: Conversation, form: str) -> None:
+    training = conversation.study.training.model_copy(update={"wire": form})
+    other = Conversation(conversation.folder, conversation.study.model_copy(update={"training": training}))
+    assert released(other, TRAIN, other.reply(TRAIN)) == other.reply(TRAIN)
+
+
+def test_the_daemon_derives_the_same_manifest_and_start_as_the_app(conversation: Conversation) -> None:
+    study, preprocessing = conversation.study, conversation.preprocessing
+    manifest, start = trained_weights(study, preprocessing)
+    learner = build_learner(study, preprocessing)
+    assert manifest.shapes == {name: tuple(value.shape) for name, value in trainable_state(learner).items()}
+    assert all(np.array_equal(start[name], value) for name, value in trainable_state(learner).items())
+
+
+def arrays_of(content: RecordDict) -> tuple[ArrayRecord, str, Any]:
+    record = content.array_records["arrays"]
+    name = max(record, key=lambda key: record[key].numpy().size)
+    return record, name, record[name].numpy().copy()
+
+
+def extra_key(content: RecordDict) -> None:
+    content.array_records["arrays"]["rows"] = Array(np.zeros(3, np.float32))
+
+
+def frozen_weight(content: RecordDict) -> None:
+    content.array_records["arrays"]["modaltune.slide_encoder.layers.0.weight"] = Array(np.zeros((4, 4), np.float32))
+
+
+def frozen_weight_in_place_of_another(content: RecordDict) -> None:
+    record, name, value = arrays_of(content)
+    del record[name]
+    record["modaltune.slide_encoder.layers.0.weight"] = Array(value)
+
+
+def patient_as_key(content: RecordDict) -> None:
+    content.array_records["arrays"][PATIENT] = Array(np.zeros(1, np.float32))
+
+
+def missing_key(content: RecordDict) -> None:
+    record, name, _ = arrays_of(content)
+    del record[name]
+
+
+def wrong_shape(content: RecordDict) -> None:
+    record, name, value = arrays_of(content)
+    record[name] = Array(value[None])
+
+
+def wrong_type(content: RecordDict) -> None:
+    record, name, value = arrays_of(content)
+    record[name] = Array(value.astype(np.float16))
+
+
+def swapped_bytes(content: RecordDict) -> None:
+    record, name, value = arrays_of(content)
+    record[name] = Array(value.astype(">f4"))
+
+
+def a_patient_in_the_type(content: RecordDict) -> None:
+    record, name, value = arrays_of(content)
+    record[name] = Array(value.astype([(PATIENT, "f4")]))
+
+
+def not_a_number(content: RecordDict) -> None:
+    record, name, value = arrays_of(content)
+    value.reshape(-1)[0] = np.nan
+    record[name] = Array(value)
+
+
+def a_thousand_times_the_norm(content: RecordDict) -> None:
+    record, name, value = arrays_of(content)
+    record[name] = Array(np.full_like(value, 1e6))
+
+
+def oversize(content: RecordDict) -> None:
+    record, name, value = arrays_of(content)
+    padded = record[name].data + b"SYN-H1-0007;" * 1000
+    record[name] = Array(dtype="float32", shape=value.shape, stype="numpy.ndarray", data=padded)
+
+
+def rubbish(content: RecordDict) -> None:
+    record, name, value = arrays_of(content)
+    record[name] = Array(dtype="float32", shape=value.shape, stype="numpy.ndarray", data=b"rubbish")
+
+
+def other_serialisation(content: RecordDict) -> None:
+    record, name, value = arrays_of(content)
+    record[name] = Array(dtype="float32", shape=value.shape, stype="pickle", data=b"cos\nsystem\n")
+
+
+def extra_record(content: RecordDict) -> None:
+    content["notes"] = ConfigRecord({"text": PATIENT})
+
+
+def no_arrays(content: RecordDict) -> None:
+    del content["arrays"]
+
+
+def wrong_kind_of_record(content: RecordDict) -> None:
+    content["examples"] = ConfigRecord({"all": 3})
+
+
+def negative_examples(content: RecordDict) -> None:
+    examples = content.metric_records["examples"]
+    examples[min(examples)] = -1
+
+
+def huge_examples(content: RecordDict) -> None:
+    examples = content.metric_records["examples"]
+    examples[min(examples)] = 10**9
+
+
+def patient_as_metric(content: RecordDict) -> None:
+    content.metric_records["metrics"][PATIENT] = 1.0
+
+
+def infinite_loss(content: RecordDict) -> None:
+    content.metric_records["metrics"]["loss"] = float("inf")
+
+
+def negative_loss(content: RecordDict) -> None:
+    content.metric_records["metrics"]["loss"] = -1.0
+
+
+def missing_metric(content: RecordDict) -> None:
+    del content.metric_records["metrics"]["steps"]
+
+
+def too_many_validation_cases(content: RecordDict) -> None:
+    content.metric_records["metrics"]["val-cases"] = 10.0**6
+
+
+def one_validation_case(content: RecordDict) -> None:
+    content.metric_records["metrics"]["val-cases"] = 1.0
+
+
+UPDATES: dict[Change, str] = {
+    extra_key: r"1 array\(s\) outside the manifest",
+    frozen_weight: r"1 array\(s\) outside the manifest",
+    frozen_weight_in_place_of_another: r"1 array\(s\) outside the manifest, 1 missing",
+    patient_as_key: r"1 array\(s\) outside the manifest",
+    missing_key: r"1 missing",
+    wrong_shape: r" is not float32\(",
+    wrong_type: r" is not float32\(",
+    swapped_bytes: r" is not float32\(",
+    a_patient_in_the_type: r" is not float32\(",
+    not_a_number: "is not finite",
+    a_thousand_times_the_norm: "norm above",
+    oversize: "is larger than",
+    rubbish: "is unreadable",
+    other_serialisation: "is unreadable",
+    extra_record: "its records are not arrays, examples, metrics",
+    no_arrays: "its records are not arrays, examples, metrics",
+    wrong_kind_of_record: "not the records of a reply to train",
+    negative_examples: r"is outside 0\.\.",
+    huge_examples: r"is outside 0\.\.",
+    patient_as_metric: r"1 metric\(s\) outside the manifest",
+    infinite_loss: "is not a finite number",
+    negative_loss: "a metric is negative",
+    missing_metric: "a metric is missing",
+    too_many_validation_cases: "val-cases is above the approved number",
+    one_validation_case: "val-cases is below 5",
+}
+
+
+@pytest.mark.parametrize("change", UPDATES, ids=lambda change: change.__name__)
+def test_a_tampered_update_stays_and_the_reason_names_no_patient(conversation: Conversation, change: Change) -> None:
+    content = conversation.reply(TRAIN)
+    change(content)
+    with pytest.raises(MessageRefused, match=UPDATES[change]) as refusal:
+        released(conversation, TRAIN, content)
+    assert refusal.value.code == "ReplyRefused"
+    assert PATIENT not in refusal.value.reason
+
+
+def test_an_update_is_no_answer_to_another_question(conversation: Conversation) -> None:
+    for asked in KINDS:
+        for answered in {*KINDS} - {asked}:
+            with pytest.raises(MessageRefused):
+                released(conversation, asked, conversation.reply(answered))
+
+
+def test_numbers_leave_and_the_bytes_around_them_do_not(conversation: Conversation) -> None:
+    """Text in the header of an array's file, or in its description, is no part of what leaves."""
+    content = conversation.reply(TRAIN)
+    record, name, value = arrays_of(content)
+    data = record[name].data
+    record[name] = Array(dtype=PATIENT, shape=(1, 2, 3), stype="numpy.ndarray", data=data + PATIENT.encode())
+    message = conversation.message(TRAIN)
+    message.content = released(conversation, TRAIN, content)
+    assert PATIENT.encode() not in pack(message)
+    assert np.array_equal(unpack(pack(message)).content.array_records["arrays"][name].numpy(), value)
+
+
+def capability(**changes: Any) -> Change:
+    def change(content: RecordDict) -> None:
+        content.config_records["capability"].update(changes)
+
+    return change
+
+
+CAPABILITIES = {
+    "another site": (capability(site="H2"), "roster|another site"),
+    "an unknown field": (capability(note=PATIENT), "a field is unknown"),
+    "a patient among the genes": (capability(genes=[PATIENT]), "a gene outside the study"),
+    "a patient among the tasks": (capability(tasks=[PATIENT]), "a task outside the study"),
+    "a patient among the modalities": (capability(modalities=[PATIENT]), "an unknown modality"),
+    "a patient as version": (capability(**{"version-torch": PATIENT}), "a version is not this one's"),
+    "a small count": (capability(**{"cases-val": 2}), "cases-val is below 5"),
+    "an invented count": (capability(**{"cases-train": 10**6}), "cases-train is above the approved number"),
+}
+
+
+@pytest.mark.parametrize("name", CAPABILITIES)
+def test_a_site_says_about_itself_what_is_on_the_list(conversation: Conversation, name: str) -> None:
+    change, reason = CAPABILITIES[name]
+    content = conversation.reply(CAPABILITY)
+    change(content)
+    with pytest.raises(MessageRefused, match=reason):
+        released(conversation, CAPABILITY, content)
+
+
+@pytest.mark.parametrize("count", [1.0, -3.0, 7.5])
+@pytest.mark.parametrize("name", ["labels.diagnosis", "cases", "expression.count", "clinical.age.count"])
+def test_sums_count_no_small_group(conversation: Conversation, name: str, count: float) -> None:
+    content = conversation.reply(STATISTICS)
+    record = content.array_records["statistics"]
+    value = record[name].numpy().copy()
+    value[0] = count
+    record[name] = Array(value)
+    with pytest.raises(MessageRefused, match=re.escape(f"{name} counts fewer than 5 cases")):
+        released(conversation, STATISTICS, content)
+
+
+EVALUATIONS = {
+    "a patient as metric": ({PATIENT: 0.5}, r"1 metric\(s\) outside"),
+    "a value out of range": ({"diagnosis.auc.value": 97.0}, "is outside 0..1"),
+    "a small group": ({"diagnosis.auc.n": 2.0}, "is below 5"),
+    "half a case": ({"diagnosis.auc.n": 7.5}, "is not a whole number"),
+    "an invented number of cases": ({"diagnosis.auc.n": 1e6}, "is above the approved number"),
+    "no number of cases": ({"diagnosis.auc.n": 0.0}, "lacks its number of cases"),
+}
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_metrics_are_those_of_the_study_and_in_range(conversation: Conversation, name: str) -> None:
+    changes, reason = EVALUATIONS[name]
+    content = conversation.reply(EVALUATE)
+    content["metrics"] = MetricRecord({**content.metric_records["metrics"], **changes})
+    with pytest.raises(MessageRefused, match=reason):
+        released(conversation, EVALUATE, content)
+
+
+@pytest.mark.parametrize(
+    ("code", "leaves"),
+    [("LabelError", "LabelError"), ("UnexpectedError", "UnexpectedError"), (f"/data/{PATIENT}", "UnexpectedError")],
+)
+def test_a_failure_leaves_as_a_known_code(conversation: Conversation, code: str, leaves: str) -> None:
+    content = RecordDict({"failure": ConfigRecord({"code": code, "text": PATIENT})})
+    assert released(conversation, TRAIN, content) == gate.failure(leaves)
+
+
+def other_study(conversation: Conversation) -> Study:
+    return conversation.study.model_copy(update={"seed": 99})
+
+
+QUESTIONS: dict[str, tuple[str, Callable[[Conversation], dict[str, Any]], str]] = {
+    "genes outside the study": (STATISTICS, lambda c: {"genes": [*c.genes, "ZZZ"]}, "genes that the study does not"),
+    "genes as text": (STATISTICS, lambda _: {"genes": "all"}, "genes that the study does not"),
+    "no preprocessing": (TRAIN, lambda _: {"preprocessing": "{}"}, "lacks what it needs"),
+    "the preprocessing of another study": (
+        EVALUATE,
+        lambda c: {"preprocessing": c.preprocessing.model_copy(update={"study": other_study(c).digest}).to_json()},
+        "not one of the study",
+    ),
+    "other gene sets": (
+        TRAIN,
+        lambda c: {"preprocessing": json.dumps(json.loads(c.preprocessing.to_json()) | {"gene_sets": {"ONE": ["A"]}})},
+        "not one of the study",
+    ),
+    "a round beyond the last": (TRAIN, lambda _: {"round": 3}, "rounds 1 to 2 only"),
+}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_a_question_asks_what_the_study_says(conversation: Conversation, name: str) -> None:
+    kind, config, reason = QUESTIONS[name]
+    with pytest.raises(MessageRefused, match=reason):
+        conversation.question(kind, **config(conversation))
+
+
+def test_a_kind_of_question_that_no_study_has_is_refused(conversation: Conversation) -> None:
+    with pytest.raises(MessageRefused) as refusal:
+        conversation.question("query.patients")
+    assert refusal.value.code == "QuestionUnknown"

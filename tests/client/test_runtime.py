@@ -1,0 +1,140 @@
+"""A site that trains a round again, runs out of memory, or is asked the same question twice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from client import runtime
+from client.memory import TrainingReply
+from client.runtime import Site
+from modaltune.data import fewer_patches
+from modaltune.encoders.text import verified_text_encoder
+from modaltune.errors import DeviceError, SiteFolderError
+from modaltune.federation.wire import encode_weights
+from tests.client.conversation import TRAIN, Conversation
+from tests.conftest import REPOSITORY
+from tests.integration.grids import pack
+
+IN_A_PROCESS = """
+import sys
+from pathlib import Path
+from flwr.app import Context, RecordDict
+from client.app import make_app
+from tests.integration.grids import unpack
+
+message = unpack(Path(sys.argv[2]).read_bytes())
+message.metadata.__dict__["_message_id"] = "question"
+context = Context(run_id=0, node_id=7, node_config={}, state=RecordDict(), run_config={})
+reply = make_app(lambda _: Path(sys.argv[1]))(message, context)
+assert "arrays" in reply.content, reply.content
+print("transformers" in sys.modules)
+"""
+
+
+@pytest.fixture
+def site(conversation: Conversation, tmp_path: Path) -> Site:
+    """The hospital with a memory of its own."""
+    folder = tmp_path / "H1"
+    shutil.copytree(conversation.folder, folder, ignore=shutil.ignore_patterns(".state"))
+    return Site(folder, conversation.study)
+
+
+def train(site: Site, conversation: Conversation, scale: float = 1.0) -> TrainingReply:
+    start = {name: value * np.float32(scale) for name, value in conversation.start.items()}
+    packed = encode_weights(conversation.study.training.wire, start, conversation.start)
+    return site.train(conversation.preprocessing, packed, 1)
+
+
+def assert_same(first: TrainingReply, second: TrainingReply) -> None:
+    assert (first.examples, first.metrics) == (second.examples, second.metrics)
+    assert all(np.array_equal(first.arrays[name], value) for name, value in second.arrays.items())
+
+
+def never(*_: Any, **__: Any) -> Any:
+    raise AssertionError("the site trains again")
+
+
+def test_the_same_question_is_answered_without_training_again(
+    site: Site, conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train(site, conversation)
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "fit", never)
+        assert_same(train(Site(site.state_folder.parent, site.study), conversation), first)
+        with pytest.raises(AssertionError, match="trains again"):
+            train(site, conversation, scale=0.5)
+
+
+def test_a_journal_of_other_labels_is_not_replayed(
+    site: Site, conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(site, conversation)
+    site.cohort.cases["diagnosis"] = site.cohort.cases["diagnosis"].to_numpy()[::-1]
+    monkeypatch.setattr(runtime, "fit", never)
+    with pytest.raises(AssertionError, match="trains again"):
+        train(site, conversation)
+
+
+def test_out_of_memory_halves_the_patches_and_starts_the_round_again(
+    site: Site, conversation: Conversation, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The GPU is a stand-in: training fails while a case has more than half of the patches of the largest one."""
+    honest, tried = runtime.fit, list[int]()
+    largest = max(
+        case.patch_count for case in site._prepared(site._learner(*wanted(conversation)), wanted(conversation)[0])
+    )
+
+    def on_a_small_gpu(learner: Any, cases: Any, *arguments: Any, **options: Any) -> Any:
+        tried.append(max(case.patch_count for case in cases))
+        if tried[-1] > largest // 2:
+            raise torch.OutOfMemoryError
+        return honest(learner, cases, *arguments, **options)
+
+    monkeypatch.setattr(runtime, "fit", on_a_small_gpu)
+    with pytest.raises(DeviceError, match="use a larger one"):
+        train(site, conversation)
+    monkeypatch.setattr(fewer_patches, "FEWEST", 4)
+    first = train(site, conversation)
+    assert tried[-1] <= largest // 2
+    assert f"{largest // 2} patches a case" in caplog.text
+    shutil.rmtree(site.state_folder)
+    assert_same(train(site, conversation), first)
+
+
+def wanted(conversation: Conversation) -> tuple[Any, Any]:
+    packed = encode_weights(conversation.study.training.wire, conversation.start, conversation.start)
+    return conversation.preprocessing, packed
+
+
+def test_a_gpu_that_is_not_there_is_one_line(site: Site) -> None:
+    folder = site.state_folder.parent
+    settings = (folder / "site.toml").read_text()
+    (folder / "site.toml").write_text(settings + '\n[compute]\ndevice = "cuda:99"\n')
+    with pytest.raises(DeviceError, match="device 'cuda:99': this machine has"):
+        Site(folder, site.study)
+    (folder / "site.toml").write_text(settings + '\n[compute]\ndevice = "tpu"\n')
+    with pytest.raises(SiteFolderError, match="device"):
+        Site(folder, site.study)
+
+
+def test_a_client_app_with_cached_labels_imports_no_transformers(
+    site: Site, conversation: Conversation, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "MODALTUNE_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(REPOSITORY)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MODALTUNE_CACHE", environment["MODALTUNE_CACHE"])
+        for space in conversation.preprocessing.tasks.values():
+            verified_text_encoder(conversation.study.text).embed(space.texts)
+    (tmp_path / "message").write_bytes(pack(conversation.message(TRAIN)))
+    command = [sys.executable, "-c", IN_A_PROCESS, str(site.state_folder.parent), str(tmp_path / "message")]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (0, "False\n"), ran.stderr
