@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -121,8 +122,12 @@ def start_run(home: Home, study_file: Path, name: str | None) -> Run:
     with connected(home) as link:
         _require_idle(home, link)
         run.folder.mkdir(parents=True)
-        write_text(run.study, study.to_json())
-        _submit(home, link, run, study, "run-started")
+        try:
+            write_text(run.study, study.to_json())
+            _submit(home, link, run, study, "run-started")
+        finally:
+            if not run.submissions:  # not handed to Flower: the name stays free
+                shutil.rmtree(run.folder)
     return run
 
 
@@ -199,7 +204,8 @@ def trouble_of(home: Home, run: Run) -> Trouble | None:
             found = link.run(flower)
             if not found.finished:
                 return None
-            write_text(run.log, link.log(flower))
+            if found.known:
+                write_text(run.log, link.log(flower))
     except FederationError:  # supervised: it comes back, unless somebody stopped the services
         return Trouble("the SuperLink does not answer, see modaltune-server status", _RESTART_SECONDS)
     outcome = found.outcome or "ended"
