@@ -42,7 +42,8 @@ def _show(values: dict[str, Any], json: bool) -> None:
         emit_json(values)
         return
     for name, value in values.items():
-        console.print(f"{name}: {value}", markup=False, soft_wrap=True)
+        text = ", ".join(map(str, value)) if isinstance(value, list) else value
+        console.print(f"{name}: {text}", markup=False, soft_wrap=True)
 
 
 @study.command()

@@ -100,7 +100,7 @@ def _run_table(run: Document) -> Table:
     for name in ("status", "phase", "reason"):
         if run[name]:
             table.add_row(name, Text(str(run[name])))
-    if run["rounds"]:
+    if run["round"]:
         table.add_row("round", f"{run['round']} of {run['rounds']}")
     table.add_row("contributors", ", ".join(run["contributors"]) or "none yet")
     if run["missing"]:

@@ -38,9 +38,8 @@ def release(home: Home, name: str, out: Path | None) -> Path:
     write_text(partial / CARD, model_card(run))
     sign_folder(partial, key)
     partial.replace(folder)
-    journal(home).append(
-        "model-released", run=name, study=Study.load(run.study).digest, key=fingerprint(key.public_pem)
-    )
+    facts = {"run": name, "study": Study.load(run.study).digest, "weights": run.status.get("weights")}
+    journal(home).append("model-released", **facts, key=fingerprint(key.public_pem))
     return folder
 
 

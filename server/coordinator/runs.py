@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,6 +43,11 @@ class Run:
     def nodes(self) -> Path:
         """Site -> node id of the sites that the ServerApp may talk to."""
         return self.folder / "nodes.json"
+
+    @property
+    def absent(self) -> list[str]:
+        """Sites of the roster that were not admitted when the run was submitted."""
+        return [site for site in Study.load(self.study).roster if site not in (_read_json(self.nodes) or {})]
 
     @property
     def log(self) -> Path:
@@ -116,8 +122,12 @@ def start_run(home: Home, study_file: Path, name: str | None) -> Run:
     with connected(home) as link:
         _require_idle(home, link)
         run.folder.mkdir(parents=True)
-        write_text(run.study, study.to_json())
-        _submit(home, link, run, study, "run-started")
+        try:
+            write_text(run.study, study.to_json())
+            _submit(home, link, run, study, "run-started")
+        finally:
+            if not run.submissions:  # not handed to Flower: the name stays free
+                shutil.rmtree(run.folder)
     return run
 
 
@@ -161,7 +171,7 @@ def follow(home: Home, run: Run, say: Callable[[Mapping[str, Any]], None]) -> di
             say(row)
         told = len(rows)
         if final:
-            return _ended(run)
+            return _ended(home, run)
         trouble = trouble_of(home, run)
         since = None if trouble is None else since or time.monotonic()
         if trouble is not None and since is not None and time.monotonic() - since > trouble.patience:
@@ -169,8 +179,9 @@ def follow(home: Home, run: Run, say: Callable[[Mapping[str, Any]], None]) -> di
         time.sleep(_POLL_SECONDS)
 
 
-def _ended(run: Run) -> dict[str, Any]:
+def _ended(home: Home, run: Run) -> dict[str, Any]:
     status = run.status
+    journal(home).append("run-ended", run=run.name, status=status["status"], weights=status.get("weights"))
     if status["status"] == "FAILED":
         reason = str(status.get("reason") or "no reason given").rstrip(".")
         raise RunFailed(f"run {run.name}: {reason}; when that is solved: modaltune-server resume {run.name}")
@@ -193,7 +204,8 @@ def trouble_of(home: Home, run: Run) -> Trouble | None:
             found = link.run(flower)
             if not found.finished:
                 return None
-            write_text(run.log, link.log(flower))
+            if found.known:
+                write_text(run.log, link.log(flower))
     except FederationError:  # supervised: it comes back, unless somebody stopped the services
         return Trouble("the SuperLink does not answer, see modaltune-server status", _RESTART_SECONDS)
     outcome = found.outcome or "ended"

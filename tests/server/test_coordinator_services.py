@@ -185,6 +185,12 @@ def test_a_run_that_no_hospital_answers_fails_with_a_line_that_says_how_to_go_on
     assert {row["site"]: row["online"] for row in shown["sites"]}["A1"] is False
 
 
+def test_a_run_that_the_superlink_does_not_know_has_ended(home: Home) -> None:
+    with connected(home) as link:
+        found = link.run(12345)
+    assert (found.finished, found.known) == (True, False)
+
+
 @pytest.mark.parametrize("name", ["nginx", "superlink", "superexec"])
 def test_a_service_that_is_killed_comes_back(home: Home, healthy: Callable[[], bool], name: str) -> None:
     before = pid_of(home, name)
