@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from modaltune.console import console, emit_json, run_app
 from modaltune.federation.study import Study
 from server.coordinator.home import Home, make_settings
+
+if TYPE_CHECKING:
+    from server.coordinator.runs import Run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 study = typer.Typer(no_args_is_help=True, help="Write, check and name a study.")
@@ -39,7 +42,8 @@ def _show(values: dict[str, Any], json: bool) -> None:
         emit_json(values)
         return
     for name, value in values.items():
-        console.print(f"{name}: {value}", markup=False, soft_wrap=True)
+        text = ", ".join(map(str, value)) if isinstance(value, list) else value
+        console.print(f"{name}: {text}", markup=False, soft_wrap=True)
 
 
 @study.command()
@@ -48,7 +52,9 @@ def new(
     site: Annotated[list[str], typer.Option("--site", help="A hospital of the roster; repeat for each.")],
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("study.toml"),
     encoder: Annotated[str, typer.Option(help="Slide encoder: small, longnet or titan.")] = "small",
-    in_width: Annotated[int | None, typer.Option(min=1, help="Features per patch, where not the encoder's own.")] = None,
+    in_width: Annotated[
+        int | None, typer.Option(min=1, help="Features per patch, where not the encoder's own.")
+    ] = None,
     gene_sets: Annotated[Path | None, typer.Option(help="Gene sets, .gmt or .json.")] = None,
     json: Json = False,
 ) -> None:
@@ -158,8 +164,9 @@ def stop(home: HomeFolder = _HOME, json: Json = False) -> None:
     """Stop the services; a run that is going on can be resumed later."""
     from server.coordinator.services import stop_services
 
-    stop_services(_home(home))
-    _show({"services": "stopped"}, json)
+    here = _home(home)
+    here.settings()
+    _show({"services": "stopped" if stop_services(here) else "were not running"}, json)
 
 
 @app.command()
@@ -174,7 +181,7 @@ def run(
     from server.coordinator.runs import start_run
 
     here = _home(home)
-    _follow(here, start_run(here, file, name), wait, json)
+    follow(here, start_run(here, file, name), wait, json)
 
 
 @app.command()
@@ -183,10 +190,11 @@ def resume(run: RunName, wait: Wait = True, home: HomeFolder = _HOME, json: Json
     from server.coordinator.runs import resume_run
 
     here = _home(home)
-    _follow(here, resume_run(here, run), wait, json)
+    follow(here, resume_run(here, run), wait, json)
 
 
-def _follow(home: Home, run: Any, wait: bool, json: bool) -> None:
+def follow(home: Home, run: Run, wait: bool, json: bool) -> None:
+    """Show where a submitted run is, or stay until its end and exit with its status."""
     from server.coordinator.progress import told
 
     found = {"run": run.name, "folder": str(run.folder)}
@@ -266,9 +274,10 @@ def doctor(home: HomeFolder = _HOME, json: Json = False) -> None:
 @audit.command()
 def verify(home: HomeFolder = _HOME, json: Json = False) -> None:
     """Check every line of the audit log: nothing changed, removed or reordered."""
-    from modaltune.trust.audit import show_audit
+    from modaltune.trust.show import show_audit
 
     here = _home(home)
+    here.settings()
     show_audit(here.audit, here.public_key.read_text(encoding="ascii"), json)
 
 

@@ -44,7 +44,10 @@ def test_a_wheel_gives_the_hash_of_the_checkout(tmp_path: Path) -> None:
     installed = tmp_path / "site-packages"
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         wheel.extractall(installed)
-    ask = "from server.coordinator.bundle import build_bundle; import modaltune; print(build_bundle().sha256, modaltune.__file__)"
+    ask = (
+        "from server.coordinator.bundle import build_bundle; import modaltune\n"
+        "print(build_bundle().sha256, modaltune.__file__)"
+    )
     asked = subprocess.run(
         [sys.executable, "-c", ask], cwd=tmp_path, env={"PYTHONPATH": str(installed)}, capture_output=True, text=True
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,14 @@ from server.coordinator.services import nginx_command, service_states
 DAYS_LEFT = 30
 START = "modaltune-server start"
 MUST_BE_REFUSED = ("/v1/control/list-runs", "/v1/runtime/", "/docs", "/openapi.json")
+
+
+def account(_: Home) -> Iterator[Finding]:
+    """The services need no rights of the administrator."""
+    if os.geteuid() == 0:
+        yield warning("the services run as root", "give the coordinator a user of its own")
+    else:
+        yield ok("the services run without rights of the administrator")
 
 
 def secrets(home: Home) -> Iterator[Finding]:
@@ -49,7 +58,7 @@ def certificates(home: Home) -> Iterator[Finding]:
 
 
 def proxy(home: Home) -> Iterator[Finding]:
-    """nginx is installed and takes the configuration."""
+    """Nginx is installed and takes the configuration."""
     command = [nginx_command(), "-t", "-q", "-p", str(home.folder), "-c", str(home.nginx), "-e", "stderr"]
     tested = subprocess.run(command, capture_output=True, text=True, timeout=20)
     if tested.returncode:
@@ -112,6 +121,7 @@ def _taken(port: int) -> bool:
 
 
 CHECKS: Mapping[str, Callable[[Home], Found]] = {
+    "account": account,
     "secrets": secrets,
     "certificates": certificates,
     "proxy": proxy,

@@ -1,4 +1,4 @@
-"""A commented ``study.toml`` to begin with: the tasks of a cohort, hashes of the frozen encoders, the usual settings."""
+"""A commented ``study.toml`` to begin with: tasks of a cohort, hashes of the frozen encoders, the usual settings."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ def write_study(
     document.add("privacy", _privacy(len(roster)))
     document.add("tasks", _tasks(cohort))
     if gene_sets is not None:
-        document.add("gene_sets", tomlkit.item({name: list(genes) for name, genes in read_gene_sets(gene_sets).items()}))
+        document.add(
+            "gene_sets", tomlkit.item({name: list(genes) for name, genes in read_gene_sets(gene_sets).items()})
+        )
     write_text(path, tomlkit.dumps(document))
     return Study.load(path)
 
@@ -126,7 +128,9 @@ def _training() -> Table:
 def _privacy(sites: int) -> Table:
     table = tomlkit.table()
     table.add("min_cell", tomlkit.item(5).comment("smaller counts are not reported"))
-    table.add("min_contributors", tomlkit.item(min(2, sites)).comment("a parameter with fewer hospitals keeps its old value"))
+    table.add(
+        "min_contributors", tomlkit.item(min(2, sites)).comment("a parameter with fewer hospitals keeps its old value")
+    )
     return table
 
 

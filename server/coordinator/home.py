@@ -152,6 +152,15 @@ class Home:
         return self.folder / "nginx.conf"
 
     @property
+    def nginx_pid(self) -> Path:
+        return self.folder / "run" / "nginx.pid"
+
+    @property
+    def supervisor(self) -> Path:
+        """Written by :func:`modaltune.processes.write_config`."""
+        return self.folder / "supervisor.conf"
+
+    @property
     def flower(self) -> Path:
         return self.folder / "flower"
 

@@ -21,6 +21,7 @@ from flwr.proto.control_pb2 import (
     ListRunsRequest,
     RegisterNodeRequest,
     StartRunRequest,
+    StreamLogsRequest,
     UnregisterNodeRequest,
 )
 from flwr.proto.node_pb2 import NodeInfo
@@ -46,11 +47,11 @@ class Node:
 
 @dataclass(frozen=True)
 class FlowerRun:
-    """A run as the SuperLink knows it."""
+    """A run as the SuperLink knows it; ``outcome`` is completed, failed or stopped once it is finished."""
 
     finished: bool
-    outcome: str  # completed, failed or stopped once it is finished
-    details: str
+    known: bool
+    outcome: str
 
 
 class Link:
@@ -89,12 +90,18 @@ class Link:
         return run_id
 
     def run(self, run_id: int) -> FlowerRun:
-        """What has become of a run."""
-        found = self._client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict.get(run_id)
-        if found is None:
-            return FlowerRun(True, "unknown to the SuperLink", "")
-        status = found.status
-        return FlowerRun(status.status == "finished", status.sub_status, status.details)
+        """What has become of a run; one that the SuperLink does not know, after its database was lost, has ended."""
+        try:
+            status = self._client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict[run_id].status
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code != httpx.codes.NOT_FOUND:
+                raise
+            return FlowerRun(finished=True, known=False, outcome="unknown run")
+        return FlowerRun(finished=status.status == "finished", known=True, outcome=status.sub_status)
+
+    def log(self, run_id: int) -> str:
+        """What the ServerApp of a finished run printed."""
+        return "".join(part.log_output for part in self._client.StreamLogs(StreamLogsRequest(run_id=run_id)))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from server.coordinator.home import Home, Settings
 _TEMPLATE = """\
 # Written by modaltune-server from coordinator.toml; change that file, not this one.
 daemon off;
-pid "{{ home }}/run/nginx.pid";
+pid "{{ pid }}";
 error_log stderr warn;
 worker_processes 2;
 worker_rlimit_nofile 8192;
@@ -72,11 +72,11 @@ http {
 
         location /v1/fleet/ {
             limit_except POST { deny all; }
-            proxy_pass https://superlink;
+            proxy_pass https://superlink/v1/fleet/;  # a path here: passed on as it was compared
         }
         location = /health {
             limit_except GET { deny all; }
-            proxy_pass https://superlink;
+            proxy_pass https://superlink/health;
         }
         location / {
             return 403;
@@ -91,6 +91,7 @@ def nginx_conf(home: Home, settings: Settings) -> str:
     template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(_TEMPLATE)
     return template.render(
         home=home.folder,
+        pid=home.nginx_pid,
         settings=settings,
         listen=f"[{settings.listen}]" if ":" in settings.listen else settings.listen,
         certificate=home.certificate,

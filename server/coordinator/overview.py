@@ -14,7 +14,7 @@ from modaltune.errors import FederationError
 from server.coordinator.health import grpc_serving, https_healthy
 from server.coordinator.home import Home
 from server.coordinator.link import Node, connected
-from server.coordinator.runs import Run, all_runs
+from server.coordinator.runs import Run, all_runs, trouble_of
 from server.coordinator.services import service_states
 from server.coordinator.sites import load_sites
 
@@ -30,7 +30,7 @@ def overview(home: Home) -> Document:
         "health": {"https": https_healthy(home, settings), "grpc": grpc_serving(settings)},
         "services": [asdict(state) for state in service_states(home)],
         "sites": _sites(home),
-        "run": _run(runs[-1]) if runs else None,
+        "run": _run(home, runs[-1]) if runs else None,
     }
 
 
@@ -59,9 +59,13 @@ def _nodes(home: Home) -> Mapping[int, Node]:
         return {}
 
 
-def _run(run: Run) -> Document:
+def _run(home: Home, run: Run) -> Document:
     rows, status = run.rounds(), run.status
     last = rows[-1] if rows else {}
+    trouble = None if run.final else trouble_of(home, run)
+    if trouble is not None:
+        reason = f"{trouble.what}; go on with: modaltune-server resume {run.name}"
+        status = status | {"status": "STOPPED", "reason": reason}
     return {
         "run": run.name,
         "status": status["status"],
@@ -96,7 +100,7 @@ def _run_table(run: Document) -> Table:
     for name in ("status", "phase", "reason"):
         if run[name]:
             table.add_row(name, Text(str(run[name])))
-    if run["rounds"]:
+    if run["round"]:
         table.add_row("round", f"{run['round']} of {run['rounds']}")
     table.add_row("contributors", ", ".join(run["contributors"]) or "none yet")
     if run["missing"]:

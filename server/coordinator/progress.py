@@ -13,6 +13,8 @@ from server.coordinator.runs import Run, follow
 def told(home: Home, run: Run) -> dict[str, Any]:
     """Follow a run to its end, one line an exchange; returns its final status."""
     console.print(f"run {run.name}: {run.folder}", markup=False, soft_wrap=True)
+    if absent := run.absent:
+        console.print(f"not admitted, so missing in every round: {', '.join(absent)}", markup=False, soft_wrap=True)
     with console.status("waiting for the hospitals"):  # draws nothing where there is no terminal
         try:
             return follow(home, run, _say)

@@ -26,7 +26,7 @@ def release(home: Home, name: str, out: Path | None) -> Path:
         ConfigError: the run is not finished, or the folder exists.
     """
     run = find_run(home, name)
-    if not (run.folder / "DONE").is_file():
+    if not run.done:
         raise ConfigError(f"run {name} is not finished; only a finished run has a model to release")
     folder = out or home.releases / name
     if folder.exists():
@@ -38,9 +38,8 @@ def release(home: Home, name: str, out: Path | None) -> Path:
     write_text(partial / CARD, model_card(run))
     sign_folder(partial, key)
     partial.replace(folder)
-    journal(home).append(
-        "model-released", run=name, study=Study.load(run.study).digest, key=fingerprint(key.public_pem)
-    )
+    facts = {"run": name, "study": Study.load(run.study).digest, "weights": run.status.get("weights")}
+    journal(home).append("model-released", **facts, key=fingerprint(key.public_pem))
     return folder
 
 
@@ -63,7 +62,7 @@ def model_card(run: Run) -> str:
         f"- Status of the run: {run.status['status']}"
         + (f"; rounds with a hospital missing or refused: {', '.join(map(str, degraded))}" if degraded else ""),
         "",
-        "## Test cases of all hospitals",
+        "## Scores on test cases of the hospitals",
         "",
         *_metrics(run.folder / "metrics.json"),
         "",
@@ -79,10 +78,11 @@ def model_card(run: Run) -> str:
 
 def _metrics(path: Path) -> list[str]:
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    found = [row for row in rows if row["hospital"] == "all" and row["method"] == "federated"]
+    found = [row for row in rows if row["method"] == "federated"]
     if not found:
         return ["No score was computed in this run."]
-    return ["| task | metric | value | 95 % | cases |", "|---|---|---|---|---|", *map(_metric_row, found)]
+    head = ["| hospital | task | metric | value | 95 % | cases |", "|---|---|---|---|---|---|"]
+    return [*head, *map(_metric_row, found)]
 
 
 def _metric_row(row: dict[str, Any]) -> str:
@@ -90,4 +90,4 @@ def _metric_row(row: dict[str, Any]) -> str:
         return "undefined" if value is None else f"{value:.3f}"
 
     interval = "" if row["low"] is None else f"{number(row['low'])} to {number(row['high'])}"
-    return f"| {row['task']} | {row['metric']} | {number(row['value'])} | {interval} | {row['n']} |"
+    return f"| {row['hospital']} | {row['task']} | {row['metric']} | {number(row['value'])} | {interval} | {row['n']} |"

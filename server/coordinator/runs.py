@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from server.coordinator.journal import journal
 from server.coordinator.link import Link, connected
 from server.coordinator.sites import admitted_nodes
 
-RUNNING, FINAL = "RUNNING", ("OK", "DEGRADED", "FAILED")
-_POLL_SECONDS, _GRACE_SECONDS, _RESTART_SECONDS = 1.0, 10.0, 180.0
+RUNNING = "RUNNING"
+_POLL_SECONDS, _GRACE_SECONDS, _RESTART_SECONDS = 1.0, 5.0, 180.0
 _NAME = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
 
 
@@ -44,6 +45,16 @@ class Run:
         return self.folder / "nodes.json"
 
     @property
+    def absent(self) -> list[str]:
+        """Sites of the roster that were not admitted when the run was submitted."""
+        return [site for site in Study.load(self.study).roster if site not in (_read_json(self.nodes) or {})]
+
+    @property
+    def log(self) -> Path:
+        """What the ServerApp printed, kept when it ended without a result."""
+        return self.folder / "serverapp.log"
+
+    @property
     def submissions(self) -> list[dict[str, Any]]:
         """One entry each time that the run was handed to Flower: its number there, bundle and time."""
         found = _read_json(self.folder / "run.json")
@@ -55,9 +66,15 @@ class Run:
         return _read_json(self.folder / "status.json") or {"status": RUNNING, "phase": "submitted"}
 
     @property
+    def done(self) -> bool:
+        """Whether model, metrics and report are complete; they are written after the last status."""
+        return (self.folder / "DONE").is_file()
+
+    @property
     def final(self) -> bool:
         """Whether the ServerApp came to an end that it could write down."""
-        return self.status["status"] in FINAL
+        status = self.status["status"]
+        return status == "FAILED" or (status != RUNNING and self.done)
 
     def rounds(self) -> list[dict[str, Any]]:
         """The round log; a line that is being written does not count."""
@@ -99,12 +116,18 @@ def start_run(home: Home, study_file: Path, name: str | None) -> Run:
         raise ConfigError(f"run name {name!r}: use letters, digits, '-', '_' and '.'")
     run = Run(home.runs / name)
     if run.folder.exists():
-        raise ConfigError(f"{run.folder}: exists; choose another --name, or go on with it: modaltune-server resume {name}")
+        raise ConfigError(
+            f"{run.folder}: exists; choose another --name, or go on with it: modaltune-server resume {name}"
+        )
     with connected(home) as link:
         _require_idle(home, link)
         run.folder.mkdir(parents=True)
-        write_text(run.study, study.to_json())
-        _submit(home, link, run, study, "run-started")
+        try:
+            write_text(run.study, study.to_json())
+            _submit(home, link, run, study, "run-started")
+        finally:
+            if not run.submissions:  # not handed to Flower: the name stays free
+                shutil.rmtree(run.folder)
     return run
 
 
@@ -116,7 +139,7 @@ def resume_run(home: Home, name: str) -> Run:
         FederationError: the services do not run, or it is still going on.
     """
     run = find_run(home, name)
-    if (run.folder / "DONE").is_file():
+    if run.done:
         raise ConfigError(f"run {name} is finished; its result is in {run.folder}")
     study = Study.load(run.study)
     _require_quorum(study, admitted_nodes(home))
@@ -142,24 +165,23 @@ def follow(home: Home, run: Run, say: Callable[[Mapping[str, Any]], None]) -> di
     """
     told, since = len(run.rounds()) if len(run.submissions) > 1 else 0, None
     while True:
+        final = run.final  # looked at first: what was written before it is then there to be told
         rows = run.rounds()
         for row in rows[told:]:
             say(row)
         told = len(rows)
-        if run.final:
-            return _ended(run)
-        trouble = _trouble(home, run)
+        if final:
+            return _ended(home, run)
+        trouble = trouble_of(home, run)
         since = None if trouble is None else since or time.monotonic()
         if trouble is not None and since is not None and time.monotonic() - since > trouble.patience:
-            raise RunFailed(
-                f"run {run.name}: {trouble.what}; logs are in {home.folder / 'logs'}; go on with: modaltune-server"
-                f" resume {run.name}"
-            )
+            raise RunFailed(f"run {run.name}: {trouble.what}; go on with: modaltune-server resume {run.name}")
         time.sleep(_POLL_SECONDS)
 
 
-def _ended(run: Run) -> dict[str, Any]:
+def _ended(home: Home, run: Run) -> dict[str, Any]:
     status = run.status
+    journal(home).append("run-ended", run=run.name, status=status["status"], weights=status.get("weights"))
     if status["status"] == "FAILED":
         reason = str(status.get("reason") or "no reason given").rstrip(".")
         raise RunFailed(f"run {run.name}: {reason}; when that is solved: modaltune-server resume {run.name}")
@@ -167,21 +189,27 @@ def _ended(run: Run) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Trouble:
+class Trouble:
+    """Why no end of a run is to be expected, and for how many seconds that may still change."""
+
     what: str
-    patience: float  # seconds
+    patience: float
 
 
-def _trouble(home: Home, run: Run) -> _Trouble | None:
-    """Why no end of this run is to be expected; None while Flower works on it."""
+def trouble_of(home: Home, run: Run) -> Trouble | None:
+    """What keeps an unfinished run from its end; None while Flower works on it."""
+    flower = run.submissions[-1]["flower"]
     try:
         with connected(home) as link:
-            found = link.run(run.submissions[-1]["flower"])
+            found = link.run(flower)
+            if not found.finished:
+                return None
+            if found.known:
+                write_text(run.log, link.log(flower))
     except FederationError:  # supervised: it comes back, unless somebody stopped the services
-        return _Trouble("the SuperLink does not answer", _RESTART_SECONDS)
-    if not found.finished:
-        return None
-    return _Trouble(f"the ServerApp ended without a result (Flower says: {found.outcome or 'ended'})", _GRACE_SECONDS)
+        return Trouble("the SuperLink does not answer, see modaltune-server status", _RESTART_SECONDS)
+    outcome = found.outcome or "ended"
+    return Trouble(f"the ServerApp ended without a result (Flower says: {outcome}), see {run.log}", _GRACE_SECONDS)
 
 
 def _submit(home: Home, link: Link, run: Run, study: Study, event: str) -> None:
@@ -211,5 +239,3 @@ def _require_idle(home: Home, link: Link) -> None:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
-
-

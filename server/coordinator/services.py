@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
+import sys
 import time
 
 from modaltune.errors import ConfigError, FederationError
-from modaltune.processes import Program, State, foreground, start, states, stop, write_config
+from modaltune.processes import Program, State, foreground, restart, send_signal, start, states, stop, write_config
 from server.coordinator.health import grpc_serving, https_healthy
 from server.coordinator.home import Home, installed_command
 from server.coordinator.journal import journal
@@ -40,11 +40,12 @@ def programs(home: Home) -> list[Program]:
     link += ["--health-server-address", settings.health]
     starter = [str(installed_command("flower-superexec")), "--root-certificates", str(home.ca_certificate)]
     starter += ["--runtime-api-address", settings.superlink, "--superexec-auth-secret-file", str(home.superexec_secret)]
-    proxy = [nginx_command(), "-p", str(home.folder), "-c", str(home.nginx), "-e", "stderr"]
+    proxy = [sys.executable, "-m", "server.coordinator.proxy", str(home.folder)]
+    proxy += [nginx_command(), "-p", str(home.folder), "-c", str(home.nginx), "-e", "stderr"]
     return [
-        Program(SUPERLINK, link, environment, home.folder),
-        Program(SUPEREXEC, starter, environment, home.folder),
-        Program(NGINX, proxy, {}, home.folder),
+        Program(name=SUPERLINK, command=link, environment=environment, folder=home.folder),
+        Program(name=SUPEREXEC, command=starter, environment=environment, folder=home.folder),
+        Program(name=NGINX, command=proxy, folder=home.folder),
     ]
 
 
@@ -56,24 +57,25 @@ def start_services(home: Home, *, in_foreground: bool) -> None:
     """
     write_services(home, home.settings())
     config = write_config(home.folder, programs(home))
-    journal(home).append("services-started")
     if in_foreground:
+        journal(home).append("services-started")
         foreground(config)
-        return
     start(config)
+    journal(home).append("services-started")
     _await(home)
 
 
-def stop_services(home: Home) -> None:
-    """Stop everything; a run that was going on can be resumed."""
-    home.settings()
-    stop(write_config(home.folder, programs(home)))
-    journal(home).append("services-stopped")
+def stop_services(home: Home) -> bool:
+    """Stop everything, and return whether anything ran; a run that was going on can be resumed."""
+    ran = stop(home.supervisor)
+    if ran:
+        journal(home).append("services-stopped")
+    return ran
 
 
 def service_states(home: Home) -> list[State]:
     """The supervised processes; none when nothing was started."""
-    return states(write_config(home.folder, programs(home)))
+    return states(home.supervisor)
 
 
 def reload_certificate(home: Home) -> list[str]:
@@ -82,11 +84,11 @@ def reload_certificate(home: Home) -> list[str]:
     The proxy takes it up without dropping a connection. The SuperLink comes back within seconds; sites and ServerApp
     ask again meanwhile, so a run goes on.
     """
-    running = {state.name: state.pid for state in service_states(home) if state.pid}
-    for name, number in ((SUPERLINK, signal.SIGTERM), (NGINX, signal.SIGHUP)):
-        if pid := running.get(name):
-            os.kill(pid, number)
-    return sorted({SUPERLINK, NGINX} & set(running))
+    if not service_states(home):
+        return []
+    restart(home.supervisor, SUPERLINK)
+    send_signal(home.supervisor, NGINX, "HUP")
+    return [SUPERLINK, NGINX]
 
 
 def _await(home: Home) -> None:

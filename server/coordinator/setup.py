@@ -10,7 +10,7 @@ import tomlkit
 
 from modaltune import __version__
 from modaltune.errors import ConfigError
-from modaltune.storage import write_text
+from modaltune.storage import cache_folder, write_text
 from modaltune.trust.certificates import certificate_facts, create_authority, issue_server, renew_server
 from modaltune.trust.keys import SigningKey, write_private
 from server.coordinator.home import Home, Settings, make_private, write_settings
@@ -50,6 +50,7 @@ def init(home: Home, settings: Settings) -> None:
 
 def write_services(home: Home, settings: Settings) -> None:
     """The files that follow from the settings: nginx, systemd and Flower's connection."""
+    cache_folder().mkdir(parents=True, exist_ok=True)  # the unit may write there, if it exists
     write_text(home.nginx, nginx_conf(home, settings))
     unit = systemd_unit(home, getpass.getuser(), settings.port)
     write_text(home.folder / "systemd" / "modaltune-coordinator.service", unit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from modaltune.storage import cache_folder
 from server.coordinator.home import Home, installed_command
 
 _UNIT = """\
@@ -22,7 +23,8 @@ LimitNOFILE=65536
 UMask=0077
 NoNewPrivileges=yes
 ProtectSystem=strict
-ReadWritePaths={home}
+ReadWritePaths={home} {cache}
+PrivateTmp=yes
 ProtectKernelTunables=yes
 ProtectControlGroups=yes
 RestrictSUIDSGID=yes
@@ -38,5 +40,6 @@ def systemd_unit(home: Home, user: str, port: int) -> str:
         user=user,
         command=installed_command("modaltune-server"),
         home=home.folder,
+        cache=cache_folder(),
         capability="AmbientCapabilities=CAP_NET_BIND_SERVICE\n" if port < 1024 else "",
     )

@@ -1,0 +1,117 @@
+"""A whole federation of commands, as a coordinator and three hospitals type them: nginx with TLS, node keys, process
+isolation, SQLite, a process for everybody, on loopback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modaltune.federation.study import Study
+from modaltune.storage import write_text
+from simulation.study import read_sites
+from tests.integration.helpers import make_study, run_script, vocabulary
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin") is None, reason="nginx is not installed"
+    ),
+]
+SITES = ("H1", "H2", "H3")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A folder with everybody's home, short as the names of Unix sockets have to be."""
+
+    folder: Path
+    study: Study
+
+    def server(self, *arguments: object) -> Any:
+        """A command of the coordinator that must succeed; its JSON document."""
+        return self._document("modaltune-server", *arguments, "--home", self.folder / "s")
+
+    def client(self, site: str, *arguments: object) -> Any:
+        """A command of a hospital that must succeed; its JSON document."""
+        return self._document("modaltune-client", *arguments, "--home", self.folder / site)
+
+    def _document(self, script: str, *arguments: object) -> Any:
+        ran = run_script(script, *arguments, "--json")
+        assert ran.code == 0, ran.err
+        return json.loads(ran.out)
+
+
+@pytest.fixture(scope="module")
+def stack(hospitals: dict[str, Path]) -> Iterator[Stack]:
+    """Three hospitals with different tasks and modalities, enrolled; everything is stopped at the end."""
+    folders = [hospitals[site] for site in SITES]
+    drafted = make_study(read_sites(folders, vocabulary(), "unused"), folders[0].parent / "gene_sets.gmt")
+    study = drafted.model_copy(update={"quorum": len(SITES)})
+    folder = Path(tempfile.mkdtemp(prefix="mt-", dir="/tmp"))
+    write_text(folder / "study.json", study.to_json())
+    found = Stack(folder, study)
+    try:
+        _enrol(found, hospitals)
+        yield found
+    finally:
+        for site in SITES:
+            run_script("modaltune-client", "stop", "--home", folder / site)
+        run_script("modaltune-server", "stop", "--home", folder / "s")
+        shutil.rmtree(folder)
+
+
+def _enrol(stack: Stack, hospitals: dict[str, Path]) -> None:
+    ports = [number for name in ("--port", "--superlink-port", "--health-port") for number in (name, _free_port())]
+    stack.server("init", "--host", "localhost", "--listen", "127.0.0.1", *ports)
+    stack.server("start")
+    for site in SITES:
+        stack.server("invite", site, "--out", stack.folder)
+        invitation = stack.folder / f"{site}.invite"
+        made = stack.client(
+            site, "init", "--invitation", invitation, "--site-folder", hospitals[site], "--out", stack.folder
+        )
+        admitted = stack.server("admit", stack.folder / f"{site}.pub")
+        assert made["fingerprint"] == admitted["fingerprint"]
+        stack.client(site, "approve", stack.folder / "study.json")
+        ran = run_script("modaltune-client", "start", "--home", stack.folder / site)
+        assert ran.code == 0, ran.err
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def test_three_hospitals_train_a_model_that_is_released_with_a_signature(stack: Stack) -> None:
+    ran = stack.server("run", stack.folder / "study.json", "--name", "first")
+    assert ran["status"] == "OK"
+    run = Path(ran["folder"])
+    rows = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    trained = [row for row in rows if row["phase"] == "train"]
+    assert [row["round"] for row in trained] == [1, 2]
+    assert {site for row in rows for site in row["contributors"]} == set(SITES)
+    assert all((run / name).exists() for name in ("model", "metrics.json", "report.html", "DONE"))
+    shown = stack.server("status")
+    assert {site["site"]: site["online"] for site in shown["sites"]} == dict.fromkeys(SITES, True)
+    assert shown["run"]["bytes_up"] > 0
+    released = stack.server("release", "first")
+    checked = run_script(
+        "modaltune", "release-check", released["release"], "--public-key", released["public_key"], "--json"
+    )
+    assert json.loads(checked.out)["study"] == stack.study.digest
+
+
+def test_both_sides_have_written_down_what_happened(stack: Stack) -> None:
+    events = stack.server("audit", "verify")["events"]
+    assert {"run-started", "run-ended", "model-released"} <= set(events)
+    for site in SITES:
+        assert stack.client(site, "audit", "verify")["lines"] > 0

@@ -1,0 +1,175 @@
+"""Runs as the coordinator follows them: through the files of a run folder, without the services where those decide."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import server.cli
+from modaltune.errors import ConfigError, RunFailed
+from modaltune.federation.study import Study
+from modaltune.storage import append_json_line, write_json, write_text
+from modaltune.trust.audit import verify_log
+from modaltune.trust.release import verify_folder
+from server.coordinator import runs
+from server.coordinator.draft import write_study
+from server.coordinator.home import Home, Settings
+from server.coordinator.release import CARD, model_card, release
+from server.coordinator.runs import Run, all_runs, find_run, follow, resume_run, start_run
+from server.coordinator.setup import init
+from tests.server.run_folder import metrics_rows, round_rows
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """A coordinator whose services do not run: nothing listens on port 1."""
+    found = Home(tmp_path_factory.mktemp("coordinator") / "home")
+    init(found, Settings(hosts=("localhost",), superlink_port=1))
+    return found
+
+
+@pytest.fixture
+def run(home: Home, tiny_study: Study, request: pytest.FixtureRequest) -> Run:
+    """A run that was submitted."""
+    run = Run(home.runs / request.node.name.replace("[", "-").rstrip("]"))
+    write_text(run.study, tiny_study.to_json())
+    submission = {"flower": 1, "bundle": "0" * 64, "time": "2026-01-01T00:00:00+00:00"}
+    write_json(run.folder / "run.json", {"study": tiny_study.digest, "submissions": [submission]})
+    return run
+
+
+def rounds_of(home: Home, run: Run) -> tuple[dict[str, Any], list[int]]:
+    """Final status, and the rounds that were told."""
+    told: list[Mapping[str, Any]] = []
+    return follow(home, run, told.append), [row["round"] for row in told]
+
+
+@pytest.mark.parametrize("status", ["OK", "DEGRADED"])
+def test_a_run_is_followed_to_the_end_and_every_round_is_told(home: Home, run: Run, status: str) -> None:
+    for row in round_rows():
+        append_json_line(run.folder / "rounds.jsonl", row)
+    write_json(run.folder / "status.json", {"status": status, "weights": "abc"})
+    (run.folder / "DONE").touch()
+    final, told = rounds_of(home, run)
+    assert (final["status"], told) == (status, [0, 1, 2, 3, 4])
+
+
+def test_a_run_is_not_at_its_end_before_model_and_report_are_complete(run: Run) -> None:
+    write_json(run.folder / "status.json", {"status": "OK"})
+    assert not run.final
+    (run.folder / "DONE").touch()
+    assert run.final
+
+
+@pytest.mark.parametrize(("status", "code"), [("OK", 0), ("DEGRADED", 3)])
+def test_the_exit_status_of_a_run_is_its_own(
+    home: Home, run: Run, status: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(run.folder / "status.json", {"status": status, "weights": "abc"})
+    (run.folder / "DONE").touch()
+    with pytest.raises(typer.Exit) if code else nullcontext() as ended:
+        server.cli.follow(home, run, wait=True, json=True)
+    assert ended is None or ended.value.exit_code == code
+    assert json.loads(capsys.readouterr().out)["status"] == status
+
+
+def test_a_failed_run_says_why_and_how_to_go_on(home: Home, run: Run) -> None:
+    write_json(run.folder / "status.json", {"status": "FAILED", "reason": "round 3: 1 of 2 sites"})
+    with pytest.raises(RunFailed, match=rf"round 3: 1 of 2 sites; .*modaltune-server resume {run.name}$") as caught:
+        rounds_of(home, run)
+    assert caught.value.exit_code == 4
+
+
+def test_a_run_is_not_waited_for_when_nobody_works_on_it(home: Home, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_RESTART_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "_POLL_SECONDS", 0.01)
+    with pytest.raises(RunFailed, match=r"SuperLink does not answer.*resume"):
+        rounds_of(home, run)
+
+
+def test_half_a_line_of_the_round_log_does_not_count(run: Run) -> None:
+    (run.folder / "rounds.jsonl").write_text('{"round": 1}\n{"round"')
+    assert run.rounds() == [{"round": 1}]
+
+
+def test_a_study_whose_sites_are_not_admitted_is_not_started(home: Home, tmp_path: Path) -> None:
+    write_study(tmp_path / "study.toml", "blank", ["H1", "H2"], "small", 32, None)
+    with pytest.raises(ConfigError, match="quorum 2 cannot be met, not admitted: H1, H2"):
+        start_run(home, tmp_path / "study.toml", "early")
+    assert not (home.runs / "early").exists()
+
+
+@pytest.mark.parametrize("name", ["../out", ".hidden", "a b", "a/b"])
+def test_a_run_name_is_no_path(
+    home: Home, tiny_study: Study, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(tmp_path / "study.json", tiny_study.to_json())
+    monkeypatch.setattr(runs, "admitted_nodes", lambda home: dict.fromkeys(tiny_study.roster, 1))
+    with pytest.raises(ConfigError, match="run name"):
+        start_run(home, tmp_path / "study.json", name)
+
+
+def test_a_finished_run_is_not_resumed(home: Home, run: Run) -> None:
+    (run.folder / "DONE").touch()
+    with pytest.raises(ConfigError, match="is finished"):
+        resume_run(home, run.name)
+
+
+def test_an_unknown_run_names_the_known_ones(home: Home, run: Run) -> None:
+    assert run in all_runs(home)
+    with pytest.raises(ConfigError, match=rf"no run 'other'.*{run.name}"):
+        find_run(home, "other")
+
+
+def test_the_model_card_names_study_sites_scores_and_limits(run: Run, tiny_study: Study) -> None:
+    for row in round_rows():
+        append_json_line(run.folder / "rounds.jsonl", row)
+    write_json(run.folder / "metrics.json", metrics_rows())
+    write_json(run.folder / "status.json", {"status": "DEGRADED"})
+    card = model_card(run)
+    assert tiny_study.digest in card
+    assert "4 rounds by 3 hospitals: H1, H2, H3" in card
+    assert "rounds with a hospital missing or refused: 2, 3" in card
+    assert "| all | diagnosis | auc | 0.850 | 0.790 to 0.890 | 60 |" in card
+    assert "| H3 | survival | c_index | undefined |  | 20 |" in card
+    assert "Research use only" in card
+
+
+@pytest.mark.parametrize("cohort", ["blank", "brca", "gbmlgg"])
+def test_a_new_study_is_valid_as_it_is_written(tmp_path: Path, cohort: str) -> None:
+    path = tmp_path / "study.toml"
+    study = write_study(path, cohort, ["H1", "H2"], "small", 64, None)
+    assert study == Study.load(path)
+    assert (study.roster, study.quorum, study.slides.in_width) == (("H1", "H2"), 2, 64)
+    with pytest.raises(ConfigError, match="not overwritten"):
+        write_study(path, cohort, ["H1"], "small", 64, None)
+
+
+def test_an_unknown_cohort_or_encoder_names_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"known in labels/: .*brca"):
+        write_study(tmp_path / "study.toml", "heart", ["H1"], "small", 64, None)
+    with pytest.raises(ConfigError, match="choose from small, longnet, titan"):
+        write_study(tmp_path / "study.toml", "brca", ["H1"], "large", 64, None)
+    assert not (tmp_path / "study.toml").exists()
+
+
+def test_a_release_is_signed_and_complete_and_made_once(home: Home, run: Run, tiny_study: Study) -> None:
+    write_text(run.folder / "model" / "study.json", tiny_study.to_json())
+    write_text(run.folder / "model" / "weights.safetensors", "weights")
+    write_json(run.folder / "status.json", {"status": "OK"})
+    with pytest.raises(ConfigError, match="not finished"):
+        release(home, run.name, None)
+    (run.folder / "DONE").touch()
+    folder = release(home, run.name, None)
+    signed = verify_folder(folder, home.public_key.read_text())
+    assert set(signed.files) == {"study.json", "weights.safetensors", CARD}
+    assert signed.study == tiny_study.digest
+    assert verify_log(home.audit, home.public_key.read_text()).events["model-released"] == 1
+    with pytest.raises(ConfigError, match="not overwritten"):
+        release(home, run.name, None)
