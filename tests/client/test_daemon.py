@@ -77,7 +77,7 @@ def code(reply: Message) -> str:
 def test_honest_replies_pass_and_all_others_become_a_code(
     stack: Stack, home: Home, node: int, bundle: Bundle, conversation: Conversation
 ) -> None:
-    misbehaviour = ["extra key", "patient as metric", "raise", "leave"]
+    misbehaviour = ["extra key", "raise"]
     honest = [CAPABILITY, STATISTICS, TRAIN, EVALUATE]
     stranger = conversation.study.model_copy(update={"seed": 99})
     replies = stack.ask(
@@ -93,13 +93,20 @@ def test_honest_replies_pass_and_all_others_become_a_code(
     )
     for kind, reply in zip(honest, replies, strict=False):
         assert reply.content == conversation.reply(kind), kind
-    assert [code(reply) for reply in replies[4:8]] == ["ReplyRefused"] * 2 + ["ClientAppFailed"] * 2
-    assert replies[8].content == conversation.reply(CAPABILITY)
-    assert [code(reply) for reply in replies[9:]] == ["StudyNotApproved", "QuestionUnknown"]
+    assert [code(reply) for reply in replies[4:6]] == ["ReplyRefused", "ClientAppFailed"]
+    assert replies[6].content == conversation.reply(CAPABILITY)
+    assert [code(reply) for reply in replies[7:]] == ["StudyNotApproved", "QuestionUnknown"]
     assert not any(PATIENT in pack(reply) for reply in replies)
     assert PATIENT not in home.audit.read_bytes()
     counted = Counter(entry["event"] for entry in events(home))
-    assert counted["question"] == 9
+    assert counted["question"] == 7
     assert counted["question refused"] == 2
-    assert counted["reply"] + counted["reply refused"] == 9
+    assert counted["reply"] + counted["reply refused"] == 7
     verify_log(home.audit, home.audit_public.read_text())
+
+
+def test_an_unknown_bundle_is_not_unpacked(stack: Stack, home: Home, node: int, conversation: Conversation) -> None:
+    before = sorted((home.app / "apps").iterdir())
+    (reply,) = stack.ask(probe_bundle("another"), node, [conversation.message(CAPABILITY)])
+    assert code(reply) == "BundleNotApproved"
+    assert sorted((home.app / "apps").iterdir()) == before

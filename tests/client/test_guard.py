@@ -1,0 +1,347 @@
+"""The guard with Flower's real state, store and functions; only the network and the app's process are left out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app.message.message import remove_content_from_message
+from flwr.common.constant import SubStatus
+from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.run import Run
+from flwr.supernode import start_client_internal as flower
+from flwr.supernode.nodestate import NodeStateFactory
+
+from client import daemon, guard
+from client.approvals import Approvals
+from client.enrol import enrol
+from client.guard import Guard
+from client.home import Home
+from modaltune.errors import FederationError
+from modaltune.invitation import Invitation
+from modaltune.trust.certificates import create_authority
+from modaltune.trust.keys import SigningKey
+from server.coordinator.bundle import Bundle
+from tests.client.conversation import CAPABILITY, EVALUATE, STATISTICS, TRAIN, Conversation
+from tests.client.stack import probe_bundle
+
+PATIENT = "SYN-H1-0007"
+RUN = 11
+
+
+class Wire:
+    """A node as Flower keeps it, and the SuperLink on the other side of the line."""
+
+    def __init__(self, home: Home, bundle: Bundle) -> None:
+        self.home, self.bundle = home, bundle
+        stores = ObjectStoreFactory()
+        self.state, self.store = NodeStateFactory(objectstore_factory=stores).state(), stores.store()
+        self.state.set_node_id(7)
+        self.guard = Guard(home, home.open_audit())
+        self.waiting: list[Message] = []
+        self.objects: dict[str, bytes] = {}
+        self.arrived: dict[str, bytes] = {}
+        self.replies: list[Message] = []
+        self.named_hash = bundle.sha256
+
+    def ask(self, message: Message) -> Message:
+        """Send a question and let the daemon take it."""
+        message.metadata.__dict__["_run_id"] = RUN
+        message.metadata.__dict__["_message_id"] = message.object_id
+        self.objects |= {name: thing.deflate() for name, thing in get_all_nested_objects(message).items()}
+        self.waiting.append(message)
+        self.taken = self.guard.pull(
+            state=self.state,
+            object_store=self.store,
+            node_config={},
+            receive=self._receive,
+            get_run=self._run,
+            get_fab=lambda *_: Fab(self.bundle.sha256, self.bundle.content, {}),
+            pull_object=lambda _, name: self.objects[name],
+            confirm_message_received=lambda *_: None,
+            trusted_entities=None,
+        )
+        return message
+
+    def answer(self, reply: Message | None = None) -> Message:
+        """Let the app push a reply, if it has one, and the daemon send what it makes of it."""
+        if reply is not None:
+            flower._insert_message(reply, self.state, self.store)
+        self.guard.push(state=self.state, object_store=self.store, send=self._send, push_object=self._push)
+        return self.replies[-1]
+
+    def refused(self) -> str:
+        """The code with which the daemon itself answers a question."""
+        assert self.guard.written, "the question was passed on to the app"
+        return failed(self.answer())
+
+    def _receive(self) -> Any:
+        if not self.waiting:
+            return None
+        message = self.waiting.pop()
+        return remove_content_from_message(message), get_object_tree(message)
+
+    def _run(self, run_id: int) -> Run:
+        run = Run.create_empty(run_id)
+        run.fab_hash = self.named_hash
+        return run
+
+    def _send(self, message: Message, tree: Any, _: float) -> tuple[set[str], str]:
+        self.sent, self.arrived = message, {}
+        self.expected = {node.object_id for node in guard.iterate_object_tree(tree)}
+        return self.expected, "session"
+
+    def _push(self, _: int, __: str, name: str, content: bytes) -> None:
+        self.arrived[name] = content
+        if set(self.arrived) == self.expected:
+            inflated = inflate_object_from_contents(self.sent.metadata.message_id, dict(self.arrived))
+            assert isinstance(inflated, Message)
+            self.replies.append(inflated)
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.home.audit.read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def bundle() -> Bundle:
+    return probe_bundle()
+
+
+@pytest.fixture
+def home(conversation: Conversation, bundle: Bundle, tmp_path: Path) -> Home:
+    """An enrolled hospital that approved the study with the bundle."""
+    create_authority(tmp_path / "ca", "test", 30)
+    authority = (tmp_path / "ca" / "ca.crt").read_text()
+    key = SigningKey.create(tmp_path / "key").public_pem
+    home = Home(tmp_path / "home")
+    invitation = Invitation(site="H1", coordinator="127.0.0.1:1", ca=authority, public_key=key)
+    enrol(home, invitation, conversation.folder, tmp_path)
+    Approvals(home.approvals).add(conversation.approval.model_copy(update={"bundle": bundle.sha256}))
+    return home
+
+
+@pytest.fixture
+def wire(home: Home, bundle: Bundle) -> Wire:
+    return Wire(home, bundle)
+
+
+def failed(reply: Message) -> str:
+    assert set(reply.content) == {"failure"}
+    return str(reply.content.config_records["failure"]["code"])
+
+
+def seen_by_the_app(wire: Wire) -> list[Message]:
+    return list(wire.state.get_messages_legacy(is_reply=False))
+
+
+@pytest.mark.parametrize("kind", [CAPABILITY, STATISTICS, TRAIN, EVALUATE])
+def test_an_honest_exchange_passes_and_leaves_nothing_behind(wire: Wire, conversation: Conversation, kind: str) -> None:
+    question = wire.ask(conversation.message(kind))
+    assert wire.taken == RUN
+    (seen,) = seen_by_the_app(wire)
+    assert seen.metadata.message_id == question.metadata.message_id
+    wire.store.delete(question.metadata.message_id)  # as the app does when it has read the question
+    reply = wire.answer(Message(conversation.reply(kind), reply_to=question))
+    assert reply.content == conversation.reply(kind)
+    assert reply.metadata.reply_to_message_id == question.metadata.message_id
+    assert not wire.store.store
+    *_, asked, answered = wire.log
+    assert (asked["event"], answered["event"]) == ("question", "reply")
+    assert asked["facts"]["study"] == answered["facts"]["study"] == conversation.study.digest
+    assert answered["facts"]["sha256"] == wire.sent.metadata.message_id
+
+
+def test_an_unknown_bundle_is_refused_and_nothing_of_it_is_kept(home: Home, conversation: Conversation) -> None:
+    wire = Wire(home, probe_bundle("unknown"))
+    wire.ask(conversation.message(CAPABILITY))
+    assert wire.refused() == "BundleNotApproved"
+    assert wire.state.get_run(RUN) is None
+    assert wire.state.get_fab(wire.bundle.sha256) is None
+    assert not wire.state.get_tasks()
+    assert not seen_by_the_app(wire)
+
+
+def test_a_bundle_must_have_the_hash_that_its_run_names(wire: Wire, conversation: Conversation) -> None:
+    other = probe_bundle("unknown")
+    wire.bundle = Bundle(other.content, wire.bundle.sha256)
+    wire.ask(conversation.message(CAPABILITY))
+    assert wire.refused() == "BundleNotApproved"
+
+
+def test_a_study_needs_an_approval_of_its_own(wire: Wire, conversation: Conversation) -> None:
+    stranger = conversation.study.model_copy(update={"seed": 99})
+    wire.ask(conversation.message(CAPABILITY, study=stranger.to_json()))
+    assert wire.refused() == "StudyNotApproved"
+    assert not wire.state.get_tasks()
+
+
+def test_a_withdrawal_counts_from_the_next_message_on(wire: Wire, conversation: Conversation) -> None:
+    question = wire.ask(conversation.message(CAPABILITY))
+    seen_by_the_app(wire)
+    assert "capability" in wire.answer(Message(conversation.reply(CAPABILITY), reply_to=question)).content
+    Approvals(wire.home.approvals).withdraw(conversation.study.digest)
+    wire.ask(conversation.message(CAPABILITY, again=True))
+    assert wire.refused() == "BundleNotApproved"
+
+
+def test_a_message_without_a_study_is_refused(wire: Wire, conversation: Conversation) -> None:
+    message = conversation.message(CAPABILITY)
+    message.content = RecordDict({"other": ConfigRecord({"study": PATIENT})})
+    wire.ask(message)
+    assert wire.refused() == "QuestionUnreadable"
+
+
+def test_content_that_differs_from_its_address_is_refused(wire: Wire, conversation: Conversation) -> None:
+    honest = wire._receive
+
+    def with_another_kind() -> Any:
+        bare, tree = honest()
+        bare.metadata.__dict__["_message_type"] = TRAIN
+        return bare, tree
+
+    wire._receive = with_another_kind  # type: ignore[method-assign]
+    wire.ask(conversation.message(CAPABILITY))
+    assert wire.refused() == "QuestionUnreadable"
+
+
+@pytest.mark.parametrize("reason", [f"/data/{PATIENT}.h5 is damaged", "BundleNotApproved"])
+def test_the_text_of_an_exception_does_not_leave(wire: Wire, conversation: Conversation, reason: str) -> None:
+    question = wire.ask(conversation.message(TRAIN))
+    seen_by_the_app(wire)
+    assert failed(wire.answer(Message(Error(2, reason), reply_to=question))) == "ClientAppFailed"
+    assert PATIENT.encode() not in b"".join(wire.arrived.values()) + wire.home.audit.read_bytes()
+
+
+def test_a_refused_reply_becomes_a_code_and_the_reason_stays(wire: Wire, conversation: Conversation) -> None:
+    question = wire.ask(conversation.message(TRAIN))
+    seen_by_the_app(wire)
+    content = conversation.reply(TRAIN)
+    content.metric_records["metrics"][PATIENT] = 1.0
+    assert failed(wire.answer(Message(content, reply_to=question))) == "ReplyRefused"
+    refusal = wire.log[-1]
+    assert (refusal["event"], refusal["facts"]["reason"]) == ("reply refused", "1 metric(s) outside the manifest")
+    assert PATIENT.encode() not in b"".join(wire.arrived.values()) + wire.home.audit.read_bytes()
+
+
+def test_the_address_of_a_reply_is_written_by_the_daemon(wire: Wire, conversation: Conversation) -> None:
+    question = wire.ask(conversation.message(CAPABILITY))
+    seen_by_the_app(wire)
+    reply = Message(conversation.reply(CAPABILITY), reply_to=question)
+    reply.metadata.__dict__["_group_id"] = PATIENT
+    reply.metadata.__dict__["_message_type"] = PATIENT
+    wire.answer(reply)
+    assert wire.sent.metadata.message_type == CAPABILITY
+    assert PATIENT.encode() not in b"".join(wire.arrived.values())
+
+
+def test_a_reply_to_another_question_is_dropped(wire: Wire, conversation: Conversation) -> None:
+    question = wire.ask(conversation.message(CAPABILITY))
+    seen_by_the_app(wire)
+    stray = Message(conversation.reply(CAPABILITY), reply_to=question)
+    stray.metadata.__dict__["_reply_to_message_id"] = "0" * 64
+    flower._insert_message(stray, wire.state, wire.store)
+    wire.answer(Message(conversation.reply(CAPABILITY), reply_to=question))
+    assert len(wire.replies) == 1
+    assert [entry["event"] for entry in wire.log[-2:]] == ["reply dropped", "reply"]
+
+
+def test_a_second_reply_never_leaves(wire: Wire, conversation: Conversation) -> None:
+    question = wire.ask(conversation.message(CAPABILITY))
+    seen_by_the_app(wire)
+    first = Message(conversation.reply(CAPABILITY), reply_to=question)
+    wire.answer(first)
+    second = Message(conversation.reply(CAPABILITY), reply_to=question, ttl=5)
+    flower._insert_message(second, wire.state, wire.store)
+    later = wire.ask(conversation.message(STATISTICS))
+    wire.answer(Message(conversation.reply(STATISTICS), reply_to=later))
+    assert [set(reply.content) for reply in wire.replies] == [{"capability"}, {"statistics"}]
+
+
+def test_an_app_that_ends_without_a_word_is_answered_for(
+    wire: Wire, conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "_GRACE", 0.1)
+    wire.ask(conversation.message(TRAIN))
+    seen_by_the_app(wire)
+    (task,) = wire.state.get_tasks()
+    assert wire.state.finish_task(task.task_id, SubStatus.FAILED, PATIENT)
+    assert failed(wire.answer()) == "ClientAppFailed"
+
+
+def test_a_reply_whose_pieces_never_come_is_given_up(
+    wire: Wire, conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "_PATIENCE", 0.2)
+    question = wire.ask(conversation.message(CAPABILITY))
+    seen_by_the_app(wire)
+    reply = Message(conversation.reply(CAPABILITY), reply_to=question)
+    reply.metadata.__dict__["_message_id"] = reply.object_id
+    wire.state.store_message(reply)
+    wire.store.preregister(RUN, get_object_tree(reply))
+    assert failed(wire.answer()) == "ReplyRefused"
+
+
+def limited(wire: Wire, **limits: int) -> Wire:
+    settings = wire.home.folder / "client.toml"
+    text = settings.read_text()
+    for name, value in limits.items():
+        line = next(line for line in text.splitlines() if line.startswith(f"{name} = "))
+        text = text.replace(line, f"{name} = {value}")
+    settings.write_text(text)
+    return Wire(wire.home, wire.bundle)
+
+
+def test_rounds_are_limited_also_over_restarts(wire: Wire, conversation: Conversation) -> None:
+    limited(wire, rounds=2)
+    for _ in range(2):
+        restarted = Wire(wire.home, wire.bundle)
+        question = restarted.ask(conversation.message(TRAIN))
+        seen_by_the_app(restarted)
+        assert "arrays" in restarted.answer(Message(conversation.reply(TRAIN), reply_to=question)).content
+    again = Wire(wire.home, wire.bundle)
+    again.ask(conversation.message(TRAIN))
+    assert again.refused() == "LimitReached"
+    again.ask(conversation.message(EVALUATE))
+    assert again.state.get_tasks(), "evaluation is no training round"
+
+
+def test_bytes_are_limited_both_ways(wire: Wire, conversation: Conversation) -> None:
+    small = limited(wire, bytes_per_day=10_000)
+    small.ask(conversation.message(TRAIN))
+    assert small.refused() == "LimitReached", "what comes in"
+    other = limited(wire, bytes_per_day=300_000)
+    question = other.ask(conversation.message(TRAIN))
+    seen_by_the_app(other)
+    reply = other.answer(Message(conversation.reply(TRAIN), reply_to=question))
+    assert failed(reply) == "LimitReached", "what goes out"
+
+
+def test_a_paused_hospital_takes_nothing(wire: Wire, conversation: Conversation) -> None:
+    wire.home.paused_file.touch()
+    wire.ask(conversation.message(CAPABILITY))
+    assert (wire.taken, len(wire.waiting)) == (None, 1)
+    wire.home.paused_file.unlink()
+    wire.ask(wire.waiting.pop())
+    assert wire.taken == RUN
+
+
+def test_the_daemon_refuses_to_run_beside_another_flower(monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon.check_flower()
+    with monkeypatch.context() as patch:
+        patch.setattr(daemon, "version", lambda _: "1.42.0")
+        with pytest.raises(FederationError, match=r"flwr 1\.42\.0 is installed but .* 1\.41\.0"):
+            daemon.check_flower()
+    changed: list[Callable[..., None]] = [lambda state, store: None, lambda: None]
+    for function in changed:
+        with monkeypatch.context() as patch:
+            patch.setattr(flower, "_push_messages", function)
+            with pytest.raises(FederationError, match="_push_messages is not the function"):
+                daemon.check_flower()
