@@ -7,6 +7,7 @@ site once, whatever its number of cases: a weight is a claim, and robust rules b
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,15 +77,39 @@ class Gathering:
         self._order.give_up(site)
 
     def outliers(self) -> list[ReplyRefused]:
-        """Sites whose change is far longer than the round's median; only where the round waits on disk."""
-        if self.spec.rule == "mean" or not self.spec.outlier or len(self.influence) < 3:
+        """Sites that do not fit the others of the round; only where the round waits on disk."""
+        if self.spec.rule == "mean":
+            return []
+        refused = [
+            ReplyRefused(site, f"its change is more than {self.spec.outlier:g} times the median")
+            for site in self._far()
+        ]
+        if self.spec.rule == "krum":
+            refused += [
+                ReplyRefused(site, "it trains other parameters than most sites, and krum compares whole updates")
+                for site in self._unlike({error.site for error in refused})
+            ]
+        for error in refused:
+            self._spool.take(error.site)
+            del self.influence[error.site], self.examples[error.site]
+        return refused
+
+    def _far(self) -> list[str]:
+        if not self.spec.outlier or len(self.influence) < 3:
             return []
         bound = self.spec.outlier * statistics.median(found.length for found in self.influence.values())
-        far = [site for site, found in self.influence.items() if found.length > bound > 0]
-        for site in far:
-            self._spool.take(site)
-            del self.influence[site], self.examples[site]
-        return [ReplyRefused(site, f"its change is more than {self.spec.outlier:g} times the median") for site in far]
+        return [site for site, found in self.influence.items() if found.length > bound > 0]
+
+    def _unlike(self, refused: set[str]) -> list[str]:
+        """Sites outside the majority that trains the same parameters; without a majority, krum has no meaning."""
+        sets = {site: _exercised(found) for site, found in self.examples.items() if site not in refused}
+        common, count = Counter(sets.values()).most_common(1)[0] if sets else (frozenset(), 0)
+        if sets and 2 * count <= len(sets):
+            raise FederationError(
+                "aggregation.rule = 'krum' compares whole updates, but the sites of this study train different"
+                " parameters; use 'median' or 'trimmed_mean'"
+            )
+        return [site for site, found in sets.items() if found != common]
 
     def finish(self) -> State:
         """The new weights; the folder is gone afterwards."""
@@ -138,14 +163,8 @@ def _robust(spec: AggregationSpec, spool: Spool, previous: State, needed: int) -
 def _krum(spec: AggregationSpec, spool: Spool, previous: State, needed: int) -> State:
     """Mean over the sites nearest to their neighbours (Multi-Krum); distances are summed over the parameters."""
     sites = sorted(spool.examples)
-    exercised = {tuple(sorted(key for key, cases in spool.examples[site].items() if cases > 0)) for site in sites}
-    if len(exercised) > 1:
-        raise FederationError(
-            "aggregation.rule = 'krum' compares whole updates, but the sites of this study train different"
-            " parameters; use 'median' or 'trimmed_mean'"
-        )
     distances = np.zeros((len(sites), len(sites)))
-    for key in next(iter(exercised)):
+    for key in sorted(_exercised(spool.examples[sites[0]])):
         changes = [spool.array(site, key).astype(np.float64) - previous[key] for site in sites]
         distances += compute_distances([ArrayRecord({key: Array(np.asarray(change))}) for change in changes])
     near = max(1, len(sites) - spec.hostile - 2)
@@ -154,6 +173,10 @@ def _krum(spec: AggregationSpec, spool: Spool, previous: State, needed: int) -> 
     for index in sorted(np.argsort(scores, kind="stable")[: max(1, len(sites) - spec.hostile)]):
         mean.add(spool.take(sites[index]))
     return mean.result()
+
+
+def _exercised(examples: Mapping[str, int]) -> frozenset[str]:
+    return frozenset(key for key, cases in examples.items() if cases > 0)
 
 
 class ServerOptimiser:

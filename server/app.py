@@ -27,9 +27,7 @@ def make_app(
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        result = Federation(grid, study, out, progress).run()
-        if finished is not None:
-            finished(result)
+        Federation(grid, study, out, progress).run(finished)
 
     return app
 
@@ -49,7 +47,7 @@ def main(grid: Grid, context: Context) -> None:
     study, out = Study.load(Path(str(named["study"]))), Path(str(named["out"]))
     out.mkdir(parents=True, exist_ok=True)
     nodes = admitted_nodes(Path(str(named["nodes"]))) if named["nodes"] else None
-    finish(Federation(grid, study, out, nodes=nodes).run(), study, out)
+    Federation(grid, study, out, nodes=nodes).run(lambda result: finish(result, study, out))
 
 
 def admitted_nodes(path: Path) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from zipfile import BadZipFile
@@ -15,12 +16,13 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from modaltune.errors import ReplyRefused
+from server.inbox import Inbox, Reply
 
 logger = logging.getLogger(__name__)
 _POLL_SECONDS, _SLOWEST_POLL_SECONDS = 0.05, 0.5
 _ASK_AGAIN_SECONDS = 3.0
-_AT_ONCE_BYTES = 64_000_000  # replies are pulled a few at a time: memory must not grow with the number of sites
-_AT_ONCE = 100
+_SMALL = 16_000_000  # bytes of any reply but an update
+_LONGEST_REASON = 300
 _ON_THE_WAY = (  # a process or a connection died: the site itself has not answered yet
     ErrorCode.MESSAGE_UNAVAILABLE,
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
@@ -39,15 +41,28 @@ class Round:
     started: float = field(default_factory=time.monotonic)
     missing: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
     repeated: bool = False
     bytes_down: int = 0
     bytes_up: int = 0
 
-    def refuse(self, site: str, error: ReplyRefused | KeyError) -> None:
-        """Write down why a site's reply does not count."""
-        reason = error.reason if isinstance(error, ReplyRefused) else f"record {error} is missing"
-        self.refused[site] = reason
-        logger.warning("round %s %s: reply of %s refused: %s", self.number, self.phase, site, reason)
+    @contextmanager
+    def judging(self, site: str) -> Iterator[None]:
+        """Whatever a site's reply provokes inside is a refusal of this site, never the end of the run."""
+        try:
+            yield
+        except ReplyRefused as error:
+            self.refuse(site, error.reason)
+        except KeyError as error:
+            self.refuse(site, f"record {error} is missing")
+        except Exception as error:  # a site wrote the reply
+            logger.warning("a reply of %s provoked an error", site, exc_info=True)
+            self.refuse(site, f"unreadable reply ({type(error).__name__})")
+
+    def refuse(self, site: str, reason: str) -> None:
+        """Write down why a site's reply does not count; a site may have written parts of the reason."""
+        self.refused[site] = "".join(filter(str.isprintable, reason))[:_LONGEST_REASON]
+        logger.warning("round %s %s: reply of %s refused: %s", self.number, self.phase, site, self.refused[site])
 
     def as_row(self, accepted: Mapping[str, object], **more: Any) -> dict[str, Any]:
         """One object of ``rounds.jsonl``."""
@@ -63,6 +78,7 @@ class Round:
             "refused": self.refused,
             "bytes_down": self.bytes_down,
             "bytes_up": self.bytes_up,
+            **({"replies": dict(sorted(self.digests.items()))} if self.digests else {}),
             **more,
         }
 
@@ -78,7 +94,7 @@ class Exchange:
     """
 
     def __init__(self, grid: Grid, deadline_seconds: float) -> None:
-        self.grid, self.deadline_seconds = grid, deadline_seconds
+        self.grid, self.deadline_seconds, self.inbox = grid, deadline_seconds, Inbox(grid)
         self._late: dict[str, str] = {}  # message id -> whom and what it asked
 
     def ask(
@@ -87,39 +103,46 @@ class Exchange:
         kind: str,
         nodes: Mapping[str, int],
         content: Callable[[str], RecordDict],
-        deadline_seconds: float | None = None,
+        *,
+        seconds: float | None = None,
+        most_bytes: int = _SMALL,
     ) -> Iterator[tuple[str, RecordDict]]:
-        """Answers to one kind of question, once per name; names without one are in ``this.missing`` afterwards."""
-        patience = self.deadline_seconds if deadline_seconds is None else deadline_seconds
+        """Answers to one kind of question, once per name; names without one are in ``this.missing`` afterwards.
+
+        Args:
+            nodes: whom to ask.
+            content: makes the question to a name.
+            seconds: until the deadline, if not the study's.
+            most_bytes: of one answer.
+        """
+        patience = self.deadline_seconds if seconds is None else seconds
         deadline, pause = time.monotonic() + patience, _POLL_SECONDS
         asked, due, answered = dict[str, str](), dict.fromkeys(sorted(nodes), 0.0), set[str]()
-        size = 1
         while (asked or due) and time.monotonic() < deadline:
             for name in [name for name, when in due.items() if when <= time.monotonic()]:
                 del due[name]
-                question = content(name)
-                size = _size(question)
-                asked[self._send(this, kind, nodes[name], question, patience)] = name
+                asked[self._send(this, kind, nodes[name], content(name), patience)] = name
             pause = min(_SLOWEST_POLL_SECONDS, pause * 1.1)
-            for reply in self._pull([*asked, *self._late], size):
+            for reply in self.inbox.pull([*asked, *self._late], most_bytes):
                 if (whose := self._whose(reply, asked, nodes)) is None:
                     continue
                 name, pause = whose, _POLL_SECONDS
-                if reply.has_error() and reply.error.code in _ON_THE_WAY:
+                if reply.error in _ON_THE_WAY:
                     due[name] = time.monotonic() + _ASK_AGAIN_SECONDS
                     logger.warning("round %s %s: %s broke off and is asked again", this.number, this.phase, name)
                     continue
                 answered.add(name)
-                if reply.has_error():
-                    this.refused[name] = f"Flower error {reply.error.code}"
-                elif "failure" in reply.content:
-                    this.refused[name] = f"site reported {_code(reply.content)}"
-                else:
-                    this.bytes_up += _size(reply.content)
-                    yield name, reply.content
+                with this.judging(name):
+                    records = _records(name, reply)
+                    this.bytes_up += _size(records)
+                if name not in this.refused:
+                    this.digests |= {name: reply.digest} if reply.digest else {}
+                    yield name, records
             if asked or due:
                 time.sleep(pause)
-        self._late |= {message: f"{name} ({this.phase}, round {this.number})" for message, name in asked.items()}
+        for message, name in asked.items():
+            self.inbox.forget(message)
+            self._late[message] = f"{name} ({this.phase}, round {this.number})"
         this.missing += sorted(set(nodes) - answered)
 
     def wait_for_nodes(self, count: int, seconds: float, wanted: Mapping[str, int] | None = None) -> set[int]:
@@ -137,23 +160,28 @@ class Exchange:
         message = Message(question, dst_node_id=node, message_type=kind, group_id=str(this.number), ttl=patience + 60)
         return next(iter(self.grid.push_messages([message])))
 
-    def _pull(self, ids: list[str], size: int) -> Iterator[Message]:
-        step = max(1, min(_AT_ONCE, _AT_ONCE_BYTES // size))
-        for start in range(0, len(ids), step):
-            yield from self.grid.pull_messages(ids[start : start + step])
-
-    def _whose(self, reply: Message, asked: dict[str, str], nodes: Mapping[str, int]) -> str | None:
+    def _whose(self, reply: Reply, asked: dict[str, str], nodes: Mapping[str, int]) -> str | None:
         """The name that a reply answers for; None for late replies, second ones and those of other nodes."""
-        question = reply.metadata.reply_to_message_id
-        if (late := self._late.pop(question, None)) is not None:
+        if (late := self._late.pop(reply.question, None)) is not None:
             logger.warning("a late reply of %s was dropped", late)
             return None
-        name = asked.get(question)
-        if name is None or not (reply.has_error() or reply.metadata.src_node_id == nodes[name]):
+        name = asked.get(reply.question)
+        if name is None or reply.node not in (None, nodes[name]):
             logger.warning("a reply from an unknown node, or a second one, was dropped")
             return None
-        del asked[question]
+        del asked[reply.question]
         return name
+
+
+def _records(site: str, reply: Reply) -> RecordDict:
+    """What a site answers, when it is an answer."""
+    if reply.unreadable:
+        raise ReplyRefused(site, reply.unreadable)
+    if reply.error is not None or reply.content is None:
+        raise ReplyRefused(site, f"Flower error {reply.error}")
+    if "failure" in reply.content:
+        raise ReplyRefused(site, f"site reported {_code(reply.content)}")
+    return reply.content
 
 
 def arrays_of(site: str, content: RecordDict, name: str) -> dict[str, Any]:
@@ -175,5 +203,5 @@ def _size(content: RecordDict) -> int:
 
 
 def _code(content: RecordDict) -> str:
-    code = str(content.config_records["failure"].get("code", ""))
+    code = str(content.config_records["failure"].get("code", "")) if "failure" in content.config_records else ""
     return code if code.isidentifier() and len(code) < 64 else "an unreadable failure"

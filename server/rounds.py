@@ -22,11 +22,10 @@ from modaltune.errors import FederationError, ModalTuneError, ReplyRefused, RunF
 from modaltune.federation.average import State, Update
 from modaltune.federation.capability import Capability, check_versions, gene_panel, versions
 from modaltune.federation.manifest import (
-    TRAIN_METRICS,
     Manifest,
+    check_evaluation,
     check_examples,
-    check_metrics,
-    evaluation_metrics,
+    check_training,
     statistics_manifest,
 )
 from modaltune.federation.statistics import pooled_preprocessing
@@ -41,6 +40,7 @@ from server.state import Progress, ServerState
 
 logger = logging.getLogger(__name__)
 _NEWCOMER_SECONDS = 60.0
+_BESIDE_ARRAYS = 32_000_000  # bytes of a reply that are no weights: names, counts, sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +85,11 @@ class Federation:
         self.manifest: Manifest
         self.start: State
 
-    def run(self) -> Result:
+    def run(self, finish: Callable[[Result], None] | None = None) -> Result:
         """The whole study.
 
+        Args:
+            finish: what else belongs to the end; only then is the run over and the state for going on removed.
         Raises:
             FederationError: the sites do not fit the study.
             RunFailed: a round fell below the quorum in every attempt.
@@ -95,6 +97,8 @@ class Federation:
         self.state.begin()
         try:
             result = self._run()
+            if finish is not None:
+                finish(result)
         except Exception as error:
             self._say("FAILED", reason=str(error) if isinstance(error, ModalTuneError) else type(error).__name__)
             raise
@@ -166,20 +170,17 @@ class Federation:
             self._log(this, self.capabilities, sites=self._introduced())
 
     def _introduce(self, this: Round, nodes: Mapping[str, int], patience: float) -> None:
-        answers = self.exchange.ask(this, "query.capability", nodes, lambda _: self._message(), patience)
+        answers = self.exchange.ask(this, "query.capability", nodes, lambda _: self._message(), seconds=patience)
         for label, reply in sorted(answers, key=lambda answer: answer[0]):
-            try:
+            with this.judging(label):
                 found = Capability.parse(reply.config_records["capability"], self.study)
                 if found.site in self.capabilities:
                     raise ReplyRefused(found.site, "a second node claims this site")
                 if self.admitted is not None and found.site != label:
                     raise ReplyRefused(label, "it claims the name of another site")
                 check_versions(found, versions())
-            except (ReplyRefused, KeyError) as error:
-                this.refuse(label, error)
-                continue
-            self.capabilities = dict(sorted({**self.capabilities, found.site: found}.items()))
-            self.nodes = dict(sorted({**self.nodes, found.site: nodes[label]}.items()))
+                self.capabilities = dict(sorted({**self.capabilities, found.site: found}.items()))
+                self.nodes = dict(sorted({**self.nodes, found.site: nodes[label]}.items()))
         this.missing = [site for site in self.study.roster if site not in {*self.nodes, *this.refused}]
 
     def _expected(self) -> dict[str, int]:
@@ -203,12 +204,10 @@ class Federation:
         for this in self._attempts(0, "preprocess"):
             accepted = {}
             for site, reply in self._ask(this, "query.statistics", self._message(**named)):
-                try:
+                with this.judging(site):
                     sums = arrays_of(site, reply, "statistics")
                     manifest.check(site, sums)
                     accepted[site] = {name: value.astype(np.float64) for name, value in sums.items()}
-                except (ReplyRefused, KeyError) as error:
-                    this.refuse(site, error)
             if self._enough(this, accepted):
                 break
         return pooled_preprocessing({site: accepted[site] for site in sorted(accepted)}, self.study, panel)
@@ -220,15 +219,14 @@ class Federation:
             gathering = Gathering(self.study, done.weights, self.nodes, done.usual, self.out / "spool")
             metrics: dict[str, dict[str, float]] = {}
             for site, reply in self._ask(this, "train", question):
-                try:
+                with this.judging(site):
                     update, metrics[site] = self._update(site, reply, done.weights)
                     gathering.accept(site, update)
-                except (ReplyRefused, KeyError) as error:
-                    this.refuse(site, error)
+                if site in this.refused:
                     gathering.give_up(site)
                 del reply
             for outlier in gathering.outliers():
-                this.refuse(outlier.site, outlier)
+                this.refuse(outlier.site, outlier.reason)
                 del metrics[outlier.site]
             metrics = dict(sorted(metrics.items()))
             more = _training_log(gathering.examples, metrics) | {"influence": gathering.report()}
@@ -255,17 +253,16 @@ class Federation:
         self.manifest.check(site, trained)
         largest = max(self.capabilities[site].train_cases, self.study.privacy.min_cell - 1)
         examples = check_examples(site, reply.metric_records["examples"], self.manifest.shapes, largest)
-        metrics = check_metrics(site, reply.metric_records["metrics"], TRAIN_METRICS)
+        metrics = check_training(site, reply.metric_records["metrics"], largest)
         return Update(arrays=trained, examples=examples), metrics
 
     def _evaluate(self, weights: State) -> dict[str, dict[str, float]]:
         this = Round(number=self.study.training.rounds, phase="evaluate")
         accepted = {}
         for site, reply in self._ask(this, "evaluate", self._weights_message(weights)):
-            try:
-                accepted[site] = check_metrics(site, reply.metric_records["metrics"], evaluation_metrics(self.study))
-            except (ReplyRefused, KeyError) as error:
-                this.refuse(site, error)
+            with this.judging(site):
+                found = reply.metric_records["metrics"]
+                accepted[site] = check_evaluation(site, found, self.study, self.capabilities[site].test_cases)
         accepted = {site: accepted[site] for site in sorted(accepted)}
         self._log(this, accepted, metrics=accepted)
         return accepted
@@ -282,7 +279,10 @@ class Federation:
     def _ask(self, this: Round, kind: str, question: RecordDict) -> Iterable[tuple[str, RecordDict]]:
         """Answers of the enrolled sites as they arrive; every site gets records of its own with the same arrays."""
         absent = [site for site in self.study.roster if site not in self.nodes]
-        yield from self.exchange.ask(this, kind, self.nodes, lambda _: RecordDict(dict(question)))
+        size = sum(record.count_bytes() for record in question.array_records.values())
+        yield from self.exchange.ask(
+            this, kind, self.nodes, lambda _: RecordDict(dict(question)), most_bytes=2 * size + _BESIDE_ARRAYS
+        )
         this.missing = sorted({*this.missing, *absent})
 
     def _attempts(self, number: int, phase: str) -> Iterator[Round]:

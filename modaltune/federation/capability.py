@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -9,8 +10,10 @@ from typing import Any
 
 from modaltune import __version__
 from modaltune.errors import FederationError, ReplyRefused
+from modaltune.federation.manifest import MOST_CASES
 from modaltune.federation.study import Study
 
+_VERSION = re.compile(r"[0-9A-Za-z.+_-]{1,40}")
 _COUNTS = ("cases-train", "cases-val", "cases-test")
 
 
@@ -38,17 +41,24 @@ class Capability:
         if not set(tasks) <= known:
             raise ReplyRefused(site, "it names a task outside the study")
         counts = [record.get(name) for name in _COUNTS]
-        if not all(isinstance(count, int) and count >= 0 for count in counts):
+        if not all(isinstance(count, int) and 0 <= count <= MOST_CASES for count in counts):
             raise ReplyRefused(site, "its case counts are not whole numbers")
+        most = study.site_cases.get(site, MOST_CASES)
+        if int(counts[0]) > most:  # type: ignore[arg-type]
+            raise ReplyRefused(site, f"it claims {counts[0]} training cases and the study allows it {most}")
+        named = {gene for members in study.gene_sets.values() for gene in members}
+        inputs = {"slides", "expression", "clinical", *(modality.name for modality in study.modalities)}
         return cls(
             site=site,
             tasks=tuple(tasks),
-            modalities=tuple(modalities),
-            genes=tuple(genes),
+            modalities=tuple(name for name in modalities if name in inputs),
+            genes=tuple(gene for gene in genes if gene in named),
             train_cases=int(counts[0]),  # type: ignore[arg-type]
             val_cases=int(counts[1]),  # type: ignore[arg-type]
             test_cases=int(counts[2]),  # type: ignore[arg-type]
-            versions={name[8:]: str(value) for name, value in record.items() if name.startswith("version-")},
+            versions={
+                name: text for name in versions() if _VERSION.fullmatch(text := str(record.get(f"version-{name}", "")))
+            },
         )
 
 

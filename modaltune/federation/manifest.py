@@ -16,6 +16,8 @@ from modaltune.models.learner import Learner
 from modaltune.models.modaltune import trainable_state
 
 TRAIN_METRICS = ("loss", "steps", "train-cases", "val-loss-sum", "val-cases")
+LARGEST_LOSS, MOST_STEPS, MOST_CASES = 1e6, 1e6, 10_000_000
+_WHOLE = ("steps", "train-cases", "val-cases")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,3 +98,27 @@ def check_metrics(site: str, metrics: Mapping[str, object], allowed: tuple[str, 
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise ReplyRefused(site, f"metric {name} is not a finite number")
     return {name: float(str(value)) for name, value in metrics.items()}
+
+
+def check_training(site: str, metrics: Mapping[str, object], largest: int) -> dict[str, float]:
+    """Metrics of a training reply: all of them, none negative, counts whole and no larger than the site's cases."""
+    found = check_metrics(site, metrics, TRAIN_METRICS)
+    if missing := set(TRAIN_METRICS) - set(found):
+        raise ReplyRefused(site, f"metric {min(missing)} is missing")
+    bounds = {"loss": LARGEST_LOSS, "steps": MOST_STEPS, "train-cases": largest, "val-loss-sum": math.inf}
+    for name, value in found.items():
+        if not 0 <= value <= bounds.get(name, MOST_CASES) or (name in _WHOLE and value != int(value)):
+            raise ReplyRefused(site, f"metric {name} is out of range")
+    if found["val-loss-sum"] > LARGEST_LOSS * found["val-cases"]:
+        raise ReplyRefused(site, "metric val-loss-sum is out of range")
+    return found
+
+
+def check_evaluation(site: str, metrics: Mapping[str, object], study: Study, largest: int) -> dict[str, float]:
+    """Metrics of an evaluation reply: scores between 0 and 1, counts whole and no larger than the site's test cases."""
+    found = check_metrics(site, metrics, evaluation_metrics(study))
+    for name, value in found.items():
+        counted = name.endswith(".n")
+        if not 0 <= value <= (largest if counted else 1) or (counted and value != int(value)):
+            raise ReplyRefused(site, f"metric {name} is out of range")
+    return found

@@ -228,6 +228,7 @@ class Study(_Part):
     Attributes:
         quorum: sites that a round needs; a round with fewer is repeated, ``attempts`` times in all.
         deadline_seconds: how long a round waits for its sites.
+        site_cases: most training cases that a site may claim, and so most weight that it can have.
         gene_panel: genes of the sets that all sites with expression measure, or that any does. In a union, a gene that
             a site does not measure is the pooled mean there, with a flag beside it; flags can give the site away.
     """
@@ -239,6 +240,7 @@ class Study(_Part):
     quorum: Annotated[int, Field(ge=1)] = 1
     deadline_seconds: Annotated[float, Field(gt=0)] = 600.0
     attempts: Annotated[int, Field(ge=1)] = 3
+    site_cases: dict[Name, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     slides: SlideSpec
     text: TextSpec
     gene_sets: dict[str, tuple[str, ...]] = Field(default_factory=dict)
@@ -267,6 +269,8 @@ class Study(_Part):
                 "slides.resample needs adapters from the first layer on: with later ones the frozen layers before them"
                 " are computed once for each case"
             )
+        if strangers := sorted(set(self.site_cases) - set(self.roster)):
+            raise ValueError(f"site_cases names {strangers[0]}, which the roster does not")
         if self.quorum > len(self.roster):
             raise ValueError(f"quorum {self.quorum} exceeds the roster of {len(self.roster)} sites")
         return self

@@ -88,6 +88,24 @@ def test_sites_that_share_no_gene_are_an_error(site: Capability, tiny_study: Stu
         gene_panel(sites, tiny_study)
 
 
+def test_a_site_may_not_claim_more_cases_than_the_study_allows_it(tiny_study: Study) -> None:
+    study = tiny_study.model_copy(update={"site_cases": {"H2": 11}})
+    with pytest.raises(ReplyRefused, match="it claims 12 training cases and the study allows it 11"):
+        Capability.parse(RECORD, study)
+
+
+def test_what_a_site_says_beyond_the_study_is_left_out(tiny_study: Study) -> None:
+    told = {
+        **RECORD,
+        "genes": ["G01", "Mrs Smith"],
+        "modalities": ["slides", "\x1b[31m"],
+        "version-torch": "\x1b[2J2.13",
+    }
+    found = Capability.parse(told, tiny_study)
+    assert (found.genes, found.modalities) == (("G01",), ("slides",))
+    assert "torch" not in found.versions
+
+
 def test_builds_of_one_version_may_differ(site: Capability) -> None:
     on_gpu = replace(site, versions={**site.versions, "torch": "2.13.0+cu130"})
     assert check_versions(on_gpu, {"flwr": "1.41.0", "torch": "2.13.0+cpu"}) is None

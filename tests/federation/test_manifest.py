@@ -11,8 +11,10 @@ from modaltune.errors import FederationError, ReplyRefused
 from modaltune.federation.manifest import (
     TRAIN_METRICS,
     Manifest,
+    check_evaluation,
     check_examples,
     check_metrics,
+    check_training,
     evaluation_metrics,
     statistics_manifest,
 )
@@ -151,3 +153,41 @@ def test_an_evaluation_may_report_each_metric_of_each_task_with_its_interval(tin
     }
     assert len(allowed) == len(set(allowed)) == 5 * 4
     assert {name.rsplit(".", 1)[1] for name in allowed} == {"value", "low", "high", "n"}
+
+
+HONEST = {"loss": 0.7, "steps": 4.0, "train-cases": 12.0, "val-loss-sum": 2.1, "val-cases": 3.0}
+
+
+def test_honest_training_metrics_pass() -> None:
+    assert check_training("H2", HONEST, 12) == HONEST
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"loss": 1e308},
+        {"loss": -1.0},
+        {"steps": 1.7e308},
+        {"steps": 1.5},
+        {"train-cases": 13.0},
+        {"val-cases": 1e9},
+        {"val-loss-sum": 1e300},
+        {"val-loss-sum": 1.0, "val-cases": 0.0},
+    ],
+)
+def test_training_metrics_out_of_range_are_refused(change: dict[str, float]) -> None:
+    with pytest.raises(ReplyRefused, match=rf"metric {next(iter(change))} is out of range"):
+        check_training("H2", HONEST | change, 12)
+
+
+def test_a_missing_training_metric_is_refused() -> None:
+    with pytest.raises(ReplyRefused, match="metric loss is missing"):
+        check_training("H2", {name: value for name, value in HONEST.items() if name != "loss"}, 12)
+
+
+@pytest.mark.parametrize(("part", "value"), [("value", 1.2), ("low", -0.1), ("n", 9.0), ("n", 2.5)])
+def test_evaluation_metrics_out_of_range_are_refused(part: str, value: float, tiny_study: Study) -> None:
+    name = f"diagnosis.auc.{part}"
+    assert check_evaluation("H2", {"diagnosis.auc.value": 0.9, "diagnosis.auc.n": 8.0}, tiny_study, 8)
+    with pytest.raises(ReplyRefused, match=f"metric {name} is out of range"):
+        check_evaluation("H2", {name: value}, tiny_study, 8)

@@ -179,7 +179,27 @@ def infinite_loss(content: RecordDict) -> None:
     content.metric_records["metrics"]["loss"] = float("inf")
 
 
+def failure_as_numbers(content: RecordDict) -> None:
+    content["failure"] = MetricRecord({"code": 1})
+
+
+def an_empty_list(content: RecordDict) -> None:
+    content["more"] = ConfigRecord({"names": []})
+
+
+def enormous_loss(content: RecordDict) -> None:
+    content.metric_records["metrics"]["loss"] = 1e308
+
+
+def no_loss(content: RecordDict) -> None:
+    del content.metric_records["metrics"]["loss"]
+
+
 BAD_UPDATES: dict[Change, str] = {
+    failure_as_numbers: "site reported an unreadable failure",
+    an_empty_list: "unreadable reply",
+    enormous_loss: "metric loss is out of range",
+    no_loss: "metric loss is missing",
     not_a_number: "is not finite",
     other_shape: r"is float32\(1,.*, not float32",
     double_precision: "is float64.*, not float32",

@@ -88,12 +88,19 @@ def test_one_hostile_site_hardly_moves_a_robust_rule(rule: str, tiny_study: Stud
         assert np.abs(mean[key] - a_state(0)[key]).max() > 10
 
 
-def test_krum_is_refused_when_sites_train_different_parameters(
+def test_krum_refuses_a_site_that_trains_other_parameters_than_most(
     updates: dict[str, Update], tiny_study: Study, tmp_path: Path
 ) -> None:
-    gathering = gather(with_spec(tiny_study, rule="krum"), updates, SITES, tmp_path / "spool")
+    gathering = gather(with_spec(tiny_study, rule="krum", outlier=0), updates, SITES, tmp_path / "spool")
+    assert [refused.site for refused in gathering.outliers()] == ["C"]
+    assert set(gathering.examples) == {"A", "B", "D", "E"}
+
+
+def test_krum_is_refused_when_no_majority_trains_the_same_parameters(tiny_study: Study, tmp_path: Path) -> None:
+    updates = {"A": an_update(1), "B": an_update(2, task=0), "C": an_update(3, scale=0)}
+    gathering = gather(with_spec(tiny_study, rule="krum", outlier=0), updates, "ABC", tmp_path / "spool")
     with pytest.raises(FederationError, match=r"train different parameters; use 'median' or 'trimmed_mean'"):
-        gathering.finish()
+        gathering.outliers()
 
 
 def test_an_update_far_longer_than_the_last_rounds_median_is_shortened(tiny_study: Study, tmp_path: Path) -> None:
