@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from modaltune.errors import ConfigError
 from modaltune.federation.study import Study
+from server.coordinator.home import Home
+from server.coordinator.journal import RunJournal
 from server.finish import finish
 from server.rounds import Federation, Result
 
@@ -39,15 +42,23 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the study that the run configuration names, or go on with it.
 
-    Run configuration: ``study`` (a file), ``out`` (the run folder), ``nodes`` (JSON file: site -> node, as admitted).
+    Run configuration: ``study`` (a file), ``out`` (the run folder), and from a coordinator ``nodes`` (a JSON file, site
+    -> node, as admitted) and ``home`` (its home folder, for the audit log).
     """
-    named = {name: context.run_config.get(name) for name in ("study", "out", "nodes")}
-    if not named["study"] or not named["out"]:
+    named = {
+        name: Path(str(value)) for name in ("study", "out", "nodes", "home") if (value := context.run_config.get(name))
+    }
+    if not {"study", "out"} <= set(named):
         raise ConfigError("run configuration needs study=FILE and out=FOLDER; modaltune-server run STUDY sets both")
-    study, out = Study.load(Path(str(named["study"]))), Path(str(named["out"]))
+    study, out = Study.load(named["study"]), named["out"]
     out.mkdir(parents=True, exist_ok=True)
-    nodes = admitted_nodes(Path(str(named["nodes"]))) if named["nodes"] else None
-    Federation(grid, study, out, nodes=nodes).run(lambda result: finish(result, study, out))
+    nodes = admitted_nodes(named["nodes"]) if "nodes" in named else None
+    journal = RunJournal(Home(named["home"]), out.name) if "home" in named else None
+    federation = Federation(grid, study, out, journal.round if journal else None, nodes)
+    with ExitStack() as stack:
+        facts = stack.enter_context(journal.until_the_end()) if journal else {}
+        result = federation.run(lambda result: finish(result, study, out))
+        facts |= {"status": result.status, "weights": result.weights_hash}
 
 
 def admitted_nodes(path: Path) -> dict[str, int]:

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from modaltune.errors import ConfigError
+from modaltune.errors import ConfigError, ModelFileError
 from modaltune.federation.study import Study
-from modaltune.storage import write_text
+from modaltune.storage import digest_state, load_state, write_text
 from modaltune.trust.keys import SigningKey, fingerprint
 from modaltune.trust.release import sign_folder
 from server.coordinator.home import Home
@@ -31,6 +31,9 @@ def release(home: Home, name: str, out: Path | None) -> Path:
     folder = out or home.releases / name
     if folder.exists():
         raise ConfigError(f"{folder}: exists and is not overwritten; choose another --out")
+    weights = digest_state(load_state(run.folder / "model" / "weights.safetensors"))
+    if weights != run.status.get("weights"):
+        raise ModelFileError(f"{run.folder / 'model'}: its weights are not those that the run ended with; not released")
     key = SigningKey.load(home.signing_key)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -38,7 +41,7 @@ def release(home: Home, name: str, out: Path | None) -> Path:
     write_text(partial / CARD, model_card(run))
     sign_folder(partial, key)
     partial.replace(folder)
-    facts = {"run": name, "study": Study.load(run.study).digest, "weights": run.status.get("weights")}
+    facts = {"run": name, "study": Study.load(run.study).digest, "weights": weights}
     journal(home).append("model-released", **facts, key=fingerprint(key.public_pem))
     return folder
 

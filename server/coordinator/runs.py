@@ -171,7 +171,7 @@ def follow(home: Home, run: Run, say: Callable[[Mapping[str, Any]], None]) -> di
             say(row)
         told = len(rows)
         if final:
-            return _ended(home, run)
+            return _ended(run)
         trouble = trouble_of(home, run)
         since = None if trouble is None else since or time.monotonic()
         if trouble is not None and since is not None and time.monotonic() - since > trouble.patience:
@@ -179,9 +179,8 @@ def follow(home: Home, run: Run, say: Callable[[Mapping[str, Any]], None]) -> di
         time.sleep(_POLL_SECONDS)
 
 
-def _ended(home: Home, run: Run) -> dict[str, Any]:
+def _ended(run: Run) -> dict[str, Any]:
     status = run.status
-    journal(home).append("run-ended", run=run.name, status=status["status"], weights=status.get("weights"))
     if status["status"] == "FAILED":
         reason = str(status.get("reason") or "no reason given").rstrip(".")
         raise RunFailed(f"run {run.name}: {reason}; when that is solved: modaltune-server resume {run.name}")
@@ -216,7 +215,8 @@ def _submit(home: Home, link: Link, run: Run, study: Study, event: str) -> None:
     bundle, nodes = build_bundle(), admitted_nodes(home)
     write_json(run.nodes, {site: nodes[site] for site in study.roster if site in nodes})
     write_json(run.folder / "status.json", {"status": RUNNING, "phase": "submitted"})
-    flower = link.start(bundle, {"study": str(run.study), "out": str(run.folder), "nodes": str(run.nodes)})
+    config = {"study": run.study, "out": run.folder, "nodes": run.nodes, "home": home.folder}
+    flower = link.start(bundle, {name: str(path) for name, path in config.items()})
     entry = {"flower": flower, "bundle": bundle.sha256, "time": datetime.now(UTC).isoformat(timespec="seconds")}
     write_json(run.folder / "run.json", {"study": study.digest, "submissions": [*run.submissions, entry]})
     journal(home).append(event, run=run.name, study=study.digest, bundle=bundle.sha256, flower=str(flower))

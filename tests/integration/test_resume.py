@@ -150,13 +150,28 @@ def test_a_site_that_was_away_joins_when_it_is_back(
 
 
 def test_a_finished_run_leaves_what_people_read(three_rounds: Study, folders: dict[str, Path], tmp_path: Path) -> None:
-    result = Federation(LocalGrid(folders), three_rounds, tmp_path).run()
-    finish(result, three_rounds, tmp_path)
+    Federation(LocalGrid(folders), three_rounds, tmp_path).run(lambda result: finish(result, three_rounds, tmp_path))
     rows = json.loads((tmp_path / "metrics.json").read_text())
     assert {row["hospital"] for row in rows} == set(SITES)
     assert all(row["low"] <= row["value"] <= row["high"] and row["n"] > 0 for row in rows)
     assert "federated" in (tmp_path / "report.html").read_text()
     assert (tmp_path / "DONE").read_text() == "OK\n"
+
+
+def test_a_run_killed_while_its_report_is_written_trains_nothing_again(
+    three_rounds: Study, folders: dict[str, Path], undisturbed: Result, tmp_path: Path
+) -> None:
+    def die(result: Result) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        Federation(LocalGrid(folders), three_rounds, tmp_path).run(die)
+    grid = LocalGrid(folders)
+    result = Federation(grid, three_rounds, tmp_path).run(lambda result: finish(result, three_rounds, tmp_path))
+    assert result.weights_hash == undisturbed.weights_hash
+    asked = [row["phase"] for row in read_rounds(tmp_path)]
+    assert asked == ["capability", "preprocess", "train", "train", "train", "capability", "evaluate"]
+    assert (tmp_path / "DONE").exists()
 
 
 @pytest.mark.parametrize("text", ["[]", "no json", '{"H1": "one"}'])

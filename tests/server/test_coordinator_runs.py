@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 
 import server.cli
-from modaltune.errors import ConfigError, RunFailed
+from modaltune.errors import ConfigError, ModelFileError, RunFailed
 from modaltune.federation.study import Study
-from modaltune.storage import append_json_line, write_json, write_text
+from modaltune.storage import append_json_line, digest_state, save_state, write_json, write_text
 from modaltune.trust.audit import verify_log
 from modaltune.trust.release import verify_folder
 from server.coordinator import runs
@@ -161,11 +162,15 @@ def test_an_unknown_cohort_or_encoder_names_the_known_ones(tmp_path: Path) -> No
 
 def test_a_release_is_signed_and_complete_and_made_once(home: Home, run: Run, tiny_study: Study) -> None:
     write_text(run.folder / "model" / "study.json", tiny_study.to_json())
-    write_text(run.folder / "model" / "weights.safetensors", "weights")
-    write_json(run.folder / "status.json", {"status": "OK"})
+    weights = {"weight": torch.ones(3)}
+    save_state(run.folder / "model" / "weights.safetensors", weights)
+    write_json(run.folder / "status.json", {"status": "OK", "weights": "0" * 64})
     with pytest.raises(ConfigError, match="not finished"):
         release(home, run.name, None)
     (run.folder / "DONE").touch()
+    with pytest.raises(ModelFileError, match="not those that the run ended with"):
+        release(home, run.name, None)
+    write_json(run.folder / "status.json", {"status": "OK", "weights": digest_state(weights)})
     folder = release(home, run.name, None)
     signed = verify_folder(folder, home.public_key.read_text())
     assert set(signed.files) == {"study.json", "weights.safetensors", CARD}
