@@ -47,7 +47,7 @@ def test_an_interrupted_simulation_leaves_neither_process_nor_folder(tmp_path: P
     during = alive(process.pid)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=10 * PATIENCE)
-    assert len([line for line in during if "raylet" in line or "ray::" in line]) >= 3
+    assert any("ray::" in line for line in during)  # it was interrupted while hospitals worked
     assert (process.returncode, out) == (130, "")
     assert err.splitlines()[-1] == "error: interrupted; nothing half-written was kept"
     assert "Traceback" not in err
