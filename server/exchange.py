@@ -21,6 +21,7 @@ _POLL_SECONDS, _SLOWEST_POLL_SECONDS = 0.05, 0.5
 _ASK_AGAIN_SECONDS = 3.0
 _AT_ONCE_BYTES = 64_000_000  # replies are pulled a few at a time: memory must not grow with the number of sites
 _AT_ONCE = 100
+_HEADER = 4096  # bytes that an array may take beyond its numbers
 _ON_THE_WAY = (  # a process or a connection died: the site itself has not answered yet
     ErrorCode.MESSAGE_UNAVAILABLE,
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
@@ -165,6 +166,8 @@ def arrays_of(site: str, content: RecordDict, name: str) -> dict[str, Any]:
         raise ReplyRefused(site, f"record {name!r} holds an unreadable array") from None
     if not all(isinstance(value, np.ndarray) for value in arrays.values()):
         raise ReplyRefused(site, f"record {name!r} holds something that is no array")
+    if any(len(record[key].data) > value.nbytes + _HEADER for key, value in arrays.items()):
+        raise ReplyRefused(site, f"record {name!r} holds more than its arrays: one is larger than its shape")
     return arrays
 
 

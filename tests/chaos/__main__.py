@@ -15,7 +15,7 @@ from rich.table import Table
 
 from modaltune.console import console, run_app
 from modaltune.storage import write_json
-from tests.chaos import faults
+from tests.chaos import doors, faults, messages
 from tests.chaos.case import Case, Unable
 from tests.chaos.stack import Stack
 
@@ -26,7 +26,7 @@ MARKS = {True: "yes", False: "NO", None: "not run"}
 
 def all_cases() -> list[Case]:
     """The whole table."""
-    return [*faults.cases()]
+    return [*faults.cases(), *doors.cases(), *messages.cases()]
 
 
 @app.command()
@@ -53,7 +53,7 @@ def chaos(
 
 def _run(cases: Sequence[Case], done: dict[str, Row], out: Path) -> None:
     order = [case.name for case in all_cases()]
-    stack = Stack()
+    stack = Stack({case.name for case in cases})
     try:
         console.print("starting a coordinator and two hospitals")
         stack.begin()
@@ -67,17 +67,17 @@ def _run(cases: Sequence[Case], done: dict[str, Row], out: Path) -> None:
 
 
 def _row(case: Case, stack: Stack) -> Row:
-    since, recover = time.monotonic(), None
+    since, recover, seconds = time.monotonic(), None, None
     try:
         seen = case.run(stack)
-        passed, observed, recover = True, seen.text, seen.recover
+        passed, observed, recover, seconds = True, seen.text, seen.recover, seen.seconds
     except Unable as reason:
         passed, observed = None, str(reason)
     except Exception as problem:  # noqa: BLE001 - whatever goes wrong is this case's result, and the next one runs
         passed, observed = False, f"{type(problem).__name__}: {str(problem) or 'no reason given'}".splitlines()[0]
         console.print_exception()
     row = {"name": case.name, "kind": case.kind, "expected": case.expected, "observed": observed, "passed": passed}
-    row["seconds"] = round(time.monotonic() - since, 1)
+    row["seconds"] = round(time.monotonic() - since if seconds is None else seconds, 1)
     return row | ({"recover_seconds": recover and round(recover, 1)} if case.kind == "fault" else {})
 
 

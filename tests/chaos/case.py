@@ -16,10 +16,16 @@ class Unable(Exception):
 
 @dataclass(frozen=True)
 class Seen:
-    """What was observed, in one line; ``recover`` = seconds from a fault to the next finished exchange."""
+    """What was observed, in one line.
+
+    Attributes:
+        recover: seconds from a fault to the next finished exchange.
+        seconds: what this case took, where several share a run.
+    """
 
     text: str
     recover: float | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

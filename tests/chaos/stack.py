@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -60,13 +60,15 @@ class Stack:
     The coordinator and the hospital H2 have a small disk of their own each, where this machine lets one be mounted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: Collection[str]) -> None:
+        self.wanted = wanted  # names of the cases that will be run
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 0, 0, 0  # who writes messages here
         self.folder = Path(tempfile.mkdtemp(prefix="mt-", dir="/tmp"))
         self.mounted = [path for path in (self.folder / "s", self.folder / "H2") if _mount(path)]
         self.server = Home(self.folder / "s")
         self.homes = {site: client.home.Home(self.folder / site / "home") for site in SITES}
         self.count = 0
+        self._found: dict[Any, Any] = {}
 
     def begin(self) -> None:
         """Build the cohort, enrol the hospitals and start everything."""
@@ -98,6 +100,18 @@ class Stack:
         status = self.follow(self.submit("undisturbed"))
         assert status["status"] == "OK", status
         return str(status["weights"])
+
+    def once(self, work: Callable[[Stack], Any]) -> Any:
+        """What several cases look at, done for the first of them."""
+        if work not in self._found:
+            try:
+                self._found[work] = work(self)
+            except Exception as problem:
+                self._found[work] = problem
+                raise
+        if isinstance(found := self._found[work], Exception):
+            raise AssertionError(f"the run that several cases share failed: {found}")
+        return found
 
     @property
     def address(self) -> str:
