@@ -28,6 +28,7 @@ _ON_THE_WAY = (  # a process or a connection died: the site itself has not answe
     ErrorCode.NODE_UNAVAILABLE,
     ErrorCode.CLIENT_APP_CRASHED,
 )
+_CRASHED = "ClientAppCrashed"  # the same, as a hospital's daemon says it
 
 
 @dataclass(kw_only=True)
@@ -106,7 +107,7 @@ class Exchange:
                 if (whose := self._whose(reply, asked, nodes)) is None:
                     continue
                 name, pause = whose, _POLL_SECONDS
-                if reply.has_error() and reply.error.code in _ON_THE_WAY:
+                if _broke_off(reply):
                     due[name] = time.monotonic() + _ASK_AGAIN_SECONDS
                     logger.warning("round %s %s: %s broke off and is asked again", this.number, this.phase, name)
                     continue
@@ -175,6 +176,12 @@ def _size(content: RecordDict) -> int:
     arrays = sum(record.count_bytes() for record in content.array_records.values())
     metrics = sum(record.count_bytes() for record in content.metric_records.values())
     return arrays + metrics + sum(record.count_bytes() for record in content.config_records.values())
+
+
+def _broke_off(reply: Message) -> bool:
+    if reply.has_error():
+        return reply.error.code in _ON_THE_WAY
+    return "failure" in reply.content and _code(reply.content) == _CRASHED
 
 
 def _code(content: RecordDict) -> str:

@@ -57,6 +57,9 @@ def _run(cases: Sequence[Case], done: dict[str, Row], out: Path) -> None:
     try:
         console.print("starting a coordinator and two hospitals")
         stack.begin()
+        if any(case.kind == "fault" for case in cases):
+            console.print("a run that nobody disturbs, to compare with")
+            console.print(f"  weights {stack.weights[:12]}")
         for number, case in enumerate(cases, start=1):
             console.print(f"{number} of {len(cases)} {case.kind} {case.name}: {case.expected}", markup=False)
             row = done[case.name] = _row(case, stack)

@@ -138,7 +138,7 @@ def unknown_bundle(stack: Stack) -> Seen:
 
 
 def unapproved_study(stack: Stack) -> Seen:
-    study = stack.study.model_copy(update={"seed": 99, "attempts": 1})
+    study = stack.study.model_copy(update={"seed": 99, "quorum": 2, "attempts": 1})
     try:
         status = stack.follow(stack.submit("unapproved", study))
     except RunFailed as stop:
