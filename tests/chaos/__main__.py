@@ -77,7 +77,7 @@ def _row(case: Case, stack: Stack) -> Row:
     except Unable as reason:
         passed, observed = None, str(reason)
     except Exception as problem:  # noqa: BLE001 - whatever goes wrong is this case's result, and the next one runs
-        passed, observed = False, f"{type(problem).__name__}: {str(problem) or 'no reason given'}".splitlines()[0]
+        passed, observed = False, f"{type(problem).__name__}: {str(problem) or 'no reason given'}".splitlines()[0][:300]
         console.print_exception()
     row = {"name": case.name, "kind": case.kind, "expected": case.expected, "observed": observed, "passed": passed}
     row["seconds"] = round(time.monotonic() - since if seconds is None else seconds, 1)
