@@ -22,6 +22,7 @@ from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from modaltune.trust import certificates
 from modaltune.trust.certificates import create_authority, issue_server
@@ -103,7 +104,7 @@ def replayed_request(stack: Stack) -> Seen:
     for minutes in (0, 10):
         when = (datetime.now(UTC) - timedelta(minutes=minutes)).isoformat()
         headers = {
-            "Content-Type": "application/x-protobuf",
+            "Content-Type": PROTOBUF_MEDIA_TYPE,
             FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(public_key_to_bytes(key.public_key())).decode(),
             TIMESTAMP_HEADER: when,
             FLEET_HTTP_SIGNATURE_HEADER: b64encode(sign_message(key, when.encode())).decode(),

@@ -89,7 +89,10 @@ class Stack:
 
     @cached_property
     def study(self) -> Study:
-        """Two rounds over two hospitals with different tasks and modalities; a round goes on with one, so that a lost one shows."""
+        """Two rounds over two hospitals with different tasks and modalities.
+
+        A round goes on with one of them, so that a fault which loses the other shows in the weights.
+        """
         folders = [self.data[site] for site in SITES]
         drafted = make_study(read_sites(folders, vocabulary(), "unused"), self.folder / "cohort" / "gene_sets.gmt")
         return drafted.model_copy(update={"quorum": 1, "deadline_seconds": DEADLINE_SECONDS})
