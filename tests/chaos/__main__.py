@@ -33,7 +33,7 @@ def all_cases() -> list[Case]:
 def chaos(
     only: Annotated[list[str], typer.Option(help="Names of cases, or their beginnings; repeat for more.")] = [],  # noqa: B006
     out: Annotated[Path, typer.Option(help="File that receives the results after every case.")] = Path("chaos.json"),
-    fresh: Annotated[bool, typer.Option("--fresh", help="Run cases again that are in the file.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run cases again that passed.")] = False,
     table: Annotated[bool, typer.Option("--table", help="Print the file as a table in Markdown, run nothing.")] = False,
 ) -> None:
     """Break the federation in every known way and write down what happens."""
@@ -43,7 +43,7 @@ def chaos(
         return
     cases = [case for case in all_cases() if not only or case.name.startswith(tuple(only))]
     done = {row["name"]: row for row in _read(out)}
-    todo = [case for case in cases if fresh or done.get(case.name, {}).get("passed") is None]
+    todo = [case for case in cases if fresh or not done.get(case.name, {}).get("passed")]
     if todo:
         _run(todo, done, out)
     rows = [done[case.name] for case in cases]
