@@ -41,7 +41,7 @@ from tests.client.stack import free_port
 from tests.integration.helpers import make_study, run_script, vocabulary
 
 SITES, STRANGER = ("H1", "H2"), "H5"
-DEADLINE_SECONDS, PATIENCE, DISK = 600.0, 600.0, "64m"
+DEADLINE_SECONDS, PATIENCE, DISK = 600.0, 600.0, "512m"
 State = Mapping[str, Any]
 
 
