@@ -127,7 +127,7 @@ def wrong_clock(offset: str) -> Callable[[Stack], Seen]:
         library = next((str(path) for path in sorted(Path("/").glob(FAKETIME[1:]))), None)
         if library is None:
             raise Unable("libfaketime is not installed: apt install faketime")
-        study = stack.study.model_copy(update={"quorum": 2, "deadline_seconds": 60.0, "attempts": 1})
+        study = stack.study.model_copy(update={"quorum": 2, "deadline_seconds": 120.0, "attempts": 1})
         for site in SITES:
             stack.approve(site, study)
         stack.stop("H2")
