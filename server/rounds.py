@@ -170,10 +170,10 @@ class Federation:
         for label, reply in sorted(answers, key=lambda answer: answer[0]):
             try:
                 found = Capability.parse(reply.config_records["capability"], self.study)
-                if found.site in self.capabilities:
-                    raise ReplyRefused(found.site, "a second node claims this site")
                 if self.admitted is not None and found.site != label:
                     raise ReplyRefused(label, "it claims the name of another site")
+                if found.site in self.capabilities:
+                    raise ReplyRefused(found.site, "a second node claims this site")
                 check_versions(found, versions())
             except (ReplyRefused, KeyError) as error:
                 this.refuse(label, error)
