@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -31,6 +32,7 @@ from tests.integration.helpers import make_study, vocabulary
 
 HERE = Path(__file__).parent
 GATED = {**dict.fromkeys(TAMPERS, "ReplyRefused"), "exception": "ClientAppFailed", "other-name": "ReplyRefused"}
+STOPPED = ("reply refused", "error replaced")
 SERVED = [*TAMPERS, "replay", "norm-x1000"]
 
 
@@ -67,22 +69,28 @@ def alone(stack: Stack, seed: int) -> Conversation:
     return Conversation(stack.data["H1"], study)
 
 
-def at_the_gate(stack: Stack) -> dict[str, Message]:
-    """H1 approved a bundle whose client app tampers with its replies: what leaves."""
+def at_the_gate(stack: Stack) -> dict[str, tuple[Message, str, float]]:
+    """H1 approved a bundle whose client app tampers with its replies: what leaves, the gate's reason, and seconds."""
     talk, malicious = alone(stack, 7), bundle("approved")
     stack.approve("H1", talk.study, malicious.sha256)
     wanted = [name for name in GATED if f"gate-{name}" in stack.wanted]
-    kinds = {name: CAPABILITY if name == "other-name" else TRAIN for name in wanted}
-    return ask(stack, malicious, {name: talk.message(kind, behave=name) for name, kind in kinds.items()})
+    kinds = {name: CAPABILITY if name == "other-name" else TRAIN for name in ("honest", *wanted)}
+    before, since = len(stack.audit("H1")), time.monotonic()
+    replies = ask(stack, malicious, {name: talk.message(kind, behave=name) for name, kind in kinds.items()})
+    seconds = (time.monotonic() - since) / len(replies)
+    assert "failure" not in replies.pop("honest").content, "the gate stops honest replies too"
+    stopped = [line["facts"] for line in stack.audit("H1")[before:] if line["event"] in STOPPED]
+    reasons = [str(facts.get("reason", "an exception")) for facts in stopped]
+    return {name: (replies[name], reason, seconds) for name, reason in zip(wanted, reasons, strict=True)}
 
 
 def gate(name: str, stack: Stack) -> Seen:
-    reply = stack.once(at_the_gate)[name]
+    reply, reason, seconds = stack.once(at_the_gate)[name]
     require(set(reply.content) == {"failure"}, f"it left: records {sorted(reply.content)}")
     code = str(reply.content.config_records["failure"]["code"])
     require(code == GATED[name], code)
     require(PATIENT.encode() not in pack(reply) + stack.homes["H1"].audit.read_bytes(), "an identifier was let out")
-    return Seen(f"stopped by the gate: {code}")
+    return Seen(f"{code} leaves; the hospital's log says: {reason}", seconds=seconds)
 
 
 def at_the_server(stack: Stack) -> tuple[Path, dict[str, dict[str, Any]]]:
@@ -123,9 +131,10 @@ def replay(stack: Stack) -> Seen:
 
 def times_1000(stack: Stack) -> Seen:
     _, rows = stack.once(at_the_server)
-    influence = rows["norm-x1000"]["influence"][STRANGER]
-    require(influence["kept"] < 0.05, f"{influence}")
-    return Seen(f"shortened to {influence['kept']:.4f} of its length, in the influence report")
+    row = rows["norm-x1000"]
+    kept = row["influence"][STRANGER]["kept"]
+    require(kept < 0.05, f"kept {kept} of its length")
+    return Seen(f"shortened to {kept:.4f} of its length, as the influence report says", seconds=row["seconds"])
 
 
 def unknown_bundle(stack: Stack) -> Seen:
