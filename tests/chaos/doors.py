@@ -27,7 +27,7 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from modaltune.trust import certificates
 from modaltune.trust.certificates import create_authority, issue_server
 from server.coordinator.health import https_healthy
-from server.coordinator.sites import revoke
+from server.coordinator.sites import load_sites, revoke
 from tests.chaos.case import Case, Seen, require
 from tests.chaos.stack import Stack
 from tests.client.stack import free_port
@@ -100,6 +100,7 @@ def documentation(stack: Stack) -> Seen:
 def replayed_request(stack: Stack) -> Seen:
     """A signed request as somebody may have recorded it ten minutes ago."""
     key = load_ssh_private_key(stack.key("R2").read_bytes(), None)
+    pull = PullMessagesRequest(node=Node(node_id=load_sites(stack.server)["R2"].node_id))
     answers = {}
     for minutes in (0, 10):
         when = (datetime.now(UTC) - timedelta(minutes=minutes)).isoformat()
@@ -109,7 +110,7 @@ def replayed_request(stack: Stack) -> Seen:
             TIMESTAMP_HEADER: when,
             FLEET_HTTP_SIGNATURE_HEADER: b64encode(sign_message(key, when.encode())).decode(),
         }
-        answers[minutes] = _status(stack, "POST", "/v1/fleet/pull-messages", headers, PullMessagesRequest(node=Node()))
+        answers[minutes] = _status(stack, "POST", "/v1/fleet/pull-messages", headers, pull)
     require(answers[10] == 401 and answers[0] != 401, f"{answers}")
     return Seen("HTTP 401")
 
