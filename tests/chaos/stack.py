@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 from flwr.supercore.task_identity import TaskIdentity
@@ -140,12 +141,9 @@ class Stack:
         Approvals(home.approvals).add(Approval.of(Site(self.data[site], study), bundle or installed_bundle()))
 
     def start(self, site: str, **environment: str) -> None:
-        """Start a hospital's two programs, and wait until the coordinator sees it."""
-        before = dict(os.environ)
-        os.environ.update(environment)
-        ran = run_script("modaltune-client", "start", "--home", self.homes[site].folder)
-        os.environ.clear()
-        os.environ.update(before)
+        """Start a hospital's two programs."""
+        with mock.patch.dict(os.environ, environment):
+            ran = run_script("modaltune-client", "start", "--home", self.homes[site].folder)
         assert ran.code == 0, ran.err
 
     def stop(self, site: str) -> None:
