@@ -13,6 +13,7 @@ DEMO_MINUTES := 3
 TEST_MINUTES := 8
 LINT_MINUTES := 1
 BENCH_MINUTES := 6
+CHAOS_MINUTES := 60
 
 # Nothing here reports home, looks for updates or downloads weights while it runs.
 export FLWR_TELEMETRY_ENABLED := 0
@@ -31,13 +32,14 @@ define timed
 	exit $$status
 endef
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench chaos clean
 
 help:
 	@echo "make demo    train a federation of five synthetic hospitals and write its report (about $(DEMO_MINUTES) min)"
 	@echo "make test    run the tests (about $(TEST_MINUTES) min)"
 	@echo "make lint    ruff and mypy (about $(LINT_MINUTES) min)"
 	@echo "make bench   measure message size, speed and memory (about $(BENCH_MINUTES) min)"
+	@echo "make chaos   kill, cut, fill and attack a federation on this machine; resumable (about $(CHAOS_MINUTES) min)"
 	@echo "make setup   install into .venv (about $(SETUP_MINUTES) min; the others do it when needed)"
 	@echo "make clean   remove .venv, caches and runs/"
 
@@ -55,6 +57,9 @@ lint: setup
 
 bench: setup
 	$(call timed,bench,measures message size and speed and memory,$(BENCH_MINUTES),modaltune bench $(ARGS))
+
+chaos: setup
+	$(call timed,chaos,kills and attacks a federation on this machine,$(CHAOS_MINUTES),python -m tests.chaos $(ARGS))
 
 clean:
 	@echo "clean: removes .venv, caches and runs/ (a few seconds)"

@@ -10,7 +10,7 @@ from hashlib import sha256
 from typing import Any
 
 from flwr.app import Message, RecordDict
-from flwr.common.constant import Status
+from flwr.common.constant import ErrorCode, Status
 from flwr.supercore.constant import TaskType
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, inflate_object_from_contents, pull_objects
@@ -31,7 +31,7 @@ _PATIENCE = 300.0
 _GRACE = 10.0
 """Seconds that a client app which has ended may still need to be heard."""
 _NEWS_SECONDS = 15.0
-_FLOWER_FAILED = "ClientAppFailed"
+_FLOWER_FAILED, _CRASHED = "ClientAppFailed", "ClientAppCrashed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ class Guard:
             return
         self._ended = min(self._ended, time.monotonic())
         if time.monotonic() - self._ended > _GRACE:
-            refusal = MessageRefused(_FLOWER_FAILED, "the client app ended without a reply")
+            refusal = MessageRefused(_CRASHED, "the client app ended without a reply")
             self._refuse("reply refused", asked.message, refusal, state, store)
             self.asked = None
 
@@ -155,7 +155,7 @@ class Guard:
     def _released(self, asked: Asked, reply: Message, store: Any) -> RecordDict:
         if reply.has_error():  # its text may be anything, a path or a row of a table
             self.audit.append("error replaced", **_facts(asked), flower_code=reply.error.code)
-            return gate.failure(_FLOWER_FAILED)
+            return gate.failure(_CRASHED if reply.error.code == ErrorCode.CLIENT_APP_CRASHED else _FLOWER_FAILED)
         message = _inflated(reply.metadata.message_id, _contents(store, reply.metadata.message_id), "ReplyRefused")
         if not message.has_content():
             return gate.failure(_FLOWER_FAILED)

@@ -23,12 +23,14 @@ _POLL_SECONDS, _SLOWEST_POLL_SECONDS = 0.05, 0.5
 _ASK_AGAIN_SECONDS = 3.0
 _SMALL = 16_000_000  # bytes of any reply but an update
 _LONGEST_REASON = 300
+_HEADER = 4096  # bytes that an array may take beyond its numbers
 _ON_THE_WAY = (  # a process or a connection died: the site itself has not answered yet
     ErrorCode.MESSAGE_UNAVAILABLE,
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
     ErrorCode.NODE_UNAVAILABLE,
     ErrorCode.CLIENT_APP_CRASHED,
 )
+_CRASHED = "ClientAppCrashed"  # the same, as a hospital's daemon says it
 
 
 @dataclass(kw_only=True)
@@ -127,7 +129,7 @@ class Exchange:
                 if (whose := self._whose(reply, asked, nodes)) is None:
                     continue
                 name, pause = whose, _POLL_SECONDS
-                if reply.error in _ON_THE_WAY:
+                if _broke_off(reply):
                     due[name] = time.monotonic() + _ASK_AGAIN_SECONDS
                     logger.warning("round %s %s: %s broke off and is asked again", this.number, this.phase, name)
                     continue
@@ -193,6 +195,8 @@ def arrays_of(site: str, content: RecordDict, name: str) -> dict[str, Any]:
         raise ReplyRefused(site, f"record {name!r} holds an unreadable array") from None
     if not all(isinstance(value, np.ndarray) for value in arrays.values()):
         raise ReplyRefused(site, f"record {name!r} holds something that is no array")
+    if any(len(record[key].data) > value.nbytes + _HEADER for key, value in arrays.items()):
+        raise ReplyRefused(site, f"record {name!r} holds more than its arrays: one is larger than its shape")
     return arrays
 
 
@@ -200,6 +204,12 @@ def _size(content: RecordDict) -> int:
     arrays = sum(record.count_bytes() for record in content.array_records.values())
     metrics = sum(record.count_bytes() for record in content.metric_records.values())
     return arrays + metrics + sum(record.count_bytes() for record in content.config_records.values())
+
+
+def _broke_off(reply: Reply) -> bool:
+    if reply.content is None:
+        return reply.error in _ON_THE_WAY
+    return "failure" in reply.content and _code(reply.content) == _CRASHED
 
 
 def _code(content: RecordDict) -> str:

@@ -174,10 +174,10 @@ class Federation:
         for label, reply in sorted(answers, key=lambda answer: answer[0]):
             with this.judging(label):
                 found = Capability.parse(reply.config_records["capability"], self.study)
-                if found.site in self.capabilities:
-                    raise ReplyRefused(found.site, "a second node claims this site")
                 if self.admitted is not None and found.site != label:
                     raise ReplyRefused(label, "it claims the name of another site")
+                if found.site in self.capabilities:
+                    raise ReplyRefused(found.site, "a second node claims this site")
                 check_versions(found, versions())
                 self.capabilities = dict(sorted({**self.capabilities, found.site: found}.items()))
                 self.nodes = dict(sorted({**self.nodes, found.site: nodes[label]}.items()))

@@ -203,12 +203,20 @@ def trouble_of(home: Home, run: Run) -> Trouble | None:
             found = link.run(flower)
             if not found.finished:
                 return None
-            if found.known:
-                write_text(run.log, link.log(flower))
+            said = _keep_log(run, link.log(flower)) if found.known else f"see {run.log}"
     except FederationError:  # supervised: it comes back, unless somebody stopped the services
         return Trouble("the SuperLink does not answer, see modaltune-server status", _RESTART_SECONDS)
     outcome = found.outcome or "ended"
-    return Trouble(f"the ServerApp ended without a result (Flower says: {outcome}), see {run.log}", _GRACE_SECONDS)
+    return Trouble(f"the ServerApp ended without a result (Flower says: {outcome}), {said}", _GRACE_SECONDS)
+
+
+def _keep_log(run: Run, text: str) -> str:
+    """Keep what a ServerApp printed; says where, or why it could not be kept, as on a full disk."""
+    try:
+        write_text(run.log, text)
+    except OSError as problem:
+        return f"{run.log} cannot be written ({problem.strerror})"
+    return f"see {run.log}"
 
 
 def _submit(home: Home, link: Link, run: Run, study: Study, event: str) -> None:

@@ -40,28 +40,29 @@ def run_fleet(address: str, keys: Path, authority: Path) -> None:
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 0, 0, 0
     with ExitStack() as stack, ThreadPoolExecutor(_WORKERS) as pool:
         nodes = [
-            _Node(path.stem, stack.enter_context(_connection(address, path, authority)))
+            Node(path.stem, stack.enter_context(connection(address, path, authority)))
             for path in sorted(keys.glob("*.key"))
         ]
         sys.stdout.write("connected\n")
         sys.stdout.flush()
         while True:
-            if not any(pool.map(_Node.answer, nodes)):
+            if not any(pool.map(Node.answer, nodes)):
                 time.sleep(_POLL_SECONDS)
 
 
-def _connection(address: str, key: Path, authority: Path) -> Any:
+def connection(address: str, key: Path, authority: Path, **options: Any) -> Any:
+    """A line to the coordinator as Flower's SuperNode opens it, with a site's real key."""
     private = load_ssh_private_key(key.read_bytes(), None)
     assert isinstance(private, ec.EllipticCurvePrivateKey)
-    return http_request_response(address, False, authority.read_bytes(), (private, private.public_key()))
+    return http_request_response(address, False, authority.read_bytes(), (private, private.public_key()), **options)
 
 
-class _Node:
+class Node:
     """One site."""
 
-    def __init__(self, site: str, connection: Any) -> None:
+    def __init__(self, site: str, line: Any) -> None:
         self.site = site
-        _, self.receive, self.send, _, _, self.pull, self.push, self.confirm = connection
+        _, self.receive, self.send, _, _, self.pull, self.push, self.confirm = line
 
     def answer(self) -> bool:
         """Answer one question, if there is one."""
@@ -77,15 +78,22 @@ class _Node:
         question = inflate_object_from_contents(name, contents)
         assert isinstance(question, Message)
         question.metadata.__dict__["_message_id"] = name
-        reply = Message(ANSWERS[header.metadata.message_type](self.site, question.content), reply_to=question)
+        self.deliver(self.reply(question))
+        return True
+
+    def reply(self, question: Message) -> Message:
+        """What this site answers."""
+        return Message(ANSWERS[question.metadata.message_type](self.site, question.content), reply_to=question)
+
+    def deliver(self, reply: Message) -> None:
+        """Send a reply, piece by piece."""
         with no_object_id_recompute():
             reply.metadata.__dict__["_message_id"] = reply.object_id
             objects = get_all_nested_objects(reply)
             wanted, session = self.send(reply, get_object_tree(reply), 0.0)
             for part in objects:
                 if part in wanted:
-                    self.push(run, session, part, objects[part].deflate())
-        return True
+                    self.push(reply.metadata.run_id, session, part, objects[part].deflate())
 
 
 def _study(content: RecordDict) -> Study:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.app.message.message import remove_content_from_message
-from flwr.common.constant import SubStatus
+from flwr.common.constant import ErrorCode, SubStatus
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
@@ -220,6 +220,13 @@ def test_the_text_of_an_exception_does_not_leave(wire: Wire, conversation: Conve
     assert PATIENT.encode() not in b"".join(wire.arrived.values()) + wire.home.audit.read_bytes()
 
 
+def test_a_crash_of_the_app_has_a_code_of_its_own(wire: Wire, conversation: Conversation) -> None:
+    question = wire.ask(conversation.message(TRAIN))
+    seen_by_the_app(wire)
+    crashed = Error(ErrorCode.CLIENT_APP_CRASHED, "ClientApp stopped responding.")
+    assert failed(wire.answer(Message(crashed, reply_to=question))) == "ClientAppCrashed"
+
+
 def test_a_refused_reply_becomes_a_code_and_the_reason_stays(wire: Wire, conversation: Conversation) -> None:
     question = wire.ask(conversation.message(TRAIN))
     seen_by_the_app(wire)
@@ -273,7 +280,7 @@ def test_an_app_that_ends_without_a_word_is_answered_for(
     seen_by_the_app(wire)
     (task,) = wire.state.get_tasks()
     assert wire.state.finish_task(task.task_id, SubStatus.FAILED, PATIENT)
-    assert failed(wire.answer()) == "ClientAppFailed"
+    assert failed(wire.answer()) == "ClientAppCrashed"
 
 
 def test_a_reply_whose_pieces_never_come_is_given_up(

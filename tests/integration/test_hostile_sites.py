@@ -124,6 +124,12 @@ def an_archive(content: RecordDict) -> None:
     arrays[name] = Array(dtype="float32", shape=value.shape, stype="numpy.ndarray", data=packed.getvalue())
 
 
+def hidden_bytes(content: RecordDict) -> None:
+    arrays, name, value = first_array(content)
+    data = Array(value).data + bytes(10_000)
+    arrays[name] = Array(dtype="float32", shape=value.shape, stype="numpy.ndarray", data=data)
+
+
 def text(content: RecordDict) -> None:
     arrays, name, value = first_array(content)
     arrays[name] = Array(np.full(value.shape, "text"))
@@ -206,6 +212,7 @@ BAD_UPDATES: dict[Change, str] = {
     enormous: "has a norm above 10000",
     not_an_array: "record 'arrays' holds an unreadable array",
     an_archive: "record 'arrays' holds something that is no array",
+    hidden_bytes: "holds more than its arrays",
     text: ", not float32",
     extra_array: r"1 array\(s\) outside the manifest",
     missing_array: r"1 array\(s\) missing, first ",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from flwr.app import Error, Message
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from modaltune.errors import ConfigError, FederationError, ModelFileError
 from modaltune.federation.study import Study
@@ -105,14 +106,19 @@ def test_the_folder_of_another_study_is_refused(three_rounds: Study, folders: di
         Federation(LocalGrid(folders), three_rounds, tmp_path).run()
 
 
+@pytest.mark.parametrize(
+    "said",
+    [Error(code=8, reason="process ended"), RecordDict({"failure": ConfigRecord({"code": "ClientAppCrashed"})})],
+    ids=["by Flower", "by the daemon"],
+)
 def test_a_site_whose_process_dies_is_asked_again(
-    three_rounds: Study, folders: dict[str, Path], undisturbed: Result, tmp_path: Path
+    said: Any, three_rounds: Study, folders: dict[str, Path], undisturbed: Result, tmp_path: Path
 ) -> None:
     crashes = iter([True])
 
     def crash_once(site: str, reply: Message) -> list[Message]:
         if (site, reply.metadata.message_type) == ("H2", "train") and next(crashes, False):
-            broken = Message(Error(code=8, reason="process ended"), reply_to=unpack(pack(reply)))
+            broken = Message(said, reply_to=unpack(pack(reply)))
             for name in ("reply_to_message_id", "src_node_id"):
                 broken.metadata.__dict__[f"_{name}"] = getattr(reply.metadata, name)
             return [broken]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,6 +23,7 @@ from modaltune.trust.release import verify_folder
 from server.coordinator import runs
 from server.coordinator.draft import write_study
 from server.coordinator.home import Home, Settings
+from server.coordinator.link import FlowerRun
 from server.coordinator.release import CARD, model_card, release
 from server.coordinator.runs import Run, all_runs, find_run, follow, resume_run, start_run
 from server.coordinator.setup import init
@@ -91,6 +94,27 @@ def test_a_run_is_not_waited_for_when_nobody_works_on_it(home: Home, run: Run, m
     monkeypatch.setattr(runs, "_RESTART_SECONDS", 0.0)
     monkeypatch.setattr(runs, "_POLL_SECONDS", 0.01)
     with pytest.raises(RunFailed, match=r"SuperLink does not answer.*resume"):
+        rounds_of(home, run)
+
+
+def test_a_run_that_a_full_disk_ended_still_says_how_to_go_on(
+    home: Home, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Link:
+        def run(self, _: int) -> FlowerRun:
+            return FlowerRun(finished=True, known=True, outcome="failed")
+
+        def log(self, _: int) -> str:
+            return "OSError"
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(runs, "connected", lambda _: nullcontext(Link()))
+    monkeypatch.setattr(runs, "write_text", full)
+    monkeypatch.setattr(runs, "_GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "_POLL_SECONDS", 0.01)
+    with pytest.raises(RunFailed, match=rf"No space left on device\); go on with: modaltune-server resume {run.name}"):
         rounds_of(home, run)
 
 
