@@ -15,7 +15,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from client.approvals import Approval
-from client.questions import CAPABILITY, EVALUATE, STATISTICS, TRAIN, Question, named_genes, read_arrays
+from client.preprocessing import named_genes
+from client.questions import CAPABILITY, EVALUATE, STATISTICS, TRAIN, Question, read_arrays
 from modaltune.errors import MessageRefused, ModalTuneError, ReplyRefused
 from modaltune.federation.average import State
 from modaltune.federation.capability import Capability, versions
@@ -27,8 +28,13 @@ from modaltune.federation.manifest import (
     statistics_manifest,
 )
 from modaltune.federation.wire import decode_update, message_manifest
+from modaltune.training import epoch_steps
 
 UNEXPECTED = "UnexpectedError"
+_DECIMALS = 4
+_LARGEST, _LARGEST_LOSS = 1e12, 1e4
+"""Largest value of a case, and mean loss: what is beyond is no measurement."""
+_ROUNDING = 1e-9
 _COUNTS = {"cases-train": "train", "cases-val": "val", "cases-test": "test"}
 
 
@@ -80,14 +86,31 @@ def _statistics(question: Question, approval: Approval, content: RecordDict) -> 
     manifest = statistics_manifest(question.study, question.genes)
     sums = {name: np.asarray(value, np.float64) for name, value in read_arrays(record, manifest, approval.site).items()}
     survival = {f"labels.{task.name}" for task in question.study.tasks if task.kind == "survival"}
+    _check_count(approval, "cases", sums["cases"][0], approval.cases.train)
     for name, values in sums.items():
         counts = values.sum(keepdims=True) if name in survival else values
-        if name == "cases" or name.startswith("labels.") or name.endswith(".count"):
+        if name.startswith("labels.") or name.endswith(".count"):
             small = (counts < approval.minimum) & (counts != 0)
             whole = (values >= 0).all() and (values == np.floor(values)).all()
             _require(approval, whole and not small.any(), f"{name} counts fewer than {approval.minimum} cases")
-    _check_count(approval, "cases", int(sums["cases"][0]), approval.cases.train)
+            largest = values.sum() if name.startswith("labels.") else values.max(initial=0)
+            bounded = name == "patches.count" or largest <= sums["cases"][0]
+            _require(approval, bounded, f"{name} counts more cases than there are")
+        if name.endswith(".count"):
+            _check_moments(approval, name.removesuffix(".count"), sums)
     return RecordDict({"statistics": _arrays(sums)})
+
+
+def _check_moments(approval: Approval, group: str, sums: Mapping[str, Any]) -> None:
+    """Sums are of something: nothing where nobody was counted, and as Cauchy and Schwarz want them elsewhere."""
+    total, squares = sums[f"{group}.sum"], sums[f"{group}.squares"]
+    count = np.broadcast_to(sums[f"{group}.count"], total.shape)
+    silent = (count > 0) | ((total == 0) & (squares == 0))
+    _require(approval, silent.all(), f"{group} has sums of no cases")
+    largest = count * _LARGEST**2
+    possible = (squares <= largest) & (np.abs(total) <= count * _LARGEST)
+    _require(approval, possible.all(), f"{group} has sums beyond {_LARGEST:g} a case")
+    _require(approval, (squares * count * (1 + _ROUNDING) >= total**2).all(), f"{group} has sums that no cases have")
 
 
 def _training(question: Question, approval: Approval, content: RecordDict) -> RecordDict:
@@ -96,13 +119,13 @@ def _training(question: Question, approval: Approval, content: RecordDict) -> Re
     packed = read_arrays(content.array_records["arrays"], message_manifest(form, manifest), site)
     weights: State = decode_update(form, packed, question.weights)
     manifest.check(site, weights)
-    examples = check_examples(site, content.metric_records["examples"], manifest.shapes, approval.cases.train)
-    metrics = check_metrics(site, content.metric_records["metrics"], TRAIN_METRICS)
-    _require(approval, set(metrics) == set(TRAIN_METRICS), "a metric is missing")
-    _require(approval, min(metrics.values()) >= 0, "a metric is negative")
-    _require(approval, metrics["steps"].is_integer(), "steps is not a whole number")
-    _require(approval, metrics["train-cases"] <= approval.cases.train, "train-cases is above the approved number")
-    _check_count(approval, "val-cases", metrics["val-cases"], approval.cases.val)
+    metrics = _training_metrics(question, approval, content)
+    largest = int(metrics["train-cases"])
+    examples = check_examples(site, content.metric_records["examples"], manifest.shapes, largest)
+    for name, count in examples.items():
+        _check_count(approval, f"example count of {name}", count, largest)
+        still = question.weights[name] if form == "fp32" else np.zeros_like(packed[name])
+        _require(approval, count or np.array_equal(packed[name], still), f"{name} changes without a case")
     return RecordDict(
         {
             "arrays": _arrays(packed),
@@ -110,6 +133,22 @@ def _training(question: Question, approval: Approval, content: RecordDict) -> Re
             "metrics": MetricRecord({name: metrics[name] for name in TRAIN_METRICS}),
         }
     )
+
+
+def _training_metrics(question: Question, approval: Approval, content: RecordDict) -> dict[str, float]:
+    found = check_metrics(approval.site, content.metric_records["metrics"], TRAIN_METRICS)
+    _require(approval, set(found) == set(TRAIN_METRICS), "a metric is missing")
+    metrics = {name: round(value, _DECIMALS) for name, value in found.items()}
+    _require(approval, min(metrics.values()) >= 0, "a metric is negative")
+    cases, spec = metrics["train-cases"], question.study.training
+    _check_count(approval, "train-cases", cases, approval.cases.train)
+    _check_count(approval, "val-cases", metrics["val-cases"], approval.cases.val)
+    _require(approval, metrics["steps"].is_integer(), "steps is not a whole number")
+    steps = epoch_steps(int(cases), spec.batch_size) * spec.local_epochs
+    _require(approval, metrics["steps"] <= steps, "steps is more than the study wants")
+    _require(approval, metrics["loss"] <= (_LARGEST_LOSS if cases else 0), "loss is out of range")
+    _require(approval, metrics["val-loss-sum"] <= _LARGEST_LOSS * metrics["val-cases"], "val-loss-sum is out of range")
+    return metrics
 
 
 def _evaluation(question: Question, approval: Approval, content: RecordDict) -> RecordDict:
@@ -123,7 +162,8 @@ def _evaluation(question: Question, approval: Approval, content: RecordDict) -> 
         else:
             _require(approval, 0 <= value <= 1, f"{name} is outside 0..1")
             _require(approval, metrics.get(f"{group}.n", 0) > 0, f"{group} lacks its number of cases")
-    return RecordDict({"metrics": MetricRecord({name: metrics[name] for name in allowed if name in metrics})})
+    rounded = {name: round(metrics[name], _DECIMALS) for name in allowed if name in metrics}
+    return RecordDict({"metrics": MetricRecord(rounded)})
 
 
 _RULES: Mapping[str, Callable[[Question, Approval, RecordDict], RecordDict]] = {

@@ -12,7 +12,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import make_app
 from client.approvals import Approval
-from client.questions import CAPABILITY, EVALUATE, STATISTICS, TRAIN, Question, named_genes, read_question
+from client.preprocessing import named_genes
+from client.questions import CAPABILITY, EVALUATE, STATISTICS, TRAIN, Question, read_question
 from client.runtime import Site
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.federation.average import State

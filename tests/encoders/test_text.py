@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modaltune.encoders.text import TextEncoder, cache_folder, text_encoder
+from modaltune.encoders.text import TextEncoder, text_encoder
 from modaltune.errors import ConfigError, ModelFileError
 from modaltune.storage import load_state
 from tests.encoders.stand_ins import titan_snapshot
