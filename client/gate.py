@@ -84,7 +84,8 @@ def _capability(question: Question, approval: Approval, content: RecordDict) -> 
 def _statistics(question: Question, approval: Approval, content: RecordDict) -> RecordDict:
     record = _only(approval, content, "statistics").array_records["statistics"]
     manifest = statistics_manifest(question.study, question.genes)
-    sums = {name: np.asarray(value, np.float64) for name, value in read_arrays(record, manifest, approval.site).items()}
+    found = read_arrays(record, manifest, approval.site)
+    sums = {name: np.asarray(value, np.float64) + 0.0 for name, value in found.items()}  # there is but one zero
     survival = {f"labels.{task.name}" for task in question.study.tasks if task.kind == "survival"}
     _check_count(approval, "cases", sums["cases"][0], approval.cases.train)
     for name, values in sums.items():
@@ -126,6 +127,7 @@ def _training(question: Question, approval: Approval, content: RecordDict) -> Re
         _check_count(approval, f"example count of {name}", count, largest)
         still = question.weights[name] if form == "fp32" else np.zeros_like(packed[name])
         _require(approval, count or np.array_equal(packed[name], still), f"{name} changes without a case")
+        packed[name] = packed[name] if count else still
     return RecordDict(
         {
             "arrays": _arrays(packed),

@@ -155,7 +155,7 @@ def _largest_message(study_json: str) -> int:
 
 
 def largest_message(study: Study) -> int:
-    """Bytes that no message of a study exceeds: weights for every gene and candidate, study and preprocessing as text."""
+    """Bytes that no message of a study exceeds: weights for all genes and candidates, study and preprocessing."""
     return _largest_message(study.to_json())
 
 

@@ -50,7 +50,7 @@ StateDirectoryMode=0700
 ExecStartPre=rm -rf {place}/apps
 LoadCredential=secret:{secret}
 InaccessiblePaths={hidden}
-# The one address is the daemon's. What else listens on 127.0.0.1, a proxy or a DNS server, is a way out: see hospital.md.
+# The daemon's address. What else listens there, a proxy or a DNS server, is a way out: see docs/hospital.md.
 IPAddressDeny=any
 IPAddressAllow=127.0.0.1
 RestrictAddressFamilies=AF_INET AF_INET6

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from modaltune.encoders.text import TextEncoder, text_encoder
 from modaltune.errors import ConfigError, ModelFileError
-from modaltune.storage import load_state
+from modaltune.storage import cache_folder, load_state
 from tests.encoders.stand_ins import titan_snapshot
 
 
