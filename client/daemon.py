@@ -13,7 +13,7 @@ import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -89,7 +89,7 @@ def install(home: Home, audit: AuditLog) -> None:
 
     from client.guard import Guard
 
-    guard = Guard(home, audit)
+    guard: Any = Guard(home, audit)
     flower._pull_and_store_message, flower._push_messages = guard.pull, guard.push
 
 

@@ -323,7 +323,7 @@ def deflated(thing: Message | RecordDict) -> dict[str, bytes]:
 def test_a_piece_that_the_app_hangs_on_an_answer_to_come_stays(
     wire: Wire, conversation: Conversation, refused: bool
 ) -> None:
-    """Names of pieces are hashes, so the app can register the daemon's answer before the daemon, with one more child."""
+    """Names of pieces are hashes, so the app can register the daemon's answer first, with one more child."""
     question = wire.ask(conversation.message(CAPABILITY))
     seen_by_the_app(wire)
     wire.store.delete(question.metadata.message_id)
@@ -366,7 +366,7 @@ def answered(wire: Wire, conversation: Conversation, kind: str, message: Message
 
 def test_statistics_and_evaluation_are_answered_once_in_an_approval(wire: Wire, conversation: Conversation) -> None:
     approvals = Approvals(wire.home.approvals)
-    scaled = {name: value * np.float32(1.5) for name, value in conversation.start.items()}
+    scaled = {name: np.asarray(value * 1.5, np.float32) for name, value in conversation.start.items()}
     other = {
         STATISTICS: lambda: conversation.message(STATISTICS, genes=conversation.genes[1:]),
         EVALUATE: lambda: conversation.message(EVALUATE, weights=scaled),
@@ -405,12 +405,12 @@ def test_a_first_round_brings_no_second_preprocessing(wire: Wire, conversation: 
 def test_of_an_unknown_bundle_nothing_is_fetched_and_no_text_is_noted(home: Home, conversation: Conversation) -> None:
     wire = Wire(home, probe_bundle("unknown"))
     message = conversation.message(CAPABILITY)
-    message.metadata.__dict__["_message_type"] = f"{PATIENT} forged line " * 1000
+    message.metadata.__dict__["_message_type"] = "query." + "SYN_H1_0007" * 1000
     wire.ask(message)
     assert wire.refused() == "BundleNotApproved"
     assert (wire.fetched, wire.guard.usage.counts.bytes) == ([], {})
     assert wire.log[-1]["facts"]["kind"] == "unknown"
-    assert PATIENT.encode() not in home.audit.read_bytes()
+    assert b"SYN_H1" not in home.audit.read_bytes()
 
 
 def test_a_message_is_no_larger_than_the_study_makes_it(wire: Wire, conversation: Conversation) -> None:
