@@ -164,8 +164,8 @@ def _evaluation(question: Question, approval: Approval, content: RecordDict) -> 
         else:
             _require(approval, 0 <= value <= 1, f"{name} is outside 0..1")
             _require(approval, metrics.get(f"{group}.n", 0) > 0, f"{group} lacks its number of cases")
-    rounded = {name: round(metrics[name], _DECIMALS) for name in allowed if name in metrics}
-    return RecordDict({"metrics": MetricRecord(rounded)})
+    found = [name for name in allowed if name in metrics]
+    return RecordDict({"metrics": MetricRecord({name: round(metrics[name], _DECIMALS) for name in found})})
 
 
 _RULES: Mapping[str, Callable[[Question, Approval, RecordDict], RecordDict]] = {
