@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from modaltune.errors import ConfigError, MessageRefused
 from modaltune.federation.study import Digest, Name, Study
-from modaltune.storage import write_text
+from modaltune.storage import canonical_json, digest_text, write_text
 
 if TYPE_CHECKING:
     from client.runtime import Site
@@ -46,6 +46,11 @@ class Approval(BaseModel):
     cases: Cases
     when: str
     by: str
+
+    @property
+    def digest(self) -> str:
+        """Names this approval: to approve the same study again gives another one."""
+        return digest_text(canonical_json(self.model_dump(mode="json")))
 
     @classmethod
     def of(cls, site: Site, bundle: str) -> Self:
@@ -87,8 +92,8 @@ class Approvals:
         """Every approval, by digest."""
         return [self._read(path) for path in self._paths()]
 
-    def of(self, digest: str, bundle: str) -> Approval:
-        """The approval of a study together with a bundle.
+    def of_bundle(self, bundle: str) -> list[Approval]:
+        """The approvals of studies that a bundle may run.
 
         Raises:
             MessageRefused: there is none.
@@ -96,7 +101,15 @@ class Approvals:
         approved = [approval for approval in self.all() if approval.bundle == bundle]
         if not approved:
             raise MessageRefused("BundleNotApproved", f"bundle {bundle[:12]}... is not approved here")
-        for approval in approved:
+        return approved
+
+    def of(self, digest: str, bundle: str) -> Approval:
+        """The approval of a study together with a bundle.
+
+        Raises:
+            MessageRefused: there is none.
+        """
+        for approval in self.of_bundle(bundle):
             if approval.study.digest == digest:
                 return approval
         raise MessageRefused("StudyNotApproved", f"study {digest[:12]}... is not approved here with this bundle")

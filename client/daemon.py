@@ -11,10 +11,9 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,7 +29,6 @@ _WRAPPED = {
         "state object_store node_config receive get_run get_fab pull_object confirm_message_received trusted_entities"
     ),
     "_push_messages": "state object_store send push_object",
-    "_insert_message": "msg state store",
 }
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -78,7 +76,7 @@ def arguments(home: Home, settings: Settings) -> list[str]:
         *("--auth-supernode-private-key", str(home.node_key)),
         *("--isolation", "process"),
         *("--superexec-auth-secret-file", str(home.secret)),
-        *("--host", "127.0.0.1"),
+        *("--host", settings.runtime_host),
         *("--port", str(settings.runtime_port)),
         *("--node-config", node_config(settings)),
     ]
@@ -91,10 +89,8 @@ def install(home: Home, audit: AuditLog) -> None:
 
     from client.guard import Guard
 
-    guard = Guard(home, audit)
-    replacements: Mapping[str, object] = {"_pull_and_store_message": guard.pull, "_push_messages": guard.push}
-    for name, function in replacements.items():
-        setattr(flower, name, function)
+    guard: Any = Guard(home, audit)
+    flower._pull_and_store_message, flower._push_messages = guard.pull, guard.push
 
 
 @app.command()
@@ -105,6 +101,7 @@ def run(home: Annotated[Path, typer.Option(help="Folder that modaltune-client in
     os.environ.update(QUIET | {"FLWR_HOME": str(here.flower)})
     logging.getLogger("flwr").propagate = False  # it writes its own lines
     read_private(here.node_key)
+    here.forget_bundles()
     audit = here.open_audit()
     install(here, audit)
     audit.append("daemon started", pid=os.getpid(), flwr=FLOWER)

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from client.questions import named_genes, trained_weights
+from client.preprocessing import widest_preprocessing
+from client.questions import trained_weights
 from client.runtime import Site
-from modaltune.data.genesets import restrict
-from modaltune.data.preprocessing import Preprocessing, TaskSpace
 from modaltune.encoders.registry import slide_encoder
 from modaltune.encoders.text import TextEncoder, verified_text_encoder
 from modaltune.federation.manifest import TRAIN_METRICS, Manifest, evaluation_metrics, statistics_manifest
@@ -87,7 +86,7 @@ def disclosure(site: Site) -> Disclosure:
     study = site.study
     capability = site.capability()
     genes = capability.pop("genes")
-    manifest, _ = trained_weights(study, _widest_preprocessing(study, genes))
+    manifest, _ = trained_weights(study, widest_preprocessing(study, genes))
     return Disclosure(
         digest=study.digest,
         capability=capability | {"genes": len(genes)},
@@ -118,29 +117,8 @@ def verify_weights(study: Study) -> dict[str, str]:
 def embed_labels(study: Study) -> None:
     """Embed every label text of a study now, so that the client app finds them and needs no text encoder."""
     encoder: TextEncoder = verified_text_encoder(study.text)
-    for space in _all_candidates(study).values():
+    for space in widest_preprocessing(study, ()).tasks.values():
         encoder.embed(space.texts)
-
-
-def _widest_preprocessing(study: Study, genes: list[str]) -> Preprocessing:
-    """A preprocessing with everything that this site could be asked for."""
-    panel = sorted(named_genes(study) & set(genes))
-    sets = restrict(study.gene_sets, panel, study.model.gene_minimum) if panel else {}
-    return Preprocessing(study=study.digest, genes=tuple(panel), gene_sets=sets, tasks=_all_candidates(study))
-
-
-def _all_candidates(study: Study) -> dict[str, TaskSpace]:
-    texts = {
-        task.name: {label.value: label.text for label in task.labels} or {text: text for text in task.bins}
-        for task in study.tasks
-    }
-    return {
-        task.name: TaskSpace(
-            candidates=tuple(texts[task.name]),
-            texts=tuple(task.template.format(text=text) for text in texts[task.name].values()),
-        )
-        for task in study.tasks
-    }
 
 
 def _entries(manifest: Manifest) -> tuple[Entry, ...]:

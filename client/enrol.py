@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+from contextlib import suppress
 from getpass import getuser
 from pathlib import Path
 
@@ -22,7 +23,8 @@ _COMMENTS = {
     "site": "name in the roster of studies",
     "site_folder": "folder with site.toml",
     "coordinator": "the one address that this machine connects to",
-    "runtime_port": "loopback only",
+    "runtime_host": "where the daemon listens for the client app; 0.0.0.0 only inside a container",
+    "runtime_port": "for the client app",
     "app_user": "account that runs the client app when root starts the daemon; it needs the site folder only",
     "rounds": "training rounds answered in one study, repeated ones included",
     "bytes_per_day": "received and sent together",
@@ -54,12 +56,16 @@ def enrol(home: Home, invitation: Invitation, site_folder: Path, out: Path, app_
         runtime_port=_free_port(),
         app_user=app_user,
     )
-    if app_user:
-        home.account(app_user)
+    if app_user == getuser():
+        raise ConfigError(f"--app-user {app_user}: is the account that would hold the keys; name another one")
+    account = home.account(app_user) if app_user else None
     home.make()
     write_text(home.authority, invitation.ca)
     write_text(home.coordinator_key, invitation.public_key)
     audit = AuditLog(home.audit, _keys(home))
+    if account is not None:
+        with suppress(PermissionError):  # this account is not in that group: systemd hands the secret over
+            home.share_secret(account)
     public = home.node_public.read_text(encoding="ascii")
     write_text(out / f"{settings.site}.pub", public)
     for name, text in systemd_units(home, settings, getuser()).items():

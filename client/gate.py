@@ -15,7 +15,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from client.approvals import Approval
-from client.questions import CAPABILITY, EVALUATE, STATISTICS, TRAIN, Question, named_genes, read_arrays
+from client.questions import CAPABILITY, EVALUATE, STATISTICS, TRAIN, Question, read_arrays
 from modaltune.errors import MessageRefused, ModalTuneError, ReplyRefused
 from modaltune.federation.average import State
 from modaltune.federation.capability import Capability, versions
@@ -27,8 +27,13 @@ from modaltune.federation.manifest import (
     statistics_manifest,
 )
 from modaltune.federation.wire import decode_update, message_manifest
+from modaltune.training import epoch_steps
 
 UNEXPECTED = "UnexpectedError"
+_DECIMALS = 4
+_LARGEST, _LARGEST_LOSS = 1e12, 1e4
+"""Largest value of a case, and mean loss: what is beyond is no measurement."""
+_ROUNDING = 1e-9
 _COUNTS = {"cases-train": "train", "cases-val": "val", "cases-test": "test"}
 
 
@@ -61,8 +66,8 @@ def _capability(question: Question, approval: Approval, content: RecordDict) -> 
     known = ["slides", "expression", "clinical", *(modality.name for modality in question.study.modalities)]
     counts = {name: int(str(record[name])) for name in _COUNTS}
     _require(approval, found.site == approval.site, "it names another site")
-    _require(approval, set(found.modalities) <= set(known), "it names an unknown modality")
-    _require(approval, set(found.genes) <= named_genes(question.study), "it names a gene outside the study")
+    _require(approval, len(found.modalities) == _length(record, "modalities"), "it names an unknown modality")
+    _require(approval, len(found.genes) == _length(record, "genes"), "it names a gene outside the study")
     _require(approval, all(record[name] == value for name, value in own.items()), "a version is not this one's")
     for name, split in _COUNTS.items():
         _check_count(approval, name, counts[name], getattr(approval.cases, split))
@@ -75,19 +80,42 @@ def _capability(question: Question, approval: Approval, content: RecordDict) -> 
     return RecordDict({"capability": ConfigRecord({"site": approval.site, **filled, **counts, **own})})
 
 
+def _length(record: ConfigRecord, name: str) -> int:
+    values = record.get(name, [])
+    return len(values) if isinstance(values, list) else 0
+
+
 def _statistics(question: Question, approval: Approval, content: RecordDict) -> RecordDict:
     record = _only(approval, content, "statistics").array_records["statistics"]
     manifest = statistics_manifest(question.study, question.genes)
-    sums = {name: np.asarray(value, np.float64) for name, value in read_arrays(record, manifest, approval.site).items()}
+    found = read_arrays(record, manifest, approval.site)
+    sums = {name: np.asarray(value, np.float64) + 0.0 for name, value in found.items()}  # there is but one zero
     survival = {f"labels.{task.name}" for task in question.study.tasks if task.kind == "survival"}
+    _check_count(approval, "cases", sums["cases"][0], approval.cases.train)
     for name, values in sums.items():
         counts = values.sum(keepdims=True) if name in survival else values
-        if name == "cases" or name.startswith("labels.") or name.endswith(".count"):
+        if name.startswith("labels.") or name.endswith(".count"):
             small = (counts < approval.minimum) & (counts != 0)
             whole = (values >= 0).all() and (values == np.floor(values)).all()
             _require(approval, whole and not small.any(), f"{name} counts fewer than {approval.minimum} cases")
-    _check_count(approval, "cases", int(sums["cases"][0]), approval.cases.train)
+            largest = values.sum() if name.startswith("labels.") else values.max(initial=0)
+            bounded = name == "patches.count" or largest <= sums["cases"][0]
+            _require(approval, bounded, f"{name} counts more cases than there are")
+        if name.endswith(".count"):
+            _check_moments(approval, name.removesuffix(".count"), sums)
     return RecordDict({"statistics": _arrays(sums)})
+
+
+def _check_moments(approval: Approval, group: str, sums: Mapping[str, Any]) -> None:
+    """Sums are of something: nothing where nobody was counted, and as Cauchy and Schwarz want them elsewhere."""
+    total, squares = sums[f"{group}.sum"], sums[f"{group}.squares"]
+    count = np.broadcast_to(sums[f"{group}.count"], total.shape)
+    silent = (count > 0) | ((total == 0) & (squares == 0))
+    _require(approval, silent.all(), f"{group} has sums of no cases")
+    largest = count * _LARGEST**2
+    possible = (squares <= largest) & (np.abs(total) <= count * _LARGEST)
+    _require(approval, possible.all(), f"{group} has sums beyond {_LARGEST:g} a case")
+    _require(approval, (squares * count * (1 + _ROUNDING) >= total**2).all(), f"{group} has sums that no cases have")
 
 
 def _training(question: Question, approval: Approval, content: RecordDict) -> RecordDict:
@@ -96,13 +124,14 @@ def _training(question: Question, approval: Approval, content: RecordDict) -> Re
     packed = read_arrays(content.array_records["arrays"], message_manifest(form, manifest), site)
     weights: State = decode_update(form, packed, question.weights)
     manifest.check(site, weights)
-    examples = check_examples(site, content.metric_records["examples"], manifest.shapes, approval.cases.train)
-    metrics = check_metrics(site, content.metric_records["metrics"], TRAIN_METRICS)
-    _require(approval, set(metrics) == set(TRAIN_METRICS), "a metric is missing")
-    _require(approval, min(metrics.values()) >= 0, "a metric is negative")
-    _require(approval, metrics["steps"].is_integer(), "steps is not a whole number")
-    _require(approval, metrics["train-cases"] <= approval.cases.train, "train-cases is above the approved number")
-    _check_count(approval, "val-cases", metrics["val-cases"], approval.cases.val)
+    metrics = _training_metrics(question, approval, content)
+    largest = int(metrics["train-cases"])
+    examples = check_examples(site, content.metric_records["examples"], manifest.shapes, largest)
+    for name, count in examples.items():
+        _check_count(approval, f"example count of {name}", count, largest)
+        still = question.weights[name] if form == "fp32" else np.zeros_like(packed[name])
+        _require(approval, count or np.array_equal(packed[name], still), f"{name} changes without a case")
+        packed[name] = packed[name] if count else still
     return RecordDict(
         {
             "arrays": _arrays(packed),
@@ -110,6 +139,22 @@ def _training(question: Question, approval: Approval, content: RecordDict) -> Re
             "metrics": MetricRecord({name: metrics[name] for name in TRAIN_METRICS}),
         }
     )
+
+
+def _training_metrics(question: Question, approval: Approval, content: RecordDict) -> dict[str, float]:
+    found = check_metrics(approval.site, content.metric_records["metrics"], TRAIN_METRICS)
+    _require(approval, set(found) == set(TRAIN_METRICS), "a metric is missing")
+    metrics = {name: round(value, _DECIMALS) for name, value in found.items()}
+    _require(approval, min(metrics.values()) >= 0, "a metric is negative")
+    cases, spec = metrics["train-cases"], question.study.training
+    _check_count(approval, "train-cases", cases, approval.cases.train)
+    _check_count(approval, "val-cases", metrics["val-cases"], approval.cases.val)
+    _require(approval, metrics["steps"].is_integer(), "steps is not a whole number")
+    steps = epoch_steps(int(cases), spec.batch_size) * spec.local_epochs
+    _require(approval, metrics["steps"] <= steps, "steps is more than the study wants")
+    _require(approval, metrics["loss"] <= (_LARGEST_LOSS if cases else 0), "loss is out of range")
+    _require(approval, metrics["val-loss-sum"] <= _LARGEST_LOSS * metrics["val-cases"], "val-loss-sum is out of range")
+    return metrics
 
 
 def _evaluation(question: Question, approval: Approval, content: RecordDict) -> RecordDict:
@@ -123,7 +168,8 @@ def _evaluation(question: Question, approval: Approval, content: RecordDict) -> 
         else:
             _require(approval, 0 <= value <= 1, f"{name} is outside 0..1")
             _require(approval, metrics.get(f"{group}.n", 0) > 0, f"{group} lacks its number of cases")
-    return RecordDict({"metrics": MetricRecord({name: metrics[name] for name in allowed if name in metrics})})
+    found = [name for name in allowed if name in metrics]
+    return RecordDict({"metrics": MetricRecord({name: round(metrics[name], _DECIMALS) for name in found})})
 
 
 _RULES: Mapping[str, Callable[[Question, Approval, RecordDict], RecordDict]] = {

@@ -1,12 +1,14 @@
 """The daemon's home folder: settings, keys, approvals and logs of one hospital.
 
-``HOME/app`` belongs to the account that runs the client app and is all of the home that this account can read.
+``HOME/app`` belongs to the account that runs the client app. Of the rest this account can read ``HOME/cache`` and, by
+its group, ``HOME/runtime.secret``; nobody else ever writes into ``HOME/app``, where the app could have laid a link.
 """
 
 from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +25,8 @@ from modaltune.trust.keys import SigningKey
 
 VARIABLE = "MODALTUNE_CLIENT_HOME"
 SETTINGS = "client.toml"
-CACHE_VARIABLE = "MODALTUNE_CACHE"
+CACHE_VARIABLE, READ_CACHE_VARIABLE = "MODALTUNE_CACHE", "MODALTUNE_READ_CACHE"
+STATE_VARIABLE = "MODALTUNE_STATE"
 Port = Annotated[int, Field(gt=0, lt=2**16)]
 
 
@@ -50,13 +53,15 @@ class Settings(_Section):
         site: name in the roster.
         site_folder: folder with ``site.toml``.
         coordinator: ``HOST:PORT``.
-        runtime_port: on the loopback, between daemon and client app.
+        runtime_host, runtime_port: where the daemon listens for the client app; loopback, unless a container's network
+            is shared by the two alone.
         app_user: account that runs the client app when the daemon is started by root; empty = the daemon's own.
     """
 
     site: Name
     site_folder: Path
     coordinator: str
+    runtime_host: str = "127.0.0.1"
     runtime_port: Port
     app_user: str = ""
     limits: Limits = Limits()
@@ -73,7 +78,7 @@ class Home:
         self.node_key, self.audit_key = self.keys / "node", self.keys / "audit.key"
         self.node_public = self.keys / "node.pub"
         self.audit, self.audit_public = folder / "audit.jsonl", folder / "audit.pub"
-        self.secret, self.cache = self.app / "secret", self.app / "cache"
+        self.secret, self.cache = folder / "runtime.secret", folder / "cache"
         self.paused_file, self.status = self.state / "paused", self.state / "status.json"
         self.usage = self.state / "usage.json"
 
@@ -107,9 +112,21 @@ class Home:
         """This hospital's log."""
         return AuditLog(self.audit, SigningKey.load(self.audit_key))
 
+    def share_secret(self, account: pwd.struct_passwd) -> None:
+        """Let an account read the secret with which client apps are started, by its group."""
+        os.chown(self.secret, -1, account.pw_gid, follow_symlinks=False)
+        self.secret.chmod(0o640)
+
+    def forget_bundles(self) -> None:
+        """Remove unpacked bundles: Flower takes a folder with the first digits of the right hash for the bundle."""
+        installed = self.app / "apps"
+        if installed.is_symlink():
+            installed.unlink()
+        shutil.rmtree(installed, ignore_errors=True)
+
     @contextmanager
     def app_cache(self) -> Iterator[None]:
-        """While it lasts, what can be made again is kept where the client app looks for it."""
+        """While it lasts, what can be made again is kept where the client app reads it."""
         before = os.environ.get(CACHE_VARIABLE)
         os.environ[CACHE_VARIABLE] = str(self.cache)
         try:
@@ -131,9 +148,8 @@ class Home:
             ) from None
 
     def make(self) -> None:
-        """Create the folders; only ``app`` can be entered by other accounts."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.folder.chmod(0o711)
-        for folder in (self.keys, self.approvals, self.state, self.flower, self.app):
-            folder.mkdir(exist_ok=True)
-            folder.chmod(0o700)
+        """Create the folders; of those only ``cache`` can be read by other accounts."""
+        private = dict.fromkeys((self.keys, self.approvals, self.state, self.flower, self.app), 0o700)
+        for folder, mode in {self.folder: 0o711, **private, self.cache: 0o755, self.cache / "text": 0o755}.items():
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(mode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -11,20 +12,22 @@ import numpy as np
 import torch
 from flwr.app import Array, ConfigRecord, Message
 
-from modaltune.data.genesets import restrict
+from client.preprocessing import check_preprocessing, named_genes, widest_preprocessing
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.errors import ConfigError, MessageRefused, ReplyRefused
 from modaltune.federation.average import State
 from modaltune.federation.manifest import Manifest
+from modaltune.federation.statistics import statistics_shapes
 from modaltune.federation.study import Study
 from modaltune.federation.wire import Packed, decode_weights, message_manifest
 from modaltune.models.learner import build_learner
 from modaltune.models.modaltune import trainable_state
+from modaltune.storage import canonical_json, digest_state, digest_text
 
 CAPABILITY, STATISTICS, TRAIN, EVALUATE = "query.capability", "query.statistics", "train", "evaluate"
 KINDS = (CAPABILITY, STATISTICS, TRAIN, EVALUATE)
-_HEADER = 4096
-"""Bytes that an array may take beyond its numbers."""
+_HEADER, _RECORDS, _DIGITS = 4096, 16, 64
+"""Bytes that an array may take beyond its numbers, other records than arrays, bytes of a number as text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,7 @@ class Question:
         round: only of training.
         weights: as the coordinator sent them; of training and evaluation.
         manifest: of the trained weights, derived here from the study.
+        agreed: what it has in common with other questions that are answered under one approval, name -> digest.
     """
 
     kind: str
@@ -44,6 +48,7 @@ class Question:
     round: int = 0
     weights: State = field(default_factory=State)
     manifest: Manifest = field(default_factory=lambda: Manifest(shapes={}))
+    agreed: Mapping[str, str] = field(default_factory=dict)
 
 
 def study_of(message: Message) -> Study:
@@ -68,9 +73,12 @@ def read_question(message: Message, study: Study) -> Question:
         if kind == CAPABILITY:
             return Question(kind=kind, study=study)
         if kind == STATISTICS:
-            return Question(kind=kind, study=study, genes=_genes(config, study))
+            genes = _genes(config, study)
+            return Question(
+                kind=kind, study=study, genes=genes, agreed={STATISTICS: digest_text(canonical_json(genes))}
+            )
         preprocessing = Preprocessing.from_json(str(config["preprocessing"]))
-        _check_preprocessing(preprocessing, study)
+        check_preprocessing(preprocessing, study)
         manifest, start = trained_weights(study, preprocessing)
         travelling = message_manifest(study.training.wire, manifest)
         packed = read_arrays(message.content.array_records["arrays"], travelling, "the server")
@@ -83,7 +91,10 @@ def read_question(message: Message, study: Study) -> Question:
         raise MessageRefused("QuestionRefused", problem.reason) from None
     except (KeyError, TypeError, ValueError, ConfigError):
         raise MessageRefused("QuestionUnreadable", f"a message of kind {kind} lacks what it needs") from None
-    return Question(kind=kind, study=study, round=number, weights=weights, manifest=manifest)
+    agreed = {"preprocessing": preprocessing.digest}
+    if kind == EVALUATE:
+        agreed[EVALUATE] = digest_state({name: torch.from_numpy(value) for name, value in weights.items()})
+    return Question(kind=kind, study=study, round=number, weights=weights, manifest=manifest, agreed=agreed)
 
 
 def read_arrays(record: Mapping[str, Array], manifest: Manifest, sender: str) -> Packed:
@@ -133,9 +144,19 @@ def trained_weights(study: Study, preprocessing: Preprocessing) -> tuple[Manifes
     return _trained_weights(study.to_json(), preprocessing.to_json())
 
 
-def named_genes(study: Study) -> set[str]:
-    """Genes that a set of the study names: no others are ever spoken of."""
-    return {gene for members in study.gene_sets.values() for gene in members}
+@lru_cache(maxsize=8)
+def _largest_message(study_json: str) -> int:
+    study = Study.from_json(study_json)
+    manifest, _ = trained_weights(study, widest_preprocessing(study, named_genes(study)))
+    arrays = message_manifest(study.training.wire, manifest)
+    sums = sum(math.prod(shape) for shape in statistics_shapes(study, sorted(named_genes(study))).values())
+    text = 4 * len(study_json) + _DIGITS * sums
+    return math.ceil(arrays.megabytes * 1e6) + _HEADER * (len(arrays.shapes) + _RECORDS) + text
+
+
+def largest_message(study: Study) -> int:
+    """Bytes that no message of a study exceeds: weights for all genes and candidates, study and preprocessing."""
+    return _largest_message(study.to_json())
 
 
 def _config(message: Message) -> ConfigRecord:
@@ -147,20 +168,3 @@ def _genes(config: ConfigRecord, study: Study) -> tuple[str, ...]:
     if not isinstance(genes, list) or list(genes) != sorted({str(gene) for gene in genes} & named_genes(study)):
         raise MessageRefused("QuestionRefused", "it asks for genes that the study does not name, or not in order")
     return tuple(str(gene) for gene in genes)
-
-
-def _check_preprocessing(preprocessing: Preprocessing, study: Study) -> None:
-    sets = restrict(study.gene_sets, preprocessing.genes, study.model.gene_minimum) if preprocessing.genes else {}
-    fits = (
-        preprocessing.study == study.digest
-        and set(preprocessing.genes) <= named_genes(study)
-        and {name: set(members) for name, members in preprocessing.gene_sets.items()}
-        == {name: set(members) for name, members in sets.items()}
-        and set(preprocessing.tasks) == {task.name for task in study.tasks}
-        and all(
-            set(preprocessing.tasks[task.name].candidates) <= set(task.bins if task.kind == "survival" else task.values)
-            for task in study.tasks
-        )
-    )
-    if not fits:
-        raise MessageRefused("QuestionRefused", "the preprocessing is not one of the study")

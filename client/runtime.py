@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ class Site:
     def __init__(self, folder: Path, study: Study) -> None:
         self.config = read_site_config(folder)
         self.study = study
-        self.state_folder = folder / ".state"
+        self.state_folder = Path(os.environ.get("MODALTUNE_STATE") or folder / ".state")
         self.memory = RoundMemory(self.state_folder / study.digest)
         self._cases: dict[str, list[CaseTensors]] = {}
         if self.config.name not in study.roster:
@@ -140,10 +141,11 @@ class Site:
         validation = evaluation_loss(learner, self._split(cases, "val"), spec.objective)
         train = labelled(self._split(cases, "train"))
         kept = self.memory.before(round_number)
-        if not train:
+        if len(train) < self.minimum:
             metrics = {"loss": 0.0, "steps": 0.0, "train-cases": 0.0}
-            packed, _ = self._pack(learner, received, {})
-            return self._reply(packed, dict.fromkeys(received, 0), metrics, validation)
+            nobody = dict.fromkeys(received, 0)
+            packed, _ = self._pack(learner, received, {}, nobody)
+            return self._reply(packed, nobody, metrics, validation)
         rounds, optimiser = spec.rounds, make_optimiser(learner, spec)
         if spec.keep_optimiser:
             restore_optimiser(learner, optimiser, kept.optimiser)
@@ -158,11 +160,12 @@ class Site:
             optimiser=optimiser,
             anchored=True,
         )
-        packed, rounding = self._pack(learner, received, kept.rounding)
+        examples = {name: count if count >= self.minimum else 0 for name, count in outcome.examples.items()}
+        packed, rounding = self._pack(learner, received, kept.rounding, examples)
         state = optimiser_state(learner, optimiser) if spec.keep_optimiser else {}
         self.memory.keep(round_number, Memory(optimiser=state, rounding=rounding))
         metrics = {"loss": outcome.loss, "steps": float(outcome.steps), "train-cases": float(len(train))}
-        return self._reply(packed, outcome.examples, metrics, validation)
+        return self._reply(packed, examples, metrics, validation)
 
     def _question(self, preprocessing: Preprocessing, arrays: Packed, round_number: int) -> str:
         """Digest of all that a round of training depends on, beside the bags."""
@@ -226,12 +229,19 @@ class Site:
         inside = self.cohort.cases["split"] == split
         return [case for case, keep in zip(cases, inside, strict=True) if keep]
 
-    def _pack(self, learner: Learner, received: State, rounding: State) -> tuple[Packed, State]:
-        """The trained weights as they leave, checked, and what rounding keeps back for the next round."""
-        form, weights = self.study.training.wire, _weights(learner)
+    def _pack(
+        self, learner: Learner, received: State, rounding: State, examples: dict[str, int]
+    ) -> tuple[Packed, State]:
+        """The trained weights as they leave, checked, and what rounding keeps back for the next round.
+
+        A parameter that too few cases trained leaves as it came.
+        """
+        form, trained = self.study.training.wire, _weights(learner)
+        weights = {name: value if examples[name] else received[name] for name, value in trained.items()}
         manifest = Manifest.of_training(learner, self.study)
         manifest.check(self.cohort.site, weights)
-        packed, rest = encode_update(form, weights, received, rounding)
+        kept = {name: value for name, value in rounding.items() if examples[name]}
+        packed, rest = encode_update(form, weights, received, kept)
         message_manifest(form, manifest).check(self.cohort.site, packed)
         return packed, rest
 

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 from client.daemon import QUIET
-from client.home import CACHE_VARIABLE, Home, Settings
+from client.home import CACHE_VARIABLE, READ_CACHE_VARIABLE, STATE_VARIABLE, Home, Settings
 from modaltune.errors import ConfigError
 from modaltune.processes import Program, State, foreground, start, states, stop, write_config
 
 SUPERNODE, APP = "supernode", "app"
+UNIT, UNIT_APP = "modaltune-client", "modaltune-client-app"
+DEFAULT_APP_USER = "modaltune-app"
 _UNIT = """\
 # Copy to /etc/systemd/system, then: systemctl enable --now {name}
 [Unit]
@@ -34,29 +36,57 @@ PrivateTmp=yes
 ProtectKernelTunables=yes
 ProtectControlGroups=yes
 RestrictSUIDSGID=yes
+RestrictNamespaces=yes
+ProtectProc=invisible
+CapabilityBoundingSet=
 {extra}
 [Install]
 WantedBy=multi-user.target
+"""
+_CAGE = """\
+# An account of its own: useradd --system modaltune-app. It has to be able to read the site folder.
+StateDirectory={unit}
+StateDirectoryMode=0700
+ExecStartPre=rm -rf {place}/apps
+LoadCredential=secret:{secret}
+InaccessiblePaths={hidden}
+# The daemon's address. What else listens there, a proxy or a DNS server, is a way out: see docs/hospital.md.
+IPAddressDeny=any
+IPAddressAllow=127.0.0.1
+RestrictAddressFamilies=AF_INET AF_INET6
 """
 
 
 def programs(home: Home, settings: Settings) -> list[Program]:
     """What runs; secrets are named by their files."""
-    return [
-        Program(
-            name=SUPERNODE,
-            command=[sys.executable, "-m", "client.daemon", "--home", str(home.folder)],
-            environment=_environment(home.flower),
-            folder=home.folder,
-        ),
-        Program(
-            name=APP,
-            command=_superexec(home, settings),
-            environment=_environment(home.app) | {CACHE_VARIABLE: str(home.cache)},
-            folder=home.app,
-            user=settings.app_user or None,
-        ),
-    ]
+    return [_daemon(home), _app(settings, home, home.app, str(home.secret))]
+
+
+def _daemon(home: Home) -> Program:
+    return Program(
+        name=SUPERNODE,
+        command=[sys.executable, "-m", "client.daemon", "--home", str(home.folder)],
+        environment=_environment(home.flower),
+        folder=home.folder,
+    )
+
+
+def _app(settings: Settings, home: Home, place: Path, secret: str) -> Program:
+    """The starter of client apps, which keep what they write in a place of their own."""
+    command = shutil.which("flower-superexec", path=_path())
+    if command is None:
+        raise ConfigError("flower-superexec is not installed; install the whole distribution modaltune-federated")
+    folders = {CACHE_VARIABLE: place / "cache", READ_CACHE_VARIABLE: home.cache, STATE_VARIABLE: place / "state"}
+    return Program(
+        name=APP,
+        command=[
+            *(command, "--insecure", "--runtime-api-address", f"{settings.runtime_host}:{settings.runtime_port}"),
+            *("--superexec-auth-secret-file", secret),
+        ],
+        environment=_environment(place) | {name: str(folder) for name, folder in folders.items()},
+        folder=place,
+        user=settings.app_user or None,
+    )
 
 
 def start_services(home: Home, *, in_foreground: bool) -> None:
@@ -81,13 +111,11 @@ def service_states(home: Home) -> list[State]:
 
 
 def hand_over(home: Home, settings: Settings) -> None:
-    """Give the app's account its part of the home, and the place in the site folder where it keeps its state.
+    """Give the app's account its folder, and the secret to its group.
 
     Raises:
         ConfigError: an account is named, but only root can start programs as another one.
     """
-    memory = settings.site_folder / ".state"
-    memory.mkdir(exist_ok=True)
     if not settings.app_user:
         return
     if os.geteuid() != 0:
@@ -96,27 +124,21 @@ def hand_over(home: Home, settings: Settings) -> None:
             f" units in {home.folder / 'systemd'}"
         )
     account = home.account(settings.app_user)
-    for folder in (home.app, memory):
-        for path in (folder, *folder.rglob("*")):
-            os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
+    home.share_secret(account)
+    os.chown(home.app, account.pw_uid, account.pw_gid, follow_symlinks=False)
 
 
 def systemd_units(home: Home, settings: Settings, user: str) -> dict[str, str]:
-    """One unit for each program: systemd keeps the app from the network and from everything but its own folder."""
-    supernode, app = programs(home, settings)
-    app_user = settings.app_user or user
-    hidden = " ".join(str(path) for path in (home.keys, home.approvals, home.state, home.flower))
+    """One unit for each program, under two accounts; systemd keeps the app in a folder and off the network."""
+    place = Path("/var/lib") / UNIT_APP
+    app = _app(settings, home, place, "${CREDENTIALS_DIRECTORY}/secret")
+    hidden = " ".join(str(path) for path in (home.keys, home.approvals, home.state, home.flower, home.app))
+    cage = _CAGE.format(secret=home.secret, hidden=hidden, unit=UNIT_APP, place=place)
+    rights = f"ReadWritePaths={home.folder}\n"
     return {
-        "modaltune-client.service": _unit(
-            supernode, "modaltune-client", "daemon of a hospital", user, f"ReadWritePaths={home.folder}"
-        ),
-        "modaltune-client-app.service": _unit(
-            app,
-            "modaltune-client-app",
-            "client app of a hospital",
-            app_user,
-            f"IPAddressDeny=any\nIPAddressAllow=localhost\nRestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX\n"
-            f"InaccessiblePaths={hidden}\nReadWritePaths={home.app} {settings.site_folder / '.state'}",
+        f"{UNIT}.service": _unit(_daemon(home), UNIT, "daemon of a hospital", user, rights),
+        f"{UNIT_APP}.service": _unit(
+            app, UNIT_APP, "client app of a hospital", settings.app_user or DEFAULT_APP_USER, cage
         ),
     }
 
@@ -125,16 +147,6 @@ def _unit(program: Program, name: str, what: str, user: str, extra: str) -> str:
     environment = "\n".join(f'Environment="{key}={value}"' for key, value in program.environment.items())
     command = " ".join(f'"{part}"' if " " in part else part for part in program.command)
     return _UNIT.format(name=name, what=what, user=user, environment=environment, command=command, extra=extra)
-
-
-def _superexec(home: Home, settings: Settings) -> list[str]:
-    command = shutil.which("flower-superexec", path=_path())
-    if command is None:
-        raise ConfigError("flower-superexec is not installed; install the whole distribution modaltune-federated")
-    return [
-        *(command, "--insecure", "--runtime-api-address", f"127.0.0.1:{settings.runtime_port}"),
-        *("--superexec-auth-secret-file", str(home.secret)),
-    ]
 
 
 def _environment(flower: Path) -> dict[str, str]:

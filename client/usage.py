@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,10 +18,11 @@ class _Counts(BaseModel):
     model_config = ConfigDict(extra="forbid")
     rounds: dict[str, int] = {}
     bytes: dict[str, int] = {}
+    agreed: dict[str, dict[str, str]] = {}
 
 
 class Usage:
-    """Counters on disk: training rounds of each study, bytes of today."""
+    """Counters on disk: training rounds of each study, bytes of today; and what was settled under each approval."""
 
     def __init__(self, path: Path, limits: Limits) -> None:
         self.path, self.limits = path, limits
@@ -57,6 +59,24 @@ class Usage:
             raise MessageRefused("LimitReached", f"limits.rounds = {self.limits.rounds}")
         self.counts.rounds[study] = total
         self._write()
+
+    def check_agreed(self, approval: str, agreed: Mapping[str, str]) -> None:
+        """Refuse a question that differs from those answered before, where all have to be the same.
+
+        Raises:
+            MessageRefused: it is another one.
+        """
+        before = self.counts.agreed.get(approval, {})
+        for name, digest in agreed.items():
+            if before.get(name, digest) != digest:
+                raise MessageRefused("QuestionRefused", f"another {name} was answered; approve again to allow this one")
+
+    def agree(self, approval: str, agreed: Mapping[str, str]) -> None:
+        """Remember what an answered question settles."""
+        before = self.counts.agreed.get(approval, {})
+        if not agreed.items() <= before.items():
+            self.counts.agreed[approval] = before | dict(agreed)
+            self._write()
 
     def _write(self) -> None:
         write_json(self.path, json.loads(self.counts.model_dump_json()))

@@ -25,6 +25,12 @@ def cache_folder() -> Path:
     return Path(root)
 
 
+def cached(name: Path) -> Path:
+    """Where a cached file is: in ``$MODALTUNE_READ_CACHE``, which others filled, or in the folder of one's own."""
+    others = Path(os.environ.get("MODALTUNE_READ_CACHE") or cache_folder())
+    return others / name if os.access(others / name, os.R_OK) else cache_folder() / name
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)

@@ -33,7 +33,7 @@ from modaltune.encoders.slide import encoders_folder
 from modaltune.encoders.snapshot import load_snapshot
 from modaltune.errors import ConfigError, ModelFileError
 from modaltune.federation.study import TextSpec
-from modaltune.storage import cache_folder, digest_folder, write_bytes
+from modaltune.storage import cached, digest_folder, write_bytes
 
 Encode = Callable[[str], Tensor]
 
@@ -67,7 +67,7 @@ class TextEncoder:
 
     def _path(self, text: str) -> Path:
         name = hashlib.sha256(f"{self.sha256}\n{text}".encode()).hexdigest()
-        return cache_folder() / "text" / f"{name}.npy"
+        return cached(Path("text", f"{name}.npy"))
 
 
 def _opener(folder: Path) -> Callable[[Path], Encode]:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import make_app
 from client.approvals import Approval
-from client.questions import CAPABILITY, EVALUATE, STATISTICS, TRAIN, Question, named_genes, read_question
+from client.preprocessing import named_genes
+from client.questions import CAPABILITY, EVALUATE, STATISTICS, TRAIN, Question, read_question
 from client.runtime import Site
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.federation.average import State
@@ -45,7 +46,7 @@ class Conversation:
         learner = build_learner(self.study, self.preprocessing)
         return {name: value.numpy().copy() for name, value in trainable_state(learner).items()}
 
-    def message(self, kind: str, **config: Any) -> Message:
+    def message(self, kind: str, weights: State | None = None, **config: Any) -> Message:
         """A question as the coordinator sends it; ``config`` overrides what its study record says."""
         fields: dict[str, Any] = {"study": self.study.to_json()}
         records = RecordDict()
@@ -53,7 +54,7 @@ class Conversation:
             fields["genes"] = self.genes
         if kind in (TRAIN, EVALUATE):
             fields["preprocessing"] = self.preprocessing.to_json()
-            packed = encode_weights(self.study.training.wire, self.start, self.start)
+            packed = encode_weights(self.study.training.wire, weights or self.start, self.start)
             records["arrays"] = ArrayRecord({name: Array(value) for name, value in packed.items()})
         if kind == TRAIN:
             fields["round"] = 1
@@ -72,6 +73,14 @@ class Conversation:
             context = Context(run_id=0, node_id=7, node_config={}, state=RecordDict(), run_config={})
             self._replies[kind] = pack(self.app(self.message(kind), context))
         return unpack(self._replies[kind]).content
+
+    def released(self, kind: str) -> RecordDict:
+        """What leaves of the honest answer: all of it, metrics to four decimals."""
+        content = self.reply(kind)
+        if "metrics" in content:
+            metrics = content.metric_records["metrics"]
+            content["metrics"] = MetricRecord({name: round(float(str(value)), 4) for name, value in metrics.items()})
+        return content
 
     @cached_property
     def _replies(self) -> dict[str, bytes]:

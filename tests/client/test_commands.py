@@ -86,6 +86,7 @@ def test_init_makes_keys_that_only_their_owner_can_read(home: Home, tmp_path: Pa
         assert mode(secret) == 0o600
     for folder in (home.keys, home.approvals, home.state, home.flower, home.app):
         assert mode(folder) == 0o700
+    assert mode(home.cache / "text") == 0o755, "the app's account reads embedded labels there"
     assert isinstance(load_ssh_private_key(home.node_key.read_bytes(), None), EllipticCurvePrivateKey)
     assert (tmp_path / "H1.pub").read_bytes() == home.node_public.read_bytes()
     for unit in ("modaltune-client.service", "modaltune-client-app.service"):

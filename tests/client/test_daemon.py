@@ -92,9 +92,9 @@ def test_honest_replies_pass_and_all_others_become_a_code(
         ],
     )
     for kind, reply in zip(honest, replies, strict=False):
-        assert reply.content == conversation.reply(kind), kind
+        assert reply.content == conversation.released(kind), kind
     assert [code(reply) for reply in replies[4:6]] == ["ReplyRefused", "ClientAppFailed"]
-    assert replies[6].content == conversation.reply(CAPABILITY)
+    assert replies[6].content == conversation.released(CAPABILITY)
     assert [code(reply) for reply in replies[7:]] == ["StudyNotApproved", "QuestionUnknown"]
     assert not any(PATIENT in pack(reply) for reply in replies)
     assert PATIENT not in home.audit.read_bytes()

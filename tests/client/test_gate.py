@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,14 +31,14 @@ def released(conversation: Conversation, kind: str, content: RecordDict) -> Reco
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_honest_reply_leaves_as_it_is(conversation: Conversation, kind: str) -> None:
-    assert released(conversation, kind, conversation.reply(kind)) == conversation.reply(kind)
+    assert released(conversation, kind, conversation.reply(kind)) == conversation.released(kind)
 
 
 @pytest.mark.parametrize("form", ["fp16", "int8"])
 def test_an_honest_update_leaves_in_every_form(conversation: Conversation, form: str) -> None:
     training = conversation.study.training.model_copy(update={"wire": form})
     other = Conversation(conversation.folder, conversation.study.model_copy(update={"training": training}))
-    assert released(other, TRAIN, other.reply(TRAIN)) == other.reply(TRAIN)
+    assert released(other, TRAIN, other.reply(TRAIN)) == other.released(TRAIN)
 
 
 def test_the_daemon_derives_the_same_manifest_and_start_as_the_app(conversation: Conversation) -> None:
@@ -170,6 +171,33 @@ def one_validation_case(content: RecordDict) -> None:
     content.metric_records["metrics"]["val-cases"] = 1.0
 
 
+def few_examples(content: RecordDict) -> None:
+    examples = content.metric_records["examples"]
+    examples[max(examples, key=lambda name: int(str(examples[name])))] = 1
+
+
+def few_training_cases(content: RecordDict) -> None:
+    content.metric_records["metrics"]["train-cases"] = 1.0
+
+
+def a_change_that_nobody_made(content: RecordDict) -> None:
+    name = next(name for name, count in content.metric_records["examples"].items() if count == 0)
+    value = content.array_records["arrays"][name].numpy()
+    content.array_records["arrays"][name] = Array(value + np.float32(1))
+
+
+def a_loss_of_any_size(content: RecordDict) -> None:
+    content.metric_records["metrics"]["loss"] = 1e300
+
+
+def a_validation_loss_of_nobody(content: RecordDict) -> None:
+    content.metric_records["metrics"].update({"val-cases": 0.0, "val-loss-sum": 123.456})
+
+
+def more_steps_than_cases(content: RecordDict) -> None:
+    content.metric_records["metrics"]["steps"] = 1e6
+
+
 UPDATES: dict[Change, str] = {
     extra_key: r"1 array\(s\) outside the manifest",
     frozen_weight: r"1 array\(s\) outside the manifest",
@@ -194,6 +222,12 @@ UPDATES: dict[Change, str] = {
     infinite_loss: "is not a finite number",
     negative_loss: "a metric is negative",
     missing_metric: "a metric is missing",
+    few_examples: "is below 5",
+    few_training_cases: "train-cases is below 5",
+    a_change_that_nobody_made: "changes without a case",
+    a_loss_of_any_size: "loss is out of range",
+    a_validation_loss_of_nobody: "val-loss-sum is out of range",
+    more_steps_than_cases: "steps is more than the study wants",
     too_many_validation_cases: "val-cases is above the approved number",
     one_validation_case: "val-cases is below 5",
 }
@@ -264,8 +298,55 @@ def test_sums_count_no_small_group(conversation: Conversation, name: str, count:
     value = record[name].numpy().copy()
     value[0] = count
     record[name] = Array(value)
-    with pytest.raises(MessageRefused, match=re.escape(f"{name} counts fewer than 5 cases")):
+    with pytest.raises(MessageRefused, match=rf"{re.escape(name)} (counts fewer than|is below|is not a whole)"):
         released(conversation, STATISTICS, content)
+
+
+def nothing_counted(name: str) -> bool:
+    return name == "cases" or name.endswith(".count") or name.startswith("labels.")
+
+
+def sums_of_nobody(content: RecordDict) -> None:
+    record = content.array_records["statistics"]
+    for name in record:
+        if nothing_counted(name):
+            record[name] = Array(np.zeros_like(record[name].numpy()))
+
+
+def changed(name: str, to: Callable[[Any], Any]) -> Change:
+    def change(content: RecordDict) -> None:
+        record = content.array_records["statistics"]
+        record[name] = Array(to(record[name].numpy().copy()))
+
+    return change
+
+
+STATISTICS_CHANGES: dict[str, tuple[Change, str]] = {
+    "sums of nobody": (sums_of_nobody, "has sums of no cases"),
+    "impossible squares": (changed("clinical.age.squares", lambda value: value / 2), "has sums that no cases have"),
+    "sums of any size": (changed("patches.sum", lambda value: value + 1e300), "has sums beyond 1e"),
+    "squares of any size": (changed("expression.squares", lambda value: value + 1e300), "has sums beyond 1e"),
+    "more cases than there are": (changed("clinical.age.count", lambda value: value + 1), "more cases than there are"),
+    "more labels than there are": (changed("labels.diagnosis", lambda value: value + 1), "more cases than there are"),
+}
+
+
+@pytest.mark.parametrize("name", STATISTICS_CHANGES)
+def test_sums_are_those_of_counted_cases(conversation: Conversation, name: str) -> None:
+    change, reason = STATISTICS_CHANGES[name]
+    content = conversation.reply(STATISTICS)
+    change(content)
+    with pytest.raises(MessageRefused, match=reason):
+        released(conversation, STATISTICS, content)
+
+
+def test_sums_that_were_held_back_leave_as_one_kind_of_zero(conversation: Conversation) -> None:
+    content = conversation.reply(STATISTICS)
+    record = content.array_records["statistics"]
+    for name in list(record):
+        record[name] = Array(-np.zeros_like(record[name].numpy()))
+    left = released(conversation, STATISTICS, content).array_records["statistics"]
+    assert not any(np.signbit(left[name].numpy()).any() for name in left)
 
 
 EVALUATIONS = {
@@ -300,6 +381,54 @@ def other_study(conversation: Conversation) -> Study:
     return conversation.study.model_copy(update={"seed": 99})
 
 
+def preprocessing_with(change: Callable[[dict[str, Any]], None], conversation: Conversation) -> dict[str, Any]:
+    document = json.loads(conversation.preprocessing.to_json())
+    change(document)
+    return {"preprocessing": json.dumps(document)}
+
+
+def put(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(document: dict[str, Any]) -> None:
+        for part in path[:-1]:
+            document = document[part]
+        document[path[-1]] = value(document[path[-1]]) if callable(value) else value
+
+    return change
+
+
+PREPROCESSINGS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    "foreign texts": (put("tasks", "diagnosis", "texts", value=["a", "b"]), "task diagnosis"),
+    "the same candidate twice": (put("tasks", "stage", "candidates", value=["II", "II"]), "task stage"),
+    "one candidate": (put("tasks", "stage", "candidates", value=["II"]), "task stage"),
+    "bins for a label": (put("tasks", "stage", "bin_edges", value=[3.0]), "task stage"),
+    "edges backwards": (put("tasks", "survival", "bin_edges", value=lambda edges: edges[::-1]), "task survival"),
+    "too few times": (put("tasks", "survival", "bin_times", value=[1.0]), "task survival"),
+    "a time outside its bin": (put("tasks", "survival", "bin_times", value=lambda t: [t[1], *t[1:]]), "task survival"),
+    "genes in another order": (put("genes", value=lambda genes: genes[::-1]), "genes"),
+    "genes of a set in another order": (
+        put("gene_sets", value=lambda sets: {name: genes[::-1] for name, genes in sets.items()}),
+        "gene sets",
+    ),
+    "a scale of one gene": (put("expression", value={"mean": [0.0], "deviation": [1.0]}), "scale of expression"),
+    "a tiny deviation": (
+        put("expression", "deviation", value=lambda values: [1e-30, *values[1:]]),
+        "scale of expression",
+    ),
+    "a negative deviation": (
+        put("expression", "deviation", value=lambda values: [-1.0, *values[1:]]),
+        "scale of expression",
+    ),
+    "an age picked out": (put("clinical", "age", value={"mean": [63.0], "deviation": [0.01]}), "scale of clinical.age"),
+    "a scale of a category": (
+        put("clinical", value=lambda scales: scales | {"sex": {"mean": [0.0], "deviation": [1.0]}}),
+        "scales",
+    ),
+    "a modality of another study": (put("modalities", value={"x": {"mean": [0.0], "deviation": [1.0]}}), "scales"),
+    "a text among the sites": (put("suppressed", value={"expression": [PATIENT]}), "suppressed groups"),
+    "a text among the groups": (put("suppressed", value={PATIENT: ["H1"]}), "suppressed groups"),
+}
+
+
 QUESTIONS: dict[str, tuple[str, Callable[[Conversation], dict[str, Any]], str]] = {
     "genes outside the study": (STATISTICS, lambda c: {"genes": [*c.genes, "ZZZ"]}, "genes that the study does not"),
     "genes as text": (STATISTICS, lambda _: {"genes": "all"}, "genes that the study does not"),
@@ -314,6 +443,10 @@ QUESTIONS: dict[str, tuple[str, Callable[[Conversation], dict[str, Any]], str]] 
         lambda c: {"preprocessing": json.dumps(json.loads(c.preprocessing.to_json()) | {"gene_sets": {"ONE": ["A"]}})},
         "not one of the study",
     ),
+    **{
+        f"preprocessing, {name}": (EVALUATE, partial(preprocessing_with, change), f"not one of the study: {part}")
+        for name, (change, part) in PREPROCESSINGS.items()
+    },
     "a round beyond the last": (TRAIN, lambda _: {"round": 3}, "rounds 1 to 2 only"),
 }
 

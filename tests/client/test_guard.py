@@ -7,23 +7,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app.message.arraychunk import ArrayChunk
 from flwr.app.message.message import remove_content_from_message
 from flwr.common.constant import ErrorCode, SubStatus
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.fab import Fab
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_id,
+    get_object_tree,
+    iterate_object_tree,
+)
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run
 from flwr.supernode import start_client_internal as flower
 from flwr.supernode.nodestate import NodeStateFactory
 
-from client import daemon, guard
+from client import daemon, gate, guard
 from client.approvals import Approvals
 from client.enrol import enrol
 from client.guard import Guard
 from client.home import Home
+from client.questions import largest_message
 from modaltune.errors import FederationError
 from modaltune.invitation import Invitation
 from modaltune.trust.certificates import create_authority
@@ -49,6 +58,8 @@ class Wire:
         self.objects: dict[str, bytes] = {}
         self.arrived: dict[str, bytes] = {}
         self.replies: list[Message] = []
+        self.fetched: list[str] = []
+        self.swapped: dict[str, bytes] = {}
         self.named_hash = bundle.sha256
 
     def ask(self, message: Message) -> Message:
@@ -64,7 +75,7 @@ class Wire:
             receive=self._receive,
             get_run=self._run,
             get_fab=lambda *_: Fab(self.bundle.sha256, self.bundle.content, {}),
-            pull_object=lambda _, name: self.objects[name],
+            pull_object=self._object,
             confirm_message_received=lambda *_: None,
             trusted_entities=None,
         )
@@ -79,8 +90,12 @@ class Wire:
 
     def refused(self) -> str:
         """The code with which the daemon itself answers a question."""
-        assert self.guard.written, "the question was passed on to the app"
+        assert self.guard.answer is not None, "the question was passed on to the app"
         return failed(self.answer())
+
+    def _object(self, _: int, name: str) -> bytes:
+        self.fetched.append(name)
+        return self.swapped.get(name, self.objects[name])
 
     def _receive(self) -> Any:
         if not self.waiting:
@@ -95,7 +110,7 @@ class Wire:
 
     def _send(self, message: Message, tree: Any, _: float) -> tuple[set[str], str]:
         self.sent, self.arrived = message, {}
-        self.expected = {node.object_id for node in guard.iterate_object_tree(tree)}
+        self.expected = {node.object_id for node in iterate_object_tree(tree)}
         return self.expected, "session"
 
     def _push(self, _: int, __: str, name: str, content: bytes) -> None:
@@ -150,7 +165,7 @@ def test_an_honest_exchange_passes_and_leaves_nothing_behind(wire: Wire, convers
     assert seen.metadata.message_id == question.metadata.message_id
     wire.store.delete(question.metadata.message_id)  # as the app does when it has read the question
     reply = wire.answer(Message(conversation.reply(kind), reply_to=question))
-    assert reply.content == conversation.reply(kind)
+    assert reply.content == conversation.released(kind)
     assert reply.metadata.reply_to_message_id == question.metadata.message_id
     assert not wire.store.store
     *_, asked, answered = wire.log
@@ -294,6 +309,146 @@ def test_a_reply_whose_pieces_never_come_is_given_up(
     wire.state.store_message(reply)
     wire.store.preregister(RUN, get_object_tree(reply))
     assert failed(wire.answer()) == "ReplyRefused"
+
+
+SECRET = PATIENT.encode() * 1000
+
+
+def push(wire: Wire, reply: Message, tree: ObjectTree, pieces: dict[str, bytes]) -> None:
+    """What Flower's Runtime API does with the messages and pieces that an app sends it."""
+    reply.metadata.__dict__["_message_id"] = tree.object_id
+    session = wire.state.start_session(RUN)
+    _, missing = wire.state.store_message_and_object_tree(reply, tree, session)
+    assert all(wire.state.store_object(RUN, session, name, pieces[name]) for name in missing)
+
+
+def deflated(thing: Message | RecordDict) -> dict[str, bytes]:
+    return {name: piece.deflate() for name, piece in get_all_nested_objects(thing).items()}
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_piece_that_the_app_hangs_on_an_answer_to_come_stays(
+    wire: Wire, conversation: Conversation, refused: bool
+) -> None:
+    """Names of pieces are hashes, so the app can register the daemon's answer first, with one more child."""
+    question = wire.ask(conversation.message(CAPABILITY))
+    seen_by_the_app(wire)
+    wire.store.delete(question.metadata.message_id)
+    awaited = gate.failure("ReplyRefused") if refused else conversation.released(CAPABILITY)
+    hidden = ArrayChunk(memoryview(SECRET)).deflate()
+    hook = get_object_tree(awaited)
+    hook.children.append(ObjectTree(object_id=get_object_id(hidden)))
+    reply = Message(RecordDict({"x": ConfigRecord({"y": 1})}) if refused else awaited, reply_to=question)
+    tree = ObjectTree(
+        object_id=reply.object_id, children=[hook] if not refused else [*get_object_tree(reply).children, hook]
+    )
+    push(wire, reply, tree, deflated(reply) | deflated(awaited) | {get_object_id(hidden): hidden})
+    assert wire.answer().content == awaited
+    assert len(wire.arrived) == 3, "message, record dict, record"
+    assert PATIENT.encode() not in b"".join(wire.arrived.values())
+    assert not wire.store.store
+
+
+def test_of_several_replies_at_once_one_leaves(wire: Wire, conversation: Conversation) -> None:
+    question = wire.ask(conversation.message(CAPABILITY))
+    seen_by_the_app(wire)
+    for seconds in (5, 6, 7):
+        flower._insert_message(
+            Message(conversation.reply(CAPABILITY), reply_to=question, ttl=seconds), wire.state, wire.store
+        )
+    wire.answer()
+    assert len(wire.replies) == 1
+    dropped = [entry["facts"] for entry in wire.log if entry["event"] == "reply dropped"]
+    assert dropped == [{"reason": "the question is answered"}] * 2
+
+
+def answered(wire: Wire, conversation: Conversation, kind: str, message: Message) -> str:
+    """The code of the answer to a question, or what it holds."""
+    question = wire.ask(message)
+    if wire.guard.answer is not None:
+        return wire.refused()
+    seen_by_the_app(wire)
+    return ", ".join(wire.answer(Message(conversation.reply(kind), reply_to=question)).content)
+
+
+def test_statistics_and_evaluation_are_answered_once_in_an_approval(wire: Wire, conversation: Conversation) -> None:
+    approvals = Approvals(wire.home.approvals)
+    scaled = {name: np.asarray(value * 1.5, np.float32) for name, value in conversation.start.items()}
+    other = {
+        STATISTICS: lambda: conversation.message(STATISTICS, genes=conversation.genes[1:]),
+        EVALUATE: lambda: conversation.message(EVALUATE, weights=scaled),
+    }
+    for kind, another in other.items():
+        assert answered(wire, conversation, kind, conversation.message(kind)) != "QuestionRefused"
+        assert answered(wire, conversation, kind, another()) == "QuestionRefused"
+        restarted = Wire(wire.home, wire.bundle)
+        assert answered(restarted, conversation, kind, another()) == "QuestionRefused"
+        assert answered(restarted, conversation, kind, conversation.message(kind)) != "QuestionRefused", "asked again"
+    (approval,) = approvals.all()
+    approvals.add(approval.model_copy(update={"when": "2030-01-01T00:00:00+00:00"}))
+    again = wire.ask(other[STATISTICS]())
+    assert wire.guard.asked is not None, again
+
+
+def test_a_question_that_was_not_answered_settles_nothing(wire: Wire, conversation: Conversation) -> None:
+    question = wire.ask(conversation.message(STATISTICS, genes=conversation.genes[1:]))
+    seen_by_the_app(wire)
+    failed(wire.answer(Message(Error(2, "out of memory"), reply_to=question)))
+    assert answered(wire, conversation, STATISTICS, conversation.message(STATISTICS)) == "statistics"
+
+
+def test_a_first_round_brings_no_second_preprocessing(wire: Wire, conversation: Conversation) -> None:
+    assert "arrays" in answered(wire, conversation, TRAIN, conversation.message(TRAIN))
+    clinical = {
+        name: scale.model_copy(update={"mean": (50.0,)}) for name, scale in conversation.preprocessing.clinical.items()
+    }
+    other = conversation.preprocessing.model_copy(update={"clinical": clinical})
+    for kind in (TRAIN, EVALUATE):
+        wire.ask(conversation.message(kind, preprocessing=other.to_json()))
+        assert wire.refused() == "QuestionRefused"
+    assert wire.log[-1]["facts"]["reason"].startswith("another preprocessing was answered")
+
+
+def test_of_an_unknown_bundle_nothing_is_fetched_and_no_text_is_noted(home: Home, conversation: Conversation) -> None:
+    wire = Wire(home, probe_bundle("unknown"))
+    message = conversation.message(CAPABILITY)
+    message.metadata.__dict__["_message_type"] = "query." + "SYN_H1_0007" * 1000
+    wire.ask(message)
+    assert wire.refused() == "BundleNotApproved"
+    assert (wire.fetched, wire.guard.usage.counts.bytes) == ([], {})
+    assert wire.log[-1]["facts"]["kind"] == "unknown"
+    assert b"SYN_H1" not in home.audit.read_bytes()
+
+
+def test_a_message_is_no_larger_than_the_study_makes_it(wire: Wire, conversation: Conversation) -> None:
+    largest = largest_message(conversation.study)
+    for kind in (STATISTICS, TRAIN, EVALUATE):
+        wire.ask(conversation.message(kind))
+        assert wire.guard.asked is not None
+    wire.ask(conversation.message(CAPABILITY, padding="x" * largest))
+    assert wire.refused() == "QuestionRefused"
+    assert wire.log[-1]["facts"]["reason"] == "the message is larger than any of the study"
+    assert wire.guard.usage.counts.bytes.popitem()[1] > largest, "what came in counts"
+
+
+def test_a_piece_of_a_question_has_the_hash_that_names_it(wire: Wire, conversation: Conversation) -> None:
+    message, other = conversation.message(CAPABILITY), conversation.message(CAPABILITY, other=True)
+    wire.swapped = {message.content.object_id: other.content.deflate()}
+    wire.ask(message)
+    assert wire.refused() == "QuestionUnreadable"
+    assert wire.log[-1]["facts"]["reason"].startswith("a piece of the message does not have the hash")
+
+
+def test_bundles_are_unpacked_anew_for_each_question(wire: Wire, conversation: Conversation, tmp_path: Path) -> None:
+    installed, elsewhere = wire.home.app / "apps", tmp_path / "elsewhere"
+    for folder in (installed, elsewhere):
+        (folder / "modaltune.0.1.0.01234567").mkdir(parents=True)
+    wire.ask(conversation.message(CAPABILITY))
+    assert not installed.exists()
+    installed.symlink_to(elsewhere)
+    wire.ask(conversation.message(CAPABILITY))
+    assert not installed.is_symlink()
+    assert list(elsewhere.iterdir())
 
 
 def limited(wire: Wire, **limits: int) -> Wire:

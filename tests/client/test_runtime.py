@@ -19,7 +19,8 @@ from client.runtime import Site
 from modaltune.data import fewer_patches
 from modaltune.encoders.text import verified_text_encoder
 from modaltune.errors import DeviceError, SiteFolderError
-from modaltune.federation.wire import encode_weights
+from modaltune.federation.study import Study
+from modaltune.federation.wire import decode_update, encode_weights
 from tests.client.conversation import TRAIN, Conversation
 from tests.conftest import REPOSITORY
 from tests.integration.grids import pack
@@ -138,3 +139,42 @@ def test_a_client_app_with_cached_labels_imports_no_transformers(
     command = [sys.executable, "-c", IN_A_PROCESS, str(site.state_folder.parent), str(tmp_path / "message")]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout) == (0, "False\n"), ran.stderr
+
+
+def with_minimum(conversation: Conversation, minimum: int) -> Study:
+    privacy = conversation.study.privacy.model_copy(update={"min_cell": minimum})
+    return conversation.study.model_copy(update={"privacy": privacy})
+
+
+def test_a_parameter_that_few_cases_trained_leaves_as_it_came(site: Site, conversation: Conversation) -> None:
+    counts = sorted({count for count in conversation.reply(TRAIN).metric_records["examples"].values() if count})
+    assert counts[0] < counts[-1], "parts of the model that fewer cases train than others"
+    reply = train_with(site, conversation, counts[-1])
+    assert set(reply.examples.values()) == {0, counts[-1]}
+    weights = decode_update(conversation.study.training.wire, reply.arrays, conversation.start)
+    for name, count in reply.examples.items():
+        assert np.array_equal(weights[name], conversation.start[name]) == (count == 0), name
+
+
+def test_a_site_with_few_training_cases_says_nothing_about_them(site: Site, conversation: Conversation) -> None:
+    reply = train_with(site, conversation, 17)
+    assert (set(reply.examples.values()), set(reply.metrics.values())) == ({0}, {0.0})
+
+
+def train_with(site: Site, conversation: Conversation, minimum: int) -> TrainingReply:
+    study = with_minimum(conversation, minimum)
+    other = Site(site.state_folder.parent, study)
+    preprocessing = conversation.preprocessing.model_copy(update={"study": study.digest})
+    packed = encode_weights(study.training.wire, conversation.start, conversation.start)
+    return other.train(preprocessing, packed, 1)
+
+
+def test_the_site_folder_need_not_be_written(
+    site: Site, conversation: Conversation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = site.state_folder.parent
+    before = sorted(folder.rglob("*"))
+    monkeypatch.setenv("MODALTUNE_STATE", str(tmp_path / "state"))
+    train(Site(folder, site.study), conversation)
+    assert sorted(folder.rglob("*")) == before
+    assert list((tmp_path / "state" / site.study.digest).glob("*.safetensors"))

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modaltune.encoders.text import TextEncoder, cache_folder, text_encoder
+from modaltune.encoders.text import TextEncoder, text_encoder
 from modaltune.errors import ConfigError, ModelFileError
-from modaltune.storage import load_state
+from modaltune.storage import cache_folder, load_state
 from tests.encoders.stand_ins import titan_snapshot
 
 
@@ -141,3 +141,15 @@ def test_the_shipped_encoder_gives_unit_rows_that_follow_meaning(
     torch.testing.assert_close(rows.norm(dim=-1), torch.ones(3))
     assert rows[0] @ rows[1] > rows[0] @ rows[2]
     assert torch.equal(text_encoder().embed(texts), rows)
+
+
+def test_what_others_embedded_is_read_and_not_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    CountingEncoder(folder).embed(["one"])
+    monkeypatch.setenv("MODALTUNE_READ_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MODALTUNE_CACHE", str(tmp_path / "own"))
+    encoder = CountingEncoder(folder)
+    encoder.embed(["one", "two"])
+    assert encoder.asked == ["two"]
+    assert len(list((tmp_path / "own" / "text").iterdir())) == 1
