@@ -94,6 +94,9 @@ def markdown(rows: Sequence[Row]) -> str:
                 seconds = row.get("recover_seconds") if kind == "fault" else row["seconds"]
                 cells = [row["name"], row["expected"], row["observed"], MARKS[row["passed"]], _number(seconds)]
                 lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    known = {row["name"] for row in rows}
+    if absent := [case.name for case in all_cases() if case.name not in known]:
+        lines += ["", f"Not run yet: {', '.join(absent)}."]
     return "\n".join(lines)
 
 

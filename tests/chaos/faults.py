@@ -26,7 +26,7 @@ PHASES: dict[str, Callable[[Run], bool]] = {
 KILLS = (
     ("serverapp", None, AGAIN),
     ("superlink", None, SAME),
-    ("superexec", None, SAME),
+    ("superexec", None, f"{SAME}, or {AGAIN}"),  # it takes the ServerApp that it started with it
     ("nginx", None, SAME),
     ("supernode", "H2", SAME),
     ("clientapp", "H2", SAME),

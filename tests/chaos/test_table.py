@@ -31,4 +31,5 @@ def test_cases_that_could_not_run_are_shown_and_not_counted() -> None:
     assert "Attacks refused: 0 of 1 tried." in text
     assert "| kill | a line | a \\| line | yes | 12 |" in text
     assert "| disk | a line | a \\| line | not run |  |" in text
+    assert "Not run yet: kill-serverapp-training" in text
     assert "| loris | a line | a \\| line | NO | 9 |" in text
