@@ -84,12 +84,11 @@ def events_live_longer(cases: pd.DataFrame) -> bool:
     Args:
         cases: columns ``time_months`` and ``event``.
     """
-    from scipy.stats import mannwhitneyu  # slow to import, and most commands do not ask
-
     followed = cases[["time_months", "event"]].dropna()
     died = followed["event"] == 1
     if min(died.sum(), (~died).sum()) < FEWEST_TO_QUESTION:
         return False
-    time = followed["time_months"]
-    later = mannwhitneyu(time[died], time[~died]).statistic / (died.sum() * (~died).sum())
+    ranks = followed["time_months"].rank()[died]
+    pairs = ranks.sum() - died.sum() * (died.sum() + 1) / 2  # won by the deaths: Mann and Whitney's U
+    later = pairs / (died.sum() * (~died).sum())
     return bool(later > (0.55 if died.mean() >= 0.4 else 0.7))
