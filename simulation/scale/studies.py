@@ -36,7 +36,7 @@ def scale_study(size: str, sites: Sequence[str], rounds: int, deadline_seconds: 
         roster=tuple(sites),
         quorum=len(sites),
         deadline_seconds=deadline_seconds,
-        slides=SlideSpec(encoder="longnet", in_width=1536, sha256=_UNREAD) if full else _small(),
+        slides=SlideSpec(encoder="longnet", in_width=1536, width=768, depth=12, sha256=_UNREAD) if full else _small(),
         text=TextSpec(sha256=text_encoder().sha256),
         gene_sets={f"set{n:03d}": tuple(f"G{gene:04d}" for gene in members) for n, members in enumerate(sets)},
         clinical=(),
