@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import time
+import tracemalloc
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
-from modaltune.benchmarks.memory import forget_peak, peak_megabytes
 from modaltune.federation.average import KeywiseMean, State, Update
 from modaltune.federation.manifest import Manifest
 from modaltune.federation.wire import Packed, decode_update, message_manifest, pack
@@ -68,15 +67,17 @@ def _all_at_once(state: State, change: Packed, sites: int) -> State:
 
 
 def _measured(work: Callable[[], State]) -> tuple[float, float]:
-    """Best of some runs in seconds, and the largest memory above what there was, in 10^6 bytes."""
-    gc.collect()
-    forget_peak()
-    before, times = peak_megabytes(), list[float]()
+    """Best of some runs in seconds, and the most memory that one more run takes, in 10^6 bytes."""
+    times = []
     for _ in range(REPEATS):
         started = time.perf_counter()
         work()
         times.append(time.perf_counter() - started)
-    return min(times), peak_megabytes() - before
+    tracemalloc.start()
+    work()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return min(times), peak / 1e6
 
 
 def _bandwidth(numbers: int) -> float:

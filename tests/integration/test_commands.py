@@ -29,7 +29,8 @@ from tests.integration.helpers import Finished, Ran, run_script, vocabulary
 pytestmark = pytest.mark.integration
 Command = Callable[..., Ran]
 CONTRACT = {"study.json", "preprocessing.json", "rounds.jsonl", "metrics.json", "model", "report.html", "DONE"}
-ONLY_SIMULATED = {"summary.json", "predictions.parquet", "embeddings.parquet"}
+BESIDES = {"summary.json", "status.json"}
+ONLY_SIMULATED = {"predictions.parquet", "embeddings.parquet"}
 ROW = {"method", "task", "metric", "hospital", "value", "low", "high", "n", "seed"}
 
 
@@ -265,7 +266,7 @@ def test_the_demo_prints_one_document_and_writes_the_whole_run_folder(demo: tupl
     assert document["metrics"] == json.loads((out / "metrics.json").read_text())
     assert {row["method"] for row in document["metrics"]} == {"federated", "linear"}
     assert all(set(row) == ROW for row in document["metrics"])
-    assert {path.name for path in out.iterdir()} == CONTRACT | ONLY_SIMULATED
+    assert {path.name for path in out.iterdir()} == CONTRACT | BESIDES | ONLY_SIMULATED
     assert [path.name for path in out.parent.iterdir()] == ["run"]
     assert all(path.stat().st_size for path in out.rglob("*") if path.is_file())
     newest = max(path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != "DONE")
