@@ -12,6 +12,7 @@ from rich.progress import Progress, TextColumn
 
 from modaltune.console import console, emit_json, progress_line, run_app
 from modaltune.doctor.command import doctor
+from modaltune.explain.command import explain
 from modaltune.federation.study import Study
 from modaltune.onboarding.commands import init, labels
 from modaltune.prediction.command import predict
@@ -123,7 +124,7 @@ def bench(
         console.print(bench_table(results))
 
 
-for command in (doctor, init, labels, predict, release_check):
+for command in (doctor, explain, init, labels, predict, release_check):
     app.command()(command)
 
 

@@ -101,9 +101,7 @@ def task_columns(task: TaskSpec, space: TaskSpace, probabilities: Floats) -> Col
     if task.kind == "survival":
         risk, alive = expected_risk(probabilities, space), survival_curve(probabilities)
         out |= {f"{start}.risk": risk, f"{start}.expected_months": -risk}
-        out |= {
-            f"{start}.alive_after_{edge:.1f}_months": alive[:, place] for place, edge in enumerate(space.bin_edges)
-        }
+        out |= {f"{start}.alive_after_{edge:.1f}_months": alive[:, place] for place, edge in enumerate(space.bin_edges)}
         out[f"{start}.median_months"] = median_months(alive, space.bin_edges)
     return out
 
@@ -135,9 +133,7 @@ def _text_columns(task: TaskSpec, space: TaskSpace, cosines: Floats | None) -> C
     if cosines is None:
         return {}
     out: Columns = {f"{task.name}.nearest_text": [space.texts[best] for best in cosines.argmax(axis=1)]}
-    return out | {
-        f"{task.name}.cosine.{name}": cosines[:, place] for place, name in enumerate(names_of(task, space))
-    }
+    return out | {f"{task.name}.cosine.{name}": cosines[:, place] for place, name in enumerate(names_of(task, space))}
 
 
 def require_table_name(path: Path) -> None:
