@@ -108,6 +108,7 @@ class CaseExplanation:
 
     case_id: str
     row: int
+    split: str
     missing: tuple[str, ...]
     distance: Distance
     patches: int
@@ -148,6 +149,7 @@ def explain_case(at: ModelAtSite, row: int, slides: Path | None = None, say: Say
     return CaseExplanation(
         case_id=str(at.cohort.cases.index[row]),
         row=row + 1,
+        split=str(at.cohort.cases["split"].iloc[row]),
         missing=tuple(missing_inputs(at, row)),
         distance=distance_of(case, at.preprocessing, at.measured),
         patches=case.patch_count,

@@ -25,32 +25,47 @@ from modaltune.explain.places import Picture, SlidePlace
 INK, MUTED = "#1f2933", "#5b6770"
 _COLOURS = "PuOr_r"
 _STYLE = {"font.size": 9.5, "axes.edgecolor": "#c3ccd3", "text.color": INK, "axes.labelcolor": MUTED}
-_WIDTH, _TALLEST = 8.0, 8.0  # inches
+_WIDTH, _TALLEST = 8.0, 5.5  # inches
+_NO_PATCH = "#e4e8eb"
 _EVEN = 1e-6
 
 
 def heat_map(places: Sequence[SlidePlace], relative: Sequence[Floats], title: str) -> bytes:
-    """A PNG of all slides of a case.
+    """A PNG of all slides of a case: each map beside the slide's picture, where there is one.
 
     Args:
         relative: for each slide, ``[n]`` multiples of an even spread.
     """
     limit = _limit(np.concatenate(list(relative)))
-    shares = [place.size[0] for place in places]
+    shares = [place.size[0] for place in places for _ in range(_panels(place))]
     tallest = max(place.size[1] for place in places) / sum(shares) * _WIDTH
     with rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, min(tallest, _TALLEST) + 1.0), dpi=150, layout="constrained")
-        axes = figure.subplots(1, len(places), squeeze=False, width_ratios=shares)[0]
-        for number, (place, values, axis) in enumerate(zip(places, relative, axes, strict=True), start=1):
-            draw(axis, place, values, limit)
-            axis.set_title(f"slide {number}" if len(places) > 1 else "", fontsize=9.5, color=MUTED)
+        axes = figure.subplots(1, len(shares), squeeze=False, width_ratios=shares)[0].tolist()
+        free = iter(axes)
+        for number, (place, values) in enumerate(zip(places, relative, strict=True), start=1):
+            name = f"slide {number}" if len(places) > 1 else ""
+            if place.overview is not None:
+                _show(next(free), place, place.overview, name)
+            draw(next(free), place, values, limit)
         bar = figure.colorbar(
-            ScalarMappable(Normalize(-limit, limit), _COLOURS), ax=list(axes), location="bottom", shrink=0.7, aspect=40
+            ScalarMappable(Normalize(-limit, limit), _COLOURS), ax=axes, location="bottom", shrink=0.7, aspect=40
         )
         ticks = np.arange(-np.floor(limit), np.floor(limit) + 1)
         bar.set_ticks(ticks, labels=[_times(tick) for tick in ticks])
         bar.set_label(title)
         return _png(figure)
+
+
+def _panels(place: SlidePlace) -> int:
+    return 1 if place.overview is None else 2
+
+
+def _show(axis: Axes, place: SlidePlace, picture: Picture, title: str = "") -> None:
+    width, height = place.size
+    axis.imshow(picture, extent=(0, width, height, 0), interpolation="antialiased", cmap="gray", vmin=0, vmax=255)
+    axis.set(xlim=(0, width), ylim=(height, 0), aspect="equal", xticks=[], yticks=[])
+    axis.set_title(title, fontsize=9.5, color=MUTED)
 
 
 def head_maps(places: Sequence[SlidePlace], relative: Sequence[Sequence[Floats]]) -> bytes:
@@ -73,10 +88,10 @@ def head_maps(places: Sequence[SlidePlace], relative: Sequence[Sequence[Floats]]
 
 
 def draw(axis: Axes, place: SlidePlace, relative: Floats, limit: float) -> None:
-    """One slide: its picture in grey, its patches in colour."""
-    width, height = place.size
-    if place.overview is not None:
-        axis.imshow(place.overview, extent=(0, width, height, 0), interpolation="antialiased")
+    """One slide in grey, without a picture plain, and its patches in colour."""
+    axis.set_facecolor(_NO_PATCH)
+    if place.overview is not None:  # colours of a stain would mix with those of the scale
+        _show(axis, place, np.asarray(Image.fromarray(place.overview).convert("L")))
     squares = place.corners[:, None, :] + place.edge * np.array([[0, 0], [1, 0], [1, 1], [0, 1]])[None]
     cover = PolyCollection(
         list(squares.astype(float)),
@@ -88,7 +103,7 @@ def draw(axis: Axes, place: SlidePlace, relative: Floats, limit: float) -> None:
         antialiaseds=False,
     )
     axis.add_collection(cover)
-    axis.set(xlim=(0, width), ylim=(height, 0), aspect="equal", xticks=[], yticks=[])
+    axis.set(xlim=(0, place.size[0]), ylim=(place.size[1], 0), aspect="equal", xticks=[], yticks=[])
 
 
 def png_of(pixels: Picture) -> bytes:

@@ -1,7 +1,8 @@
 """What a score would be without something: occlusion of gene sets and of whole modalities.
 
-A gene set is occluded by giving its genes the pooled mean of the training cases (zero, once standardised); a modality by
-taking it away, so that the model sees its learnt token. A contribution is the score of the case minus the score without.
+A gene set is occluded by giving its genes the pooled mean of the training cases (zero, once standardised), a modality
+by taking it away, so that the model sees its learnt token. A contribution is the score of the case minus the score
+without.
 
 Shapes: P gene sets, V variants of one case, C candidates, G' width of the expression input.
 """

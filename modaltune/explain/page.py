@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from modaltune.explain.template import CASE, COHORT, MACROS, STYLE
+from modaltune.prediction.distance import Distance
 from modaltune.prediction.site import RESEARCH_ONLY, ModelAtSite
 
 if TYPE_CHECKING:
@@ -24,11 +26,14 @@ def case_page(at: ModelAtSite, found: CaseExplanation) -> str:
     """The page of one case."""
     values = {
         "case_id": found.case_id,
+        "split": found.split,
+        "trained": at.cohort.site in at.study.roster and found.split != "test",
         "missing": ", ".join(found.missing) or "nothing",
         "patches": found.patches,
         "slides": len(found.places),
         "pictured": any(place.overview is not None for place in found.places),
-        "distance": found.distance,
+        "distance": _distance(found.distance),
+        "far": found.distance.far,
         "genes_absent": at.genes_absent if at.cohort.expression is not None else 0,
         "genes": len(at.preprocessing.genes),
         "tasks": [_task(task) for task in found.tasks],
@@ -39,6 +44,7 @@ def case_page(at: ModelAtSite, found: CaseExplanation) -> str:
 def cohort_page(at: ModelAtSite, found: CohortExplanation) -> str:
     """The page of a cohort."""
     values = {
+        "notes": at.notes,
         "split": found.split,
         "without": "few" if found.without is None else found.without,
         "minimum": found.minimum,
@@ -56,27 +62,33 @@ def _render(template: str, at: ModelAtSite, values: Mapping[str, Any]) -> str:
         "study": at.study.name,
         "model": at.model,
         "use": RESEARCH_ONLY,
-        "notes": at.notes,
     }
     return environment.from_string(MACROS + template).render(**shared, **values).strip() + "\n"
+
+
+def _distance(distance: Distance) -> str:
+    parts = [("expression", distance.expression), ("slides", distance.slides)]
+    known = [f"{name} {value:.2f}" for name, value in parts if not math.isnan(value)]
+    return ", ".join(known) or "nothing to compare"
 
 
 def _task(task: TaskExplanation) -> dict[str, Any]:
     target = task.target
     best = int(task.probabilities.argmax())
+    alive = [
+        f"{edge:.1f} months: {100 * value:.0f} %"
+        for edge, value in zip(target.space.bin_edges if len(task.alive) else (), task.alive, strict=True)
+    ]
     return {
         "name": target.task.name,
         "direction": target.direction,
         "unit": target.unit,
         "candidates": [
-            {"name": name, "percent": 100 * float(value), "best": place == best}
+            {"name": name, "percent": f"{100 * value:.1f}", "best": place == best}
             for place, (name, value) in enumerate(zip(target.space.candidates, task.probabilities, strict=True))
         ],
         "months": None if target.task.kind != "survival" else f"{task.months:.1f}",
-        "alive": [
-            (f"{edge:.1f}", f"{100 * value:.0f} %")
-            for edge, value in zip(target.space.bin_edges, task.alive, strict=False)
-        ],
+        "alive": ", ".join(alive),
         "look": None if task.look is None else _look(task.look),
         "modalities": bars(task.modalities, len(task.modalities)),
         "sets": bars(task.gene_sets, MOST_SETS),
@@ -111,8 +123,8 @@ def bars(values: Mapping[str, float], most: int) -> list[dict[str, Any]]:
         {
             "name": name,
             "value": signed(value),
-            "left": min(0.0, value) / scale * -50,
-            "right": max(0.0, value) / scale * 50,
+            "left": f"{max(0.0, -value) / scale * 50:.1f}",
+            "right": f"{max(0.0, value) / scale * 50:.1f}",
         }
         for name, value in largest
     ]
@@ -134,9 +146,9 @@ def _target(over: TargetOverCases, names: tuple[str, ...]) -> dict[str, Any]:
                 {
                     "name": group.name,
                     "text": f"{signed(group.mean[place])} ({signed(group.low[place])} to {signed(group.high[place])})",
-                    "dot": 50 + scale * group.mean[place],
-                    "from": 50 + scale * group.low[place],
-                    "width": scale * (group.high[place] - group.low[place]),
+                    "dot": f"{50 + scale * group.mean[place]:.1f}",
+                    "from": f"{50 + scale * group.low[place]:.1f}",
+                    "width": f"{scale * (group.high[place] - group.low[place]):.1f}",
                 }
                 for group in shown
             ],
@@ -148,7 +160,9 @@ def _target(over: TargetOverCases, names: tuple[str, ...]) -> dict[str, Any]:
         "direction": over.target.direction,
         "unit": over.target.unit,
         "rows": rows,
-        "groups": [(group.name, group.cases) for group in over.groups],
+        "groups": "; ".join(
+            f"{group.name}: {'too few' if group.cases is None else f'n = {group.cases}'}" for group in over.groups
+        ),
     }
 
 

@@ -9,7 +9,8 @@ html { -webkit-text-size-adjust: 100%; }
 body { margin: 0 auto; max-width: 960px; padding: 28px 24px 64px; background: #fff; color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, "Liberation Sans", sans-serif; }
 h1 { margin: 4px 0 6px; font-size: 30px; line-height: 1.15; overflow-wrap: anywhere; }
-h2 { margin: 52px 0 8px; padding-top: 16px; border-top: 1px solid var(--line); font-size: 22px; overflow-wrap: anywhere; }
+h2 { margin: 52px 0 8px; padding-top: 16px; border-top: 1px solid var(--line); font-size: 22px;
+  overflow-wrap: anywhere; }
 h3 { margin: 26px 0 6px; font-size: 16px; overflow-wrap: anywhere; }
 h3 small { color: var(--muted); font-size: 14px; font-weight: 400; }
 p, li { max-width: 46em; margin: 8px 0; }
@@ -21,19 +22,21 @@ img { display: block; max-width: 100%; height: auto; margin: 8px 0; }
 dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: 3px 18px; margin: 14px 0; }
 dl.facts dt { color: var(--muted); }
 dl.facts dd { margin: 0; overflow-wrap: anywhere; }
-.bars { display: grid; grid-template-columns: minmax(9em, 20em) 1fr 5.2em; gap: 5px 12px; align-items: center; margin: 10px 0;
-  font-size: 15px; font-variant-numeric: tabular-nums; }
+.bars { display: grid; grid-template-columns: minmax(9em, 20em) 1fr 5.2em; gap: 5px 12px; align-items: center;
+  margin: 10px 0; font-size: 15px; font-variant-numeric: tabular-nums; }
 .bars .name { overflow-wrap: anywhere; line-height: 1.25; }
 .bars .best { font-weight: 650; }
 .bars .value { text-align: right; white-space: nowrap; }
 .track { position: relative; height: 13px; background: var(--soft); }
-.track.signed::after { content: ""; position: absolute; left: 50%; top: -2px; bottom: -2px; width: 1px; background: #9aa5ae; }
+.track.signed::after { content: ""; position: absolute; left: 50%; top: -2px; bottom: -2px; width: 1px;
+  background: #9aa5ae; }
 .track i { position: absolute; top: 0; bottom: 0; background: #8a97a1; }
 .track i.best { background: #0072b2; }
 .track i.up { background: var(--up); left: 50%; }
 .track i.down { background: var(--down); right: 50%; }
 .track i.whisker { top: 6px; bottom: auto; height: 2px; background: var(--muted); }
-.track i.dot { top: 2px; bottom: auto; width: 9px; height: 9px; margin-left: -4.5px; border-radius: 50%; background: #0072b2; }
+.track i.dot { top: 2px; bottom: auto; width: 9px; height: 9px; margin-left: -4.5px;
+  border-radius: 50%; background: #0072b2; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 12px; margin: 10px 0; }
 .tiles figure { margin: 0; font-size: 13.5px; color: var(--muted); }
 .tiles img { width: 100%; margin: 0 0 3px; border: 1px solid var(--line); }
@@ -41,12 +44,11 @@ dl.facts dd { margin: 0; overflow-wrap: anywhere; }
 details { margin: 10px 0; }
 summary { cursor: pointer; color: #0072b2; }
 .set { margin: 14px 0; }
-.set .bars { grid-template-columns: minmax(8em, 16em) 1fr 11.5em; font-size: 14.5px; gap: 3px 12px; margin: 3px 0; }
+.set .bars { grid-template-columns: minmax(8em, 15em) 1fr 13em; font-size: 14.5px; gap: 3px 12px; margin: 3px 0; }
 @media (max-width: 640px) {
   body { padding: 16px 14px 48px; } h1 { font-size: 24px; }
   .bars { grid-template-columns: 1fr 4.6em; } .bars .track { grid-column: 1 / -1; grid-row: auto; margin-bottom: 6px; }
   .bars .name { grid-column: 1; } .bars .value { grid-column: 2; }
-  .bars > .name, .bars > .value { order: 0; }
   .bars { grid-auto-flow: dense; }
   .set .bars { grid-template-columns: 1fr max-content; }
   dl.facts { grid-template-columns: 1fr; } dl.facts dt { margin-top: 6px; }
@@ -60,8 +62,8 @@ MACROS = """
 <div class="bars">
 {%- for row in rows %}
 <span class="name">{{ row.name }}</span>
-<span class="track signed"><i class="up" style="width: {{ "%.1f" | format(row.right) }}%"></i>
-<i class="down" style="width: {{ "%.1f" | format(row.left) }}%"></i></span>
+<span class="track signed"><i class="up" style="width: {{ row.right }}%"></i>
+<i class="down" style="width: {{ row.left }}%"></i></span>
 <span class="value">{{ row.value }}</span>
 {%- endfor %}
 </div>
@@ -78,7 +80,6 @@ MACROS = """
 {%- endmacro %}
 {%- macro origin() %}
 <dt>model</dt><dd>study {{ study }}, weights {{ model }}</dd>
-{%- for note in notes %}<dt>note</dt><dd>{{ note }}</dd>{% endfor %}
 {%- endmacro %}
 """
 
@@ -92,10 +93,10 @@ CASE = """
 <dl class="facts">
 <dt>shown to the model</dt><dd>{{ patches }} patches of {{ slides }} slide(s)</dd>
 <dt>missing</dt><dd>{{ missing }}</dd>
+<dt>split</dt><dd>{{ split }}{% if trained %}: the model may have seen this case in training{% endif %}</dd>
 {%- if genes_absent %}<dt>genes not measured</dt><dd>{{ genes_absent }} of {{ genes }}, taken as average</dd>{% endif %}
-<dt>distance from training data</dt><dd>{{ "FAR: check units, patch encoder and tissue" if distance.far else "usual" }}
-({% if distance.expression == distance.expression %}expression {{ "%.2f" | format(distance.expression) }}{% else %}no expression{% endif %},
-{% if distance.slides == distance.slides %}slides {{ "%.2f" | format(distance.slides) }}{% else %}slides not compared{% endif %}; 1 is usual)</dd>
+<dt>distance from training data</dt>
+<dd>{{ "FAR: check units, patch encoder and tissue" if far else "usual" }} ({{ distance }}; 1 is usual)</dd>
 {{ origin() }}
 </dl>
 </header>
@@ -107,13 +108,12 @@ CASE = """
 <div class="bars">
 {%- for candidate in task.candidates %}
 <span class="name{{ " best" if candidate.best }}">{{ candidate.name }}</span>
-<span class="track"><i class="{{ "best" if candidate.best }}" style="left: 0; width: {{ "%.1f" | format(candidate.percent) }}%"></i></span>
-<span class="value">{{ "%.1f" | format(candidate.percent) }} %</span>
+<span class="track"><i class="{{ "best" if candidate.best }}" style="width: {{ candidate.percent }}%"></i></span>
+<span class="value">{{ candidate.percent }} %</span>
 {%- endfor %}
 </div>
 {%- if task.months %}
-<p>Expected survival {{ task.months }} months.
-{%- for edge, value in task.alive %} Alive after {{ edge }} months: {{ value }}{{ ";" if not loop.last else "." }}{% endfor %}</p>
+<p>Expected survival {{ task.months }} months. Alive after {{ task.alive }}.</p>
 {%- endif %}
 {%- if task.modalities %}
 <h3>What each modality changes <small>{{ task.unit }}, right speaks for {{ task.direction }}</small></h3>
@@ -123,16 +123,17 @@ CASE = """
 <h3>Where it looked</h3>
 {%- if task.look %}
 <img src="{{ task.look.heat }}" alt="Attention over the patches for {{ task.name }}">
-<p class="note">{% if pictured %}Slide with its patches{% else %}Patch grid; there is no picture of the slide{% endif %}:
-attention of the task token, mean over the {{ task.look.count }} heads of the last extractor. It is spread as if over
-{{ task.look.share }} of the patches; 100 % would be all alike.</p>
+<p class="note">{{ "" if pictured else "Patch grid, since there is no picture of the slide. " }}Attention of the task
+token, mean over the {{ task.look.count }} heads of the last extractor. It is spread as if over {{ task.look.share }} of
+the patches; 100 % would be all alike.</p>
 <details><summary>Head by head{% if slides > 1 %}, first slide{% endif %}</summary>
 <img src="{{ task.look.heads }}" alt="Attention of each head for {{ task.name }}"></details>
 <h3>Patches with the most attention <small>level-0 pixels of the top-left corner</small></h3>
 <div class="tiles">
 {%- for tile in task.look.tiles %}
 <figure>{% if tile.picture %}<img src="{{ tile.picture }}" alt="patch {{ loop.index }}">{% endif %}
-<b>×{{ tile.times }}</b>{% if slides > 1 %} · slide {{ tile.slide }}{% endif %}<br>x {{ tile.x }}, y {{ tile.y }}</figure>
+<b>×{{ tile.times }}</b>{% if slides > 1 %} · slide {{ tile.slide }}{% endif %}<br>
+x {{ tile.x }}, y {{ tile.y }}</figure>
 {%- endfor %}
 </div>
 {%- else %}
@@ -154,7 +155,8 @@ attention of the task token, mean over the {{ task.look.count }} heads of the la
 <li><b>Attention</b> tells what the last extractor read, not what decided. Patches arrive there after the frozen layers
 have mixed them with their neighbours. Much attention is neither proof of tumour nor cause of the prediction.</li>
 <li><b>Contributions</b> tell how the model's score reacts. They say nothing about biology or about what a treatment
-would do. Sets share genes, so contributions do not add up; near 0 % or 100 % a probability hardly moves, whatever matters.</li>
+would do. Sets share genes, so contributions do not add up; near 0 % or 100 % a probability hardly moves, whatever
+matters.</li>
 <li>A set whose genes are average in this patient contributes nothing, even if the model relies on it in others.</li>
 <li>There is no interval for one case. The cohort page has intervals over patients.</li>
 <li>The belief over candidate texts is not calibrated unless the study says so.</li>
@@ -173,10 +175,12 @@ COHORT = """
 <h1>What gene sets contribute</h1>
 <p class="stays">Made for the hospital, and stays there: nothing here was released.<span>For {{ use }}.</span></p>
 <dl class="facts">
-<dt>cases</dt><dd>{{ "every split" if split == "all" else "split " ~ split }}, with expression; {{ without }} without were left out</dd>
+<dt>cases</dt>
+<dd>{{ "every split" if split == "all" else "split " ~ split }}, with expression; {{ without }} without left out</dd>
 <dt>groups</dt><dd>of fewer than {{ minimum }} patients are not shown</dd>
 <dt>gene sets</dt><dd>{{ sets }}, the largest here, all in contributions.csv</dd>
 {{ origin() }}
+{%- for note in notes %}<dt>note</dt><dd>{{ note }}</dd>{% endfor %}
 </dl>
 <p>A contribution is the score of a case minus its score with the genes of the set at the average of the training cases.
 Dot: mean over patients. Line: 95 % bootstrap interval over patients. Sets are ordered by the mean size of the
@@ -187,14 +191,14 @@ contribution whatever its sign, since those of different patients may cancel.</p
 <section>
 <h2>{{ target.name }}: {{ target.direction }}</h2>
 <p class="note">In {{ target.unit }}; right speaks for {{ target.direction }}.
-{%- for name, cases in target.groups %} {{ name }}: {{ "too few" if cases is none else "n = " ~ cases }}{{ "; " if not loop.last else "." }}{% endfor %}</p>
+{{ target.groups }}.</p>
 {%- for row in target.rows %}
 <div class="set"><h3>{{ row.name }} <small>mean size {{ row.size }}</small></h3>
 <div class="bars">
 {%- for group in row.groups %}
 <span class="name">{{ group.name }}</span>
-<span class="track signed"><i class="whisker" style="left: {{ "%.1f" | format(group.from) }}%; width: {{ "%.1f" | format(group.width) }}%"></i>
-<i class="dot" style="left: {{ "%.1f" | format(group.dot) }}%"></i></span>
+<span class="track signed"><i class="whisker" style="left: {{ group.from }}%; width: {{ group.width }}%"></i>
+<i class="dot" style="left: {{ group.dot }}%"></i></span>
 <span class="value">{{ group.text }}</span>
 {%- endfor %}
 </div></div>
@@ -205,9 +209,9 @@ contribution whatever its sign, since those of different patients may cancel.</p
 <h2>How to read this, and how not to</h2>
 <ul>
 <li>Contributions tell how the model's score reacts, not how biology works. Sets share genes and do not add up.</li>
-<li>Groups are made by what the model says, not by the truth. An interval that leaves zero out is no test: many sets are
-looked at, and they were not chosen beforehand.</li>
-<li>The interval holds for other patients like these and for this one model; another training would give other numbers.</li>
+<li>Groups are made by what the model says, not by the truth. An interval that leaves zero out is no test: many sets
+are looked at, and they were not chosen beforehand.</li>
+<li>The interval is about other patients like these and this one model; another training would give other numbers.</li>
 </ul>
 </section>
 </main>
