@@ -86,6 +86,8 @@ def _without_sets(
     model, device, tasks = learner.modaltune, device_of(learner), list(learner.kinds)
     out = {task: np.tile(whole[task], (len(variants), 1)) for task in tasks}
     changed = (variants != case.expression).any(dim=1).nonzero()[:, 0]  # a set at the mean already changes nothing
+    if not len(changed):
+        return out
     blank = replace(case, patches=case.patches[:0], cells=case.cells[:0], tokens=None, stored=None)
     with precision_of(device):
         tokens, places = model.image_tokens(collate([case]).to(device))
