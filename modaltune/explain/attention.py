@@ -8,7 +8,7 @@ Shapes: E extractors, H heads, T tokens, N patches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from modaltune.data.batch import CaseTensors, collate
 from modaltune.evaluation.metrics import Floats
-from modaltune.models.adapters import Interaction
+from modaltune.models.adapters import Extractor, Interaction
 from modaltune.models.learner import Learner
 from modaltune.models.modaltune import ModalTune
 from modaltune.step import device_of, precision_of
@@ -32,7 +32,8 @@ def watched(model: ModalTune) -> Iterator[list[Tensor]]:
 
     def note(layer: nn.Module, arguments: Any, options: dict[str, Any], _: object) -> None:
         asked = {**options, "need_weights": True, "average_attn_weights": False}
-        found.append(nn.MultiheadAttention.forward(cast(nn.MultiheadAttention, layer), *arguments, **asked)[1])
+        weights = nn.MultiheadAttention.forward(cast(nn.MultiheadAttention, layer), *arguments, **asked)[1]
+        found.append(cast(Tensor, weights))
 
     hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in _layers(model)]
     try:
@@ -42,17 +43,13 @@ def watched(model: ModalTune) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def _layers(model: ModalTune) -> list[nn.Module]:
+def _layers(model: ModalTune) -> list[nn.MultiheadAttention]:
     """Attention of all extractors, in the order in which they run."""
     layers = []
-    for interaction in (cast(Interaction, module) for module in model.interactions):
-        extractors = [interaction.extractor, *(interaction.extra_extractors or ())]
-        layers += [cast(nn.Module, extractor.attn.multihead_attn) for extractor in map(_extractor, extractors)]
+    for interaction in cast(Iterable[Interaction], model.interactions):
+        extractors = [interaction.extractor, *cast(Iterable[Extractor], interaction.extra_extractors or ())]
+        layers += [extractor.attn.multihead_attn for extractor in extractors]
     return layers
-
-
-def _extractor(module: nn.Module) -> Any:
-    return module
 
 
 @torch.no_grad()

@@ -6,8 +6,10 @@ looks even.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -24,7 +26,7 @@ from modaltune.explain.places import Picture, SlidePlace
 
 INK, MUTED = "#1f2933", "#5b6770"
 _COLOURS = "PuOr_r"
-_STYLE = {"font.size": 9.5, "axes.edgecolor": "#c3ccd3", "text.color": INK, "axes.labelcolor": MUTED}
+_STYLE: dict[Any, Any] = {"font.size": 9.5, "axes.edgecolor": "#c3ccd3", "text.color": INK, "axes.labelcolor": MUTED}
 _WIDTH, _TALLEST = 8.0, 5.5  # inches
 _NO_PATCH = "#e4e8eb"
 _EVEN = 1e-6
@@ -51,7 +53,7 @@ def heat_map(places: Sequence[SlidePlace], relative: Sequence[Floats], title: st
         bar = figure.colorbar(
             ScalarMappable(Normalize(-limit, limit), _COLOURS), ax=axes, location="bottom", shrink=0.7, aspect=40
         )
-        ticks = np.arange(-np.floor(limit), np.floor(limit) + 1)
+        ticks = [float(power) for power in range(-math.floor(limit), math.floor(limit) + 1)]
         bar.set_ticks(ticks, labels=[_times(tick) for tick in ticks])
         bar.set_label(title)
         return _png(figure)

@@ -42,8 +42,8 @@ def prediction_rows(at: ModelAtSite, rows: Sequence[int], after_case: Callable[[
     about = []
     for row in rows:
         case = at.cases[row].loaded()
-        for task, value in embed_cases(at.learner, [case]).items():
-            embedded[task].append(value)
+        for name, value in embed_cases(at.learner, [case]).items():
+            embedded[name].append(value)
         distance = distance_of(case, at.preprocessing, at.measured)
         about.append({"missing": ",".join(missing_inputs(at, row)), **_renamed(asdict(distance)), "far": distance.far})
         after_case()
@@ -53,7 +53,7 @@ def prediction_rows(at: ModelAtSite, rows: Sequence[int], after_case: Callable[[
         space, embeddings = at.preprocessing.tasks[task.name], torch.cat(embedded[task.name])
         columns |= task_columns(task, space, probabilities_of(at.learner, {task.name: embeddings}, task.name))
         columns |= _text_columns(task, space, _cosines(at.learner, embeddings, task.name))
-    columns |= pd.DataFrame(about).to_dict(orient="list")
+    columns |= {name: [row[name] for row in about] for name in about[0]}
     return pd.DataFrame({**columns, "model": at.model, "use": RESEARCH_ONLY})
 
 
