@@ -14,9 +14,9 @@ from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing, prepare
 from modaltune.federation.manifest import TRAIN_METRICS, evaluation_metrics, statistics_manifest
 from modaltune.federation.study import Study
+from modaltune.models.learner import Learner
 from modaltune.models.modaltune import trainable_state
 from tests.integration.grids import Passed
-from tests.integration.helpers import Finished
 
 RUN = 3  # this many neighbouring values in a row are somebody's measurements, not chance
 STRIDE = 4  # a run is looked for at every 4th place of a row, so 6 neighbours that leak are always found
@@ -139,9 +139,10 @@ def _inside(what: str, found: set[str], allowed: set[str]) -> list[str]:
     return [f"{what}: {sorted(found - allowed)}"] if not found <= allowed else []
 
 
-def rules_of(federation: Finished, study: Study, cohorts: Mapping[str, Cohort], folders: Iterable[Path]) -> Rules:
-    preprocessing = federation.result.preprocessing
-    state = trainable_state(federation.result.learner)
+def rules_of(
+    learner: Learner, preprocessing: Preprocessing, study: Study, cohorts: Mapping[str, Cohort], folders: Iterable[Path]
+) -> Rules:
+    state = trainable_state(learner)
     return Rules(
         identifiers=set().union(*map(identifiers, folders)),
         measurements=measurements(cohorts, study, preprocessing),

@@ -23,7 +23,8 @@ FROZEN = ("slide_encoder", "candidates")
 
 @pytest.fixture(scope="module")
 def rules(federation: Finished, study: Study, cohorts: dict[str, Cohort], hospitals: dict[str, Path]) -> Rules:
-    return rules_of(federation, study, cohorts, hospitals.values())
+    result = federation.result
+    return rules_of(result.learner, result.preprocessing, study, cohorts, hospitals.values())
 
 
 def test_every_phase_passes_once_down_and_up_for_every_hospital(federation: Finished, study: Study) -> None:
