@@ -68,12 +68,12 @@ class Node:
         self.site, self.due = site, 0.0
         _, self.receive, self.send, _, _, self.pull, self.push, self.confirm = line
 
-    def answer(self, pause: float) -> None:
+    def answer(self, pause: float = 0.0) -> bool:
         """Answer one question, if there is one; the next look is due in ``pause`` seconds."""
         received = self.receive()
         self.due = time.monotonic() + pause
         if received is None:
-            return
+            return False
         header, tree = received
         run, name = header.metadata.run_id, header.metadata.message_id
         contents = pull_objects(
@@ -84,6 +84,7 @@ class Node:
         assert isinstance(question, Message)
         question.metadata.__dict__["_message_id"] = name
         self.deliver(self.reply(question))
+        return True
 
     def reply(self, question: Message) -> Message:
         """What this site answers."""
