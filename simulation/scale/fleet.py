@@ -24,11 +24,13 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_connection import http_request_response
+from numpy.typing import NDArray
 
 from modaltune.federation.capability import versions
 from modaltune.federation.manifest import TRAIN_METRICS
 from modaltune.federation.statistics import statistics_shapes
 from modaltune.federation.study import Study
+from modaltune.federation.wire import seal, unseal
 from modaltune.seeds import numpy_generator
 
 CASES = 20
@@ -122,23 +124,27 @@ def _capability(site: str, content: RecordDict) -> RecordDict:
 def _statistics(site: str, content: RecordDict) -> RecordDict:
     genes = [str(gene) for gene in content.config_records["study"].get("genes", [])]  # type: ignore[union-attr]
     sums = {name: np.full(shape, float(CASES)) for name, shape in statistics_shapes(_study(content), genes).items()}
-    return RecordDict({"statistics": ArrayRecord({name: Array(value) for name, value in sums.items()})})
+    return RecordDict({"statistics": _record(sums)})
 
 
 def _train(site: str, content: RecordDict) -> RecordDict:
     """A change of full size; no two sites send the same bytes, or Flower would keep one copy for all."""
     draw = numpy_generator(0, "scale", site, str(content.config_records["study"]["round"]))
-    arrays = {}
-    for name, value in content.array_records["arrays"].items():
-        change = np.asarray(0.01 * draw.standard_normal(value.shape, dtype=np.float32), dtype=np.float16)
-        arrays[name] = Array(change)
+    arrays = {
+        name: np.asarray(0.01 * draw.standard_normal(value.shape, dtype=np.float32), dtype=np.float16)
+        for name, value in unseal(content.array_records["arrays"], "the server").items()
+    }
     return RecordDict(
         {
-            "arrays": ArrayRecord(arrays),
+            "arrays": _record(arrays),
             "examples": MetricRecord(dict.fromkeys(arrays, CASES)),
             "metrics": MetricRecord(dict.fromkeys(TRAIN_METRICS, 1.0)),
         }
     )
+
+
+def _record(arrays: Mapping[str, NDArray[np.generic]]) -> ArrayRecord:
+    return ArrayRecord({name: Array(value) for name, value in seal(arrays).items()})
 
 
 def _evaluate(site: str, content: RecordDict) -> RecordDict:

@@ -16,6 +16,7 @@ from modaltune.federation.manifest import TRAIN_METRICS, evaluation_metrics, sta
 from modaltune.federation.study import Study
 from modaltune.models.learner import Learner
 from modaltune.models.modaltune import trainable_state
+from tests.chaos.tampers import Arrays
 from tests.integration.grids import Passed
 
 RUN = 3  # this many neighbouring values in a row are somebody's measurements, not chance
@@ -125,9 +126,9 @@ class Rules:
         return out
 
     def _arrays(self, message: Passed, name: str, shapes: Mapping[str, tuple[int, ...]], kind: str) -> list[str]:
-        record = message.content.array_records[name]
+        record = dict(Arrays(message.content, name))
         out = _same("arrays", set(record), set(shapes))
-        wrong = [k for k, v in record.items() if k in shapes and (tuple(v.shape), v.dtype) != (shapes[k], kind)]
+        wrong = [k for k, v in record.items() if k in shapes and (tuple(v.shape), str(v.dtype)) != (shapes[k], kind)]
         return out + [f"{k} has another shape or type" for k in wrong]
 
 
