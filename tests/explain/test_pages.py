@@ -157,7 +157,9 @@ def test_places_are_the_patches_that_the_model_sees_in_its_order(
     at = model_at_site(made.model, made.site)
     assert at.preprocessing.patches is not None
     rows = [row for row, case in enumerate(at.cases) if case.patch_count]
-    assert any(at.cases[row].patch_count == 4 for row in rows), "the case with two slides gives two patches of each"
+    assert sum(at.cases[row].patch_count for row in rows) < sum(
+        len(bag.coords) for bags in at.cohort.bags.values() for bag in bags
+    ), "the test needs a slide with more patches than the study takes"
     for row in rows:
         seen = at.cases[row].loaded().patches.numpy()
         features = [
@@ -193,7 +195,7 @@ def test_maps_of_many_heads_and_of_few_patches_are_drawn() -> None:
 @pytest.mark.slow
 def test_a_real_slide_gives_its_pixels(real_slide: Path, released: Released) -> None:
     pytest.importorskip("openslide", reason="needs the extra 'slides'")
-    corners = np.array([[512, 512]])
+    corners = np.array([[1280, 2048]])  # tissue
     place = SlidePlace(slide_id="s", corners=corners, edge=256, size=(2220, 2967), file=real_slide)
     pixels = place.tile(corners[0])
     assert pixels is not None
