@@ -110,8 +110,14 @@ def run(home: Annotated[Path, typer.Option(help="Folder that modaltune-client in
     sys.argv = arguments(here, settings)
     try:
         flower_supernode()
-    finally:
-        audit.append("daemon stopped", pid=os.getpid())
+    except BaseException as end:
+        try:
+            audit.append("daemon stopped", pid=os.getpid(), reason=type(end).__name__)
+        finally:
+            if not isinstance(end, SystemExit):
+                logging.getLogger(__name__).exception("the daemon ends; its supervisor starts it again")
+                os._exit(1)  # Flower's threads would keep what is left of this process alive
+        raise
 
 
 if __name__ == "__main__":

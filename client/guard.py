@@ -129,7 +129,7 @@ class Guard:
                 write_bytes(sent, message_to_proto(answer).SerializeToString())
             wanted, session = send(answer, tree, seconds)
             push_objects(pieces, partial(push_object, run_id, session), object_ids_to_push=wanted)
-        except Exception as problem:  # noqa: BLE001 - the coordinator asks again; the daemon goes on
+        except (Exception, RunNotRunningException) as problem:  # noqa: BLE001 - the coordinator asks again; we go on
             self.audit.append("reply lost", reason=type(problem).__name__)
         finally:
             state.delete_messages(message_ids=[question])

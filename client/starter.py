@@ -40,7 +40,7 @@ class Nursery:
 
     def order(self, **given: Any) -> None:
         """One app, with these arguments of Flower's ``run_clientapp``."""
-        print(json.dumps(given), file=self.orders)
+        self.orders.write(json.dumps(given) + "\n")
 
 
 def _raise_apps(reading: int) -> None:

@@ -26,7 +26,7 @@ from server.coordinator.sites import admit, invite
 from simulation.scale.studies import scale_study
 
 Say = Callable[[str], None]
-_CONNECT_SECONDS, _DEADLINE_SECONDS = 300.0, 1800.0
+_CONNECT_SECONDS, _DEADLINE_SECONDS = 1200.0, 3600.0
 
 
 def measure_scale(sites: int, size: str, rounds: int, say: Say) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,26 +10,19 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.app.message.arraychunk import ArrayChunk
-from flwr.app.message.message import remove_content_from_message
 from flwr.common.constant import ErrorCode, SubStatus
 from flwr.proto.message_pb2 import ObjectTree
-from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_id,
     get_object_tree,
-    iterate_object_tree,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.object_store import ObjectStoreFactory
-from flwr.supercore.run import Run
+from flwr.supercore.run import RunNotRunningException
 from flwr.supernode import start_client_internal as flower
-from flwr.supernode.nodestate import NodeStateFactory
 
 from client import daemon, gate, guard
 from client.approvals import Approvals
 from client.enrol import enrol
-from client.guard import Guard
 from client.home import Home
 from client.questions import largest_message
 from modaltune.errors import FederationError
@@ -40,89 +32,10 @@ from modaltune.trust.keys import SigningKey
 from server.coordinator.bundle import Bundle
 from tests.client.conversation import CAPABILITY, EVALUATE, STATISTICS, TRAIN, Conversation
 from tests.client.stack import probe_bundle
+from tests.client.wire import RUN, Wire, failed
+from tests.integration.grids import unpack
 
 PATIENT = "SYN-H1-0007"
-RUN = 11
-
-
-class Wire:
-    """A node as Flower keeps it, and the SuperLink on the other side of the line."""
-
-    def __init__(self, home: Home, bundle: Bundle) -> None:
-        self.home, self.bundle = home, bundle
-        stores = ObjectStoreFactory()
-        self.state, self.store = NodeStateFactory(objectstore_factory=stores).state(), stores.store()
-        self.state.set_node_id(7)
-        self.guard = Guard(home, home.open_audit())
-        self.waiting: list[Message] = []
-        self.objects: dict[str, bytes] = {}
-        self.arrived: dict[str, bytes] = {}
-        self.replies: list[Message] = []
-        self.fetched: list[str] = []
-        self.swapped: dict[str, bytes] = {}
-        self.named_hash = bundle.sha256
-
-    def ask(self, message: Message) -> Message:
-        """Send a question and let the daemon take it."""
-        message.metadata.__dict__["_run_id"] = RUN
-        message.metadata.__dict__["_message_id"] = message.object_id
-        self.objects |= {name: thing.deflate() for name, thing in get_all_nested_objects(message).items()}
-        self.waiting.append(message)
-        self.taken = self.guard.pull(
-            state=self.state,
-            object_store=self.store,
-            node_config={},
-            receive=self._receive,
-            get_run=self._run,
-            get_fab=lambda *_: Fab(self.bundle.sha256, self.bundle.content, {}),
-            pull_object=self._object,
-            confirm_message_received=lambda *_: None,
-            trusted_entities=None,
-        )
-        return message
-
-    def answer(self, reply: Message | None = None) -> Message:
-        """Let the app push a reply, if it has one, and the daemon send what it makes of it."""
-        if reply is not None:
-            flower._insert_message(reply, self.state, self.store)
-        self.guard.push(state=self.state, object_store=self.store, send=self._send, push_object=self._push)
-        return self.replies[-1]
-
-    def refused(self) -> str:
-        """The code with which the daemon itself answers a question."""
-        assert self.guard.answer is not None, "the question was passed on to the app"
-        return failed(self.answer())
-
-    def _object(self, _: int, name: str) -> bytes:
-        self.fetched.append(name)
-        return self.swapped.get(name, self.objects[name])
-
-    def _receive(self) -> Any:
-        if not self.waiting:
-            return None
-        message = self.waiting.pop()
-        return remove_content_from_message(message), get_object_tree(message)
-
-    def _run(self, run_id: int) -> Run:
-        run = Run.create_empty(run_id)
-        run.fab_hash = self.named_hash
-        return run
-
-    def _send(self, message: Message, tree: Any, _: float) -> tuple[set[str], str]:
-        self.sent, self.arrived = message, {}
-        self.expected = {node.object_id for node in iterate_object_tree(tree)}
-        return self.expected, "session"
-
-    def _push(self, _: int, __: str, name: str, content: bytes) -> None:
-        self.arrived[name] = content
-        if set(self.arrived) == self.expected:
-            inflated = inflate_object_from_contents(self.sent.metadata.message_id, dict(self.arrived))
-            assert isinstance(inflated, Message)
-            self.replies.append(inflated)
-
-    @property
-    def log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.home.audit.read_text().splitlines()]
 
 
 @pytest.fixture(scope="session")
@@ -148,11 +61,6 @@ def wire(home: Home, bundle: Bundle) -> Wire:
     return Wire(home, bundle)
 
 
-def failed(reply: Message) -> str:
-    assert set(reply.content) == {"failure"}
-    return str(reply.content.config_records["failure"]["code"])
-
-
 def seen_by_the_app(wire: Wire) -> list[Message]:
     return list(wire.state.get_messages_legacy(is_reply=False))
 
@@ -172,6 +80,32 @@ def test_an_honest_exchange_passes_and_leaves_nothing_behind(wire: Wire, convers
     assert (asked["event"], answered["event"]) == ("question", "reply")
     assert asked["facts"]["study"] == answered["facts"]["study"] == conversation.study.digest
     assert answered["facts"]["sha256"] == wire.sent.metadata.message_id
+
+
+@pytest.mark.parametrize("trouble", [RunNotRunningException(), ConnectionError("away")], ids=repr)
+def test_a_reply_that_cannot_be_sent_is_noted_and_the_next_one_is(
+    wire: Wire, conversation: Conversation, trouble: BaseException
+) -> None:
+    """A run that was stopped meanwhile is one reason; Flower's exception for it is not an Exception."""
+    for attempt in (trouble, None):
+        question = wire.ask(conversation.message(CAPABILITY))
+        reply = Message(conversation.reply(CAPABILITY), reply_to=question)
+        if attempt is not None:
+            wire.lose(reply, attempt)
+            assert (wire.log[-1]["event"], wire.log[-1]["facts"]["reason"]) == ("reply lost", type(trouble).__name__)
+        else:
+            assert wire.answer(reply).content == conversation.released(CAPABILITY)
+
+
+def test_what_was_sent_is_kept_where_the_hospital_wants_it(
+    home: Home, bundle: Bundle, conversation: Conversation
+) -> None:
+    settings = home.folder / "client.toml"
+    settings.write_text(settings.read_text().replace("keep_sent = false", "keep_sent = true"))
+    wire = Wire(home, bundle)
+    reply = wire.answer(Message(conversation.reply(TRAIN), reply_to=wire.ask(conversation.message(TRAIN))))
+    kept = home.sent / f"{wire.log[-1]['facts']['sha256']}.message"
+    assert unpack(kept.read_bytes()).content == reply.content
 
 
 def test_an_unknown_bundle_is_refused_and_nothing_of_it_is_kept(home: Home, conversation: Conversation) -> None:
