@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from server.report_context import signed
-from server.report_data import RunData, headline, main_metrics, metric_title, number, order_methods
+from server.report_data import RunData, main_metrics, metric_title, number, order_methods
 from server.report_plots import INK, MUTED, WIDTH, Plot, method_colours, short, to_plot
 
 _TOGETHER = "all"
@@ -43,8 +43,9 @@ def forest(run: RunData) -> Plot:
 
 
 def comparison_table(run: RunData) -> list[dict[str, Any]]:
-    """Federated against each other method on everybody's test cases, headline metrics, tasks in their order."""
-    rows = [row for row in run.comparisons if row["hospital"] == _TOGETHER and headline(row["metric"])]
+    """Federated against each other method on everybody's test cases: the main metric of each task."""
+    main = main_metrics(run.scores)
+    rows = [row for row in run.comparisons if row["hospital"] == _TOGETHER and (row["task"], row["metric"]) in main]
     methods = order_methods({row["b"] for row in rows})
     tasks = [task.name for task in run.tasks]
     rows.sort(key=lambda row: (tasks.index(row["task"]), methods.index(row["b"])))
@@ -56,7 +57,7 @@ def comparison_table(run: RunData) -> list[dict[str, Any]]:
             "difference": signed(row["difference"]),
             "interval": "" if row["low"] is None else f"{signed(row['low'])} to {signed(row['high'])}",
             "p": p_text(row["p"]),
-            "clear": row["low"] is not None and (row["low"] > 0 or row["high"] < 0),
+            "apart": row["low"] is not None and (row["low"] > 0 or row["high"] < 0),
             "n": row["n"],
         }
         for row in rows

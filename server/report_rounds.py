@@ -82,7 +82,7 @@ def privacy(run: RunData) -> dict[str, Any]:
                     "protection": protection[phase],
                 }
             )
-    held = [f"{what}: {', '.join(map(str, values))}" for what, values in run.suppressed.items() if values]
+    held = [f"{what} from {', '.join(map(str, values))}" for what, values in run.suppressed.items() if values]
     return {"rows": rows, "contributors": together, "cell": cell, "suppressed": held}
 
 

@@ -65,7 +65,7 @@ begins earlier than the time asked for.</p></details>
 {%- for row in paired %}
 <tr{% if loop.changed(row.task) and not loop.first %} class="first"{% endif %}>
 <th>{{ row.task }}<small>{{ row.metric }}</small></th><td>{{ method(row.method) }}</td>
-<td class="num">{% if row.clear %}<b>{{ row.difference }}</b>{% else %}{{ row.difference }}{% endif %}</td>
+<td class="num">{% if row.apart %}<b>{{ row.difference }}</b>{% else %}{{ row.difference }}{% endif %}</td>
 <td class="num">{{ row.interval }}</td><td class="num">{{ row.p }}</td><td class="num">{{ row.n }}</td></tr>
 {%- endfor %}
 </tbody></table></div>
@@ -84,8 +84,8 @@ are not in any message.</p>
 <thead><tr><th>What left</th><th class="num">Messages</th><th class="num">Size</th><th>Protection</th></tr></thead>
 <tbody>
 {%- for row in privacy.rows %}
-<tr><td>{{ row.what }}</td><td class="num">{{ row.messages }}</td><td class="num">{{ row.bytes }}</td>
-<td>{{ row.protection }}</td></tr>
+<tr><td class="prose">{{ row.what }}</td><td class="num">{{ row.messages }}</td><td class="num">{{ row.bytes }}</td>
+<td class="prose">{{ row.protection }}</td></tr>
 {%- endfor %}
 </tbody></table></div>
 <ul>
@@ -95,7 +95,7 @@ trained it.
 {%- else %} none. A parameter that one hospital alone trained carries that hospital's update.{% endif %}</li>
 <li><strong>Small counts:</strong> {% if privacy.cell > 1 %}below {{ privacy.cell }} they stay at the hospital.
 {%- else %}not held back.{% endif %}
-{%- if privacy.suppressed %} Held back in this run: {{ privacy.suppressed | join("; ") }}.{% endif %}</li>
+{%- if privacy.suppressed %} No sums, because absent or too few, of {{ privacy.suppressed | join("; of ") }}.{% endif %}</li>
 <li><strong>Secure aggregation and added noise:</strong> none. The coordinator sees each hospital's update; there is no
 formal guarantee.</li>
 {%- if simulated %}

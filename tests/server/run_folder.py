@@ -52,7 +52,7 @@ def comparison_rows(seeds: Sequence[int] = (0,), hospitals: Sequence[str] = HOSP
             for hospital in ("all", *(hospitals[:-1] if method == "local" else ())):
                 gain = VALUES["federated"] - VALUES.get(method, 0.65)
                 row = {"a": "federated", "b": method, "task": task, "metric": metrics[0], "hospital": hospital}
-                interval = {
+                found = {
                     "difference": gain,
                     "low": gain - 0.1,
                     "high": gain + 0.1,
@@ -190,7 +190,7 @@ def write_run(
     spaces = {
         name: {"candidates": c, "bin_edges": [40.0] if name == "survival" else []} for name, c in CANDIDATES.items()
     }
-    _dump(folder / "preprocessing.json", {"tasks": spaces, "suppressed": {"H2 diagnosis": ["lobular"]}})
+    _dump(folder / "preprocessing.json", {"tasks": spaces, "suppressed": {"expression": [hospitals[-1]]}})
     _dump(folder / "metrics.json", metrics_rows(seeds, hospitals))
     _dump(folder / "summary.json", said | dict(summary or {}))
     lines = "".join(json.dumps(row) + "\n" for row in round_rows(hospitals))

@@ -151,7 +151,7 @@ def test_the_report_says_what_left_how_often_and_what_protected_it(run: Path, pa
     left = privacy(load_run(run))
     assert [row["messages"] for row in left["rows"]] == ["3", "11"]  # a refused reply has left too, a missing one not
     assert "a parameter is averaged only when at least 2 hospitals trained it" in text
-    assert "Held back in this run: H2 diagnosis: lobular" in text
+    assert "No sums, because absent or too few, of expression from H3." in text
     assert "Secure aggregation and added noise: none" in text
 
 
@@ -170,8 +170,11 @@ def test_methods_are_compared_on_the_same_patients_with_interval_and_p(run: Path
     first = rows[0]
     assert (first["task"], first["method"]) == ("diagnosis", "local")
     assert (first["difference"], first["interval"], first["p"]) == ("+0.15", "+0.05 to +0.25", "< 0.01")
-    assert first["clear"]
-    assert not rows[1]["clear"]
+    assert first["apart"]
+    assert not rows[1]["apart"]
+    text = write_report(run).read_text(encoding="utf-8")
+    assert '<td class="num"><b>+0.15</b></td>' in text
+    assert '<td class="num">−0.05</td>' in text
 
 
 def test_every_hospital_has_a_section_that_the_tables_lead_to(html: str, page: Page) -> None:
