@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from lifelines.statistics import multivariate_logrank_test
 from numpy.typing import NDArray
 
 from modaltune.evaluation.metrics import Floats, binary_auc, c_index, ratio
@@ -156,6 +155,8 @@ def risk_groups(risk: Floats, cuts: Sequence[float]) -> NDArray[np.int64]:
 
 def logrank_p(months: Floats, event: NDArray[np.bool_], groups: NDArray[np.int64]) -> float | None:
     """Log-rank p of the hypothesis that all groups have one survival curve; None with one group or without a death."""
+    from lifelines.statistics import multivariate_logrank_test  # slow to load, and hospitals never need it
+
     if len(np.unique(groups)) < 2 or not event.any():
         return None
     p = float(multivariate_logrank_test(months, groups, event).p_value)
