@@ -84,7 +84,7 @@ dl.methods dt { font-weight: 600; }
 dl.methods dd { max-width: 56em; margin: 0; color: var(--muted); }
 .prose { min-width: 15em; }
 @media (max-width: 700px) { figure { overflow-x: auto; } figure svg { min-width: 640px; }
-  tbody th { min-width: 6.5em; } body { padding: 20px 16px; } .head { flex-direction: column; gap: 4px; }
+  tbody th { min-width: 8em; } body { padding: 20px 16px; } .head { flex-direction: column; gap: 4px; }
   h1 { font-size: 27px; } .lead { font-size: 16.5px; } dl.methods { grid-template-columns: 1fr; } }
 @page { size: A4; margin: 14mm 12mm; }
 @media print { body { padding: 0; font-size: 12px; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
