@@ -20,6 +20,7 @@ from modaltune.data.preprocessing import Preprocessing, prepare
 from modaltune.data.site import load_site, read_site_config
 from modaltune.errors import FeatureFileError, FederationError
 from modaltune.evaluation.predictions import metric_rows, predict
+from modaltune.evaluation.survival import Censoring
 from modaltune.federation.average import State
 from modaltune.federation.capability import versions
 from modaltune.federation.manifest import Manifest, statistics_manifest
@@ -183,11 +184,18 @@ class Site:
         table = predict(learner, self.study, preprocessing, self.cohort, self._prepared(learner, preprocessing))
         tables = {task.name: [table] for task in self.study.tasks if task.name in self.cohort.tasks}
         rows = metric_rows(
-            tables, self.study, preprocessing, method="federated", hospital=self.cohort.site, seed=self.study.seed
+            tables,
+            self.study,
+            preprocessing,
+            method="federated",
+            hospital=self.cohort.site,
+            seed=self.study.seed,
+            censoring=Censoring.of_training([self.cohort.cases]),
         )
         out: dict[str, float] = {}
         for row in rows:
-            if row["value"] is not None and row["low"] is not None and row["n"] >= self.minimum:
+            defined = row["value"] is not None and row["low"] is not None
+            if defined and row["n"] >= self.minimum and row["high"] <= 1:  # weights can take Graf's score beyond 1
                 out |= {
                     f"{row['task']}.{row['metric']}.{part}": float(row[part]) for part in ("value", "low", "high", "n")
                 }

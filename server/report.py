@@ -8,10 +8,14 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from server import report_calibration as calibration
 from server import report_context as context
 from server import report_curves as curves
+from server import report_forest as forest
 from server import report_plots as plots
+from server import report_rounds as rounds
 from server.report_data import RunData, load_run, method_title
+from server.report_sites import site_sections
 from server.report_style import STYLE
 from server.report_template import PAGE
 
@@ -46,6 +50,7 @@ def render(run: RunData) -> str:
 
 
 def _values(run: RunData) -> dict[str, Any]:
+    sections = site_sections(run)
     return {
         "style": Markup(STYLE),  # a constant of ours
         "name": str(run.summary.get("title") or run.study.get("name") or run.folder.name),
@@ -55,6 +60,8 @@ def _values(run: RunData) -> dict[str, Any]:
         "lead": context.lead(run),
         "facts": context.facts(run),
         "comparison": context.comparison(run),
+        "further": context.further(run),
+        "paired": forest.comparison_table(run),
         "others": context.other_methods(run),
         "seeds": context.seed_rows(run),
         "hospitals": run.hospitals,
@@ -63,7 +70,10 @@ def _values(run: RunData) -> dict[str, Any]:
         "contributions": context.contributions(run),
         "incidents": context.incidents(run),
         "rounds": run.rounds,
-        "traffic": context.traffic(run),
+        "traffic": rounds.traffic(run),
+        "privacy": rounds.privacy(run),
+        "site_sections": sections,
+        "anchors": {section["name"]: section["anchor"] for section in sections},
         "reproducibility": context.reproducibility(run),
         "fingerprints": context.fingerprints(run),
         "notes": [str(note) for note in run.summary.get("notes") or []],
@@ -81,6 +91,9 @@ def _figures(run: RunData) -> dict[str, Any]:
         return {
             "overview": plots.overview(run),
             "own": plots.own_hospital(run),
+            "forest": forest.forest(run),
+            "calibration": calibration.calibration(run),
+            "timeline": rounds.timeline(run),
             "losses": plots.losses(run),
             "traffic": plots.traffic(run),
             "roc": curves.roc(run),

@@ -14,13 +14,21 @@ from server.report_data import (
     by_method,
     gain,
     gap_closed,
+    headline,
     main_metrics,
     metric_title,
     order_methods,
     task_metrics,
 )
 
-_FINGERPRINTED = ("study.json", "preprocessing.json", "metrics.json", "rounds.jsonl", "summary.json")
+_FINGERPRINTED = (
+    "study.json",
+    "preprocessing.json",
+    "metrics.json",
+    "comparisons.json",
+    "rounds.jsonl",
+    "summary.json",
+)
 _METHOD_MEANINGS = {
     "local": "one model a hospital, trained on its own cases only, with as many optimiser steps as the federation. "
     "On everybody's test cases: the mean over the hospitals' models",
@@ -82,7 +90,7 @@ def comparison(run: RunData) -> Table:
     together = {key.method for key in run.scores if key.hospital == "all"}
     methods = [name for name in CORE_METHODS if name in together]
     rows = []
-    for task, metric in task_metrics(run.scores):
+    for task, metric in _headlines(run):
         scores = by_method(run.scores, task, metric)
         if scores:
             closed = gap_closed(metric, scores)
@@ -108,10 +116,21 @@ def comparison(run: RunData) -> Table:
     }
 
 
+def further(run: RunData) -> Table:
+    """Rows of the metrics beside the headlines: a task and metric each, core methods as columns."""
+    pairs = [pair for pair in task_metrics(run.scores) if not headline(pair[1]) and by_method(run.scores, *pair)]
+    methods = [name for name in CORE_METHODS if name in run.methods]
+    rows = [
+        {"task": task, "metric": metric_title(metric), "cells": cells(methods, by_method(run.scores, task, metric))}
+        for task, metric in pairs
+    ]
+    return {"methods": methods, "rows": rows}
+
+
 def other_methods(run: RunData) -> Table:
     """Rows of the methods that are not among the core ones: a method each, tasks and metrics as columns."""
     names = [name for name in run.methods if name not in CORE_METHODS]
-    columns = [pair for pair in task_metrics(run.scores) if by_method(run.scores, *pair)]
+    columns = [pair for pair in _headlines(run) if by_method(run.scores, *pair)]
     rows = [
         {"method": name, "cells": [cell(by_method(run.scores, *pair).get(name)) for pair in columns]} for name in names
     ]
@@ -121,7 +140,7 @@ def other_methods(run: RunData) -> Table:
 def seed_rows(run: RunData) -> list[Table]:
     """One row a task, metric and method with the value of each seed."""
     rows = []
-    for task, metric in task_metrics(run.scores):
+    for task, metric in _headlines(run):
         scores = by_method(run.scores, task, metric)
         for name in order_methods(scores):
             values = {row.seed: "n/a" if row.value is None else f"{row.value:.3f}" for row in scores[name].seeds}
@@ -139,7 +158,7 @@ def seed_rows(run: RunData) -> list[Table]:
 def hospital_tables(run: RunData) -> list[Table]:
     """One table a task and metric: hospitals as rows, methods as columns, each hospital's own test cases."""
     tables, main = [], set(main_metrics(run.scores))
-    for task, metric in task_metrics(run.scores):
+    for task, metric in _headlines(run):
         scores = {name: by_method(run.scores, task, metric, name) for name in run.hospitals}
         methods = order_methods({method for found in scores.values() for method in found})
         if methods:
@@ -216,13 +235,6 @@ def incidents(run: RunData) -> list[Table]:
     return rows
 
 
-def traffic(run: RunData) -> list[Table]:
-    """Bytes by phase, each way, with a total; all seeds together."""
-    phases = list(dict.fromkeys(str(row.get("phase", "")) for row in run.rounds))
-    rows = [_traffic_row(name, [row for row in run.rounds if str(row.get("phase", "")) == name]) for name in phases]
-    return [*rows, _traffic_row("total", run.rounds)] if rows else []
-
-
 def reproducibility(run: RunData) -> list[tuple[str, str]]:
     """What is needed to run it again: name and value."""
     summary = run.summary
@@ -239,6 +251,7 @@ def reproducibility(run: RunData) -> list[tuple[str, str]]:
         ("Commit", str(summary.get("commit", ""))),
         ("Finished", str(summary.get("finished", ""))),
         ("Command", str(summary.get("command", ""))),
+        ("This page again", "modaltune-server report RUN_FOLDER"),
     ]
     return [(name, value) for name, value in found if value]
 
@@ -303,6 +316,10 @@ def duration(seconds: object) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def _headlines(run: RunData) -> list[tuple[str, str]]:
+    return [pair for pair in task_metrics(run.scores) if headline(pair[1])]
+
+
 def _what_was_done(run: RunData) -> str:
     who = _count(len(run.hospitals), "hospital")
     tasks = f"{_count(len(run.tasks), 'task')} ({', '.join(task.name for task in run.tasks)})"
@@ -347,18 +364,6 @@ def _verdict(run: RunData) -> list[str]:
     if worse:
         sentences.append(f"Federated training was not better than local training for {_join(worse)}.")
     return sentences
-
-
-def _traffic_row(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    down = sum(row.get("bytes_down") or 0 for row in rows)
-    up = sum(row.get("bytes_up") or 0 for row in rows)
-    return {
-        "phase": name,
-        "rounds": len(rows),
-        "down": megabytes(down),
-        "up": megabytes(up),
-        "total": megabytes(down + up),
-    }
 
 
 def _common_cases(scores: Iterable[Score]) -> str:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from lifelines import KaplanMeierFitter
-from lifelines.statistics import multivariate_logrank_test
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from modaltune.evaluation.survival import logrank_p, risk_groups
 from server.report_data import CORE_METHODS, RunData, Task, method_title
 from server.report_plots import (
     INK,
@@ -42,10 +42,15 @@ _MANY_POINTS = 2000  # more are drawn as an image inside the SVG
 Floats = NDArray[np.float64]
 
 
+def no_cases(run: RunData) -> Plot:
+    """Why a figure of single cases is absent."""
+    return Plot(missing=_NO_CASES if run.simulated else _CASES_STAY)
+
+
 def roc(run: RunData) -> Plot:
     """ROC curves of the local, federated and pooled models, a panel a nominal or ordinal task."""
     if run.predictions is None:
-        return Plot(missing=_NO_CASES if run.simulated else _CASES_STAY)
+        return no_cases(run)
     curves = {task.name: task_curves(run.predictions, task) for task in run.tasks if task.kind != "survival"}
     curves = {name: methods for name, methods in curves.items() if methods}
     if not curves:
@@ -65,21 +70,22 @@ def roc(run: RunData) -> Plot:
 def kaplan_meier(run: RunData, task: str) -> Plot:
     """Observed survival of test cases grouped by the risk that the federated model gave them."""
     if run.predictions is None:
-        return Plot(missing=_NO_CASES if run.simulated else _CASES_STAY)
+        return no_cases(run)
+    cuts = (run.summary.get("risk_cuts") or {}).get(task)
+    if not cuts:
+        return Plot(missing="The run folder does not say where the risks of training cases part into groups.")
     cases = _risk_table(run.predictions, task)
-    if len(cases) < 10 or cases["event"].sum() < 2 or cases["risk"].nunique() < 2:
+    if len(cases) < 10 or cases["event"].sum() < 2:
         return Plot(missing="Too few test cases with follow-up and deaths to compare risk groups.")
-    groups = 3 if len(cases) >= 90 and cases["event"].sum() >= 30 else 2
-    rank = cases["risk"].rank(method="average", pct=True).to_numpy()
-    cases["group"] = np.minimum((rank * groups - 1e-9).astype(int), groups - 1)
-    if cases["group"].nunique() < groups:
-        return Plot(missing="The predicted risks are too much alike to form risk groups.")
+    groups = len(cuts) + 1
+    cases["group"] = risk_groups(cases["risk"].to_numpy(), cuts)
+    p = logrank_p(cases["time_months"].to_numpy(), cases["event"].to_numpy() > 0, cases["group"].to_numpy())
+    if p is None:
+        return Plot(missing="All test cases fall into one group of predicted risk.")
     figure = Figure(figsize=(WIDTH * 0.68, 4.0))
     ax, counts = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (10, 0.85 * groups), "hspace": 0.32})
     _survival_curves(ax, cases, groups)
     _numbers_at_risk(counts, cases, groups, [float(tick) for tick in ax.get_xticks()])
-    test = multivariate_logrank_test(cases["time_months"], cases["group"], cases["event"])
-    p = float(test.p_value)
     said = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
     ax.text(0.015, 0.04, f"log-rank {said}", transform=ax.transAxes, color=INK, fontweight="bold")
     return to_plot(figure, f"km-{task}", f"Kaplan-Meier curves of {groups} groups of predicted risk, log-rank {said}.")
@@ -89,7 +95,7 @@ def embedding_map(run: RunData) -> Plot:
     """Two-dimensional map of the test cases, coloured by hospital and by the label of each task."""
     points = run.embeddings
     if points is None or points.empty:
-        return Plot(missing=_NO_CASES if run.simulated else _CASES_STAY)
+        return no_cases(run)
     if "seed" in points:
         points = points[points["seed"] == points["seed"].min()]
     tasks = [task for task in run.tasks if task.name in points and points[task.name].notna().any()]
@@ -179,11 +185,16 @@ def _roc_panel(
     ax.legend(title="AUC", loc="lower right", alignment="left", handlelength=1.4)
 
 
-def _risk_table(predictions: pd.DataFrame, task: str) -> pd.DataFrame:
-    """Follow-up and predicted risk of the federated model's test cases, first seed."""
+def federated_cases(predictions: pd.DataFrame, task: str) -> pd.DataFrame:
+    """Predictions of the federated model for the test cases of a task, first seed."""
     rows = predictions[(predictions["task"] == task) & (predictions["method"] == "federated")]
-    if not rows.empty and "seed" in rows:
-        rows = rows[rows["seed"] == rows["seed"].min()]
+    first: pd.DataFrame = rows[rows["seed"] == predictions["seed"].min()]
+    return first
+
+
+def _risk_table(predictions: pd.DataFrame, task: str) -> pd.DataFrame:
+    """Follow-up and predicted risk of the federated model's test cases."""
+    rows = federated_cases(predictions, task)
     return rows[["time_months", "event", "risk"]].astype(float).dropna().reset_index(drop=True)
 
 
@@ -191,6 +202,8 @@ def _survival_curves(ax: Axes, cases: pd.DataFrame, groups: int) -> None:
     ends: list[tuple[float, str, str]] = []
     for group, (name, colour) in enumerate(zip(_RISK_NAMES[groups], _RISK_COLOURS[groups], strict=True)):
         part = cases[cases["group"] == group]
+        if part.empty:
+            continue
         fitted = KaplanMeierFitter().fit(part["time_months"], part["event"])
         time = fitted.survival_function_.index.to_numpy(dtype=float)
         survival = fitted.survival_function_.iloc[:, 0].to_numpy(dtype=float)

@@ -5,20 +5,38 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from modaltune.errors import FederationError
+from modaltune.federation.study import FURTHER, HORIZONS
 
 CORE_METHODS = ("local", "federated", "pooled", "linear_local", "linear")
 MIN_GAP = 0.01  # a smaller local-to-pooled gap is noise, and a share of noise says nothing
 
 _METHOD_ORDER = (*CORE_METHODS, "separate_heads", "per_task")
-_METRIC_ORDER = ("auc", "c_index", "balanced_accuracy")
-_METRIC_TITLES = {"auc": "AUC", "c_index": "C-index", "balanced_accuracy": "Balanced accuracy"}
+_METRIC_ORDER = (
+    "auc",
+    "c_index",
+    "balanced_accuracy",
+    *dict.fromkeys(name for names in FURTHER.values() for name in names),
+)
+_METRIC_TITLES = {
+    "auc": "AUC",
+    "c_index": "C-index",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro-F1",
+    "brier": "Brier score",
+    "ece": "Calibration error",
+    "c_index_ipcw": "C-index, IPCW",
+} | {
+    f"{name}_{months}m": f"{title}, {months} months"
+    for name, title in (("auc", "AUC"), ("brier", "Brier score"))
+    for months in HORIZONS
+}
 _METHOD_TITLES = {
     "local": "Local",
     "federated": "Federated",
@@ -83,12 +101,14 @@ class Task:
         kind: ``nominal``, ``ordinal`` or ``survival``.
         candidates: label values that the columns of ``probabilities`` stand for, in that order.
         positive: ordinal tasks: the levels that are scored against the others.
+        edges: survival tasks: inner edges of the time bins, in months.
     """
 
     name: str
     kind: str
     candidates: tuple[str, ...]
     positive: tuple[str, ...] = ()
+    edges: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +124,8 @@ class RunData:
     hospitals: tuple[str, ...]
     predictions: pd.DataFrame | None
     embeddings: pd.DataFrame | None
+    comparisons: tuple[Mapping[str, Any], ...] = ()
+    suppressed: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def status(self) -> str:
@@ -164,6 +186,8 @@ def load_run(run: Path) -> RunData:
         hospitals=_hospitals(study, summary, scores),
         predictions=_read_table(run / "predictions.parquet"),
         embeddings=_read_table(run / "embeddings.parquet"),
+        comparisons=tuple(_read_json(run / "comparisons.json", [])),
+        suppressed=preprocessing.get("suppressed") or {},
     )
 
 
@@ -194,6 +218,11 @@ def task_metrics(scores: Mapping[Key, Score], tasks: Sequence[str] = ()) -> list
     order = list(dict.fromkeys([*tasks, *(key.task for key in scores)]))
     pairs = {(key.task, key.metric) for key in scores}
     return sorted(pairs, key=lambda pair: (order.index(pair[0]), _position(pair[1], _METRIC_ORDER), pair[1]))
+
+
+def headline(metric: str) -> bool:
+    """Whether a metric belongs into the tables that everybody reads."""
+    return not any(metric in names for names in FURTHER.values())
 
 
 def main_metrics(scores: Mapping[Key, Score], tasks: Sequence[str] = ()) -> list[tuple[str, str]]:
@@ -272,6 +301,7 @@ def _tasks(study: Mapping[str, Any], preprocessing: Mapping[str, Any], scores: M
             kind=str(known.get(name, {}).get("kind", "")),
             candidates=tuple(map(str, prepared.get(name, {}).get("candidates") or ())),
             positive=tuple(map(str, known.get(name, {}).get("positive") or ())),
+            edges=tuple(map(float, prepared.get(name, {}).get("bin_edges") or ())),
         )
         for name in dict.fromkeys([*known, *(key.task for key in scores)])
     )

@@ -50,6 +50,7 @@ th, td { padding: 8px 14px 8px 0; border-bottom: 1px solid var(--line); text-ali
 thead th { border-bottom: 1.5px solid #9aa5ae; font-size: 14px; font-weight: 600; vertical-align: bottom; }
 tbody th { font-weight: 600; overflow-wrap: anywhere; }
 .num { text-align: right; }
+td.num { white-space: nowrap; }
 .sum > * { font-weight: 650; border-top: 1.5px solid #c3ccd3; }
 td.fed, th.fed { padding-left: 12px; background: var(--tint); }
 .fed + td, .fed + th { padding-left: 14px; }
@@ -81,7 +82,9 @@ summary { cursor: pointer; color: var(--accent); font-size: 15px; }
 dl.methods { display: grid; grid-template-columns: max-content 1fr; gap: 5px 18px; margin: 14px 0; font-size: 14.5px; }
 dl.methods dt { font-weight: 600; }
 dl.methods dd { max-width: 56em; margin: 0; color: var(--muted); }
-@media (max-width: 700px) { body { padding: 20px 16px; } .head { flex-direction: column; gap: 4px; }
+.prose { min-width: 15em; }
+@media (max-width: 700px) { figure { overflow-x: auto; } figure svg { min-width: 640px; }
+  tbody th { min-width: 8em; } body { padding: 20px 16px; } .head { flex-direction: column; gap: 4px; }
   h1 { font-size: 27px; } .lead { font-size: 16.5px; } dl.methods { grid-template-columns: 1fr; } }
 @page { size: A4; margin: 14mm 12mm; }
 @media print { body { padding: 0; font-size: 12px; -webkit-print-color-adjust: exact; print-color-adjust: exact; }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-PAGE = """
+from server.report_sections import CALIBRATION, HOSPITALS, MORE_RESULTS, PRIVACY
+
+PAGE = (
+    """
 {%- macro plot(figure) %}
 {%- if figure.svg %}<figure>{{ figure.svg }}<figcaption>{{ caller() }}</figcaption></figure>
 {%- else %}<p class="absent">{{ figure.missing }}</p>{% endif %}
@@ -51,8 +54,9 @@ PAGE = """
 <nav aria-label="Contents">
 {%- for id, text in [
   ("results", "Results"), ("by-hospital", "By hospital"), ("data", "Who had what"), ("training", "Training"),
-  ("curves", "ROC curves"), ("survival", "Survival"), ("contributions", "Contributions"), ("traffic", "Traffic"),
-  ("map", "Embedding map"), ("again", "Reproduce"), ("limits", "Limits")] %}
+  ("curves", "ROC curves"), ("survival", "Survival"), ("calibration", "Calibration"),
+  ("contributions", "Contributions"), ("traffic", "Traffic"), ("privacy", "Privacy"), ("map", "Embedding map"),
+  ("hospitals", "Hospital by hospital"), ("again", "Reproduce"), ("limits", "Limits")] %}
 <a href="#{{ id }}">{{ text }}</a>
 {%- endfor %}
 </nav>
@@ -90,7 +94,9 @@ training, 100 % as good as bringing all data together; not computed where pooled
 better than local.{% endif %}
 {%- if comparison.has_local %} A difference smaller than the intervals is not a finding.{% endif %}</p>
 {%- endif %}
-{%- if others.rows %}
+"""
+    + MORE_RESULTS
+    + """{%- if others.rows %}
 <h3>Other methods</h3>
 <div class="wide"><table>
 <thead><tr><th>Method</th>
@@ -130,6 +136,12 @@ better than local.{% endif %}
 Own test cases of each hospital, with 95 % intervals. Few patients make wide intervals; a hospital without the task has
 no dot.
 {%- endcall %}
+<h3>What a hospital gains</h3>
+{%- call plot(figures.forest) %}
+Federated model minus the hospital's own model on the hospital's own test cases, the same patients for both, with 95 %
+intervals; larger squares are more cases. Diamond: test cases of all hospitals together, where local is the mean over
+the hospitals' models.
+{%- endcall %}
 {%- for table in hospital_tables if table.main %}{{ hospital_table(table) }}{% endfor %}
 {%- for table in hospital_tables if not table.main %}
 {%- if loop.first %}
@@ -150,7 +162,8 @@ no dot.
 {%- endfor %}</tr></thead>
 <tbody>
 {%- for row in sites.rows %}
-<tr><th>{{ row.hospital }}</th>{% for count in row.counts %}<td class="num">{{ count }}</td>{% endfor %}
+<tr><th><a href="#{{ anchors[row.hospital] }}">{{ row.hospital }}</a></th>
+{%- for count in row.counts %}<td class="num">{{ count }}</td>{% endfor %}
 {%- for marks in (row.tasks, row.modalities) %}
 {%- for mark in marks %}<td class="{{ "yes" if mark else "no" }}{{ " group" if loop.first }}">
 {%- if mark %}<span role="img" aria-label="yes">✓</span>{% else %}<span role="img" aria-label="no">–</span>{% endif -%}
@@ -166,6 +179,11 @@ no dot.
 {%- call plot(figures.losses) %}
 Training loss by round{{ first_seed }}: thin lines single hospitals, thick line their mean weighted by examples,
 dashed line validation cases.
+{%- endcall %}
+<h3>Who took part, and how long a round took</h3>
+{%- call plot(figures.timeline) %}
+Training rounds{{ first_seed }}. A hospital that is away or refused keeps its place: the others go on, and it takes part
+again in a later round.
 {%- endcall %}
 {%- if incidents %}
 <h3>Rounds that lacked a hospital</h3>
@@ -194,14 +212,17 @@ seeds); the legend gives their mean area.
 {%- for task, figure in figures.survival %}
 {%- if figures.survival | length > 1 %}<h3>{{ task }}</h3>{% endif %}
 {%- call plot(figure) %}
-Kaplan-Meier estimate with 95 % band{{ first_seed }} in test cases grouped by equal shares of the risk that the
-federated model predicts. The groups are cut within these test cases, so they show separation and are no clinical
-threshold. Ticks: censored cases. The log-rank test is not adjusted for hospital, age or stage.
+Kaplan-Meier estimate with 95 % band{{ first_seed }} in test cases, grouped by the risk that the federated model
+predicts. The groups are cut at the thirds of the risks of training cases, at their median when few of those died; no
+test case has a say in it. It is no clinical threshold. Ticks: censored cases. The log-rank test is not adjusted for
+hospital, age or stage.
 {%- endcall %}
 {%- else %}<p class="absent">The study has no survival task.</p>{% endfor %}
 </section>
 
-<section id="contributions">
+"""
+    + CALIBRATION
+    + """<section id="contributions">
 <h2>Who contributed what</h2>
 {%- if contributions.rows %}
 <p>Training examples behind each group of parameters, summed over rounds{{ first_seed }}. The server averages every
@@ -243,7 +264,9 @@ Size of the serialised messages of all hospitals together, by training round{{ f
 {%- endif %}
 </section>
 
-<section id="map">
+"""
+    + PRIVACY
+    + """<section id="map">
 <h2>Embedding map</h2>
 {%- call plot(figures.map) %}
 Every dot is a test case{{ first_seed }}, projected to two dimensions. Hospitals that form islands of their own hint at
@@ -252,7 +275,9 @@ measurement.
 {%- endcall %}
 </section>
 
-<section id="again">
+"""
+    + HOSPITALS
+    + """<section id="again">
 <h2>Reproduce</h2>
 <div class="box"><table><tbody>
 {%- for what, value in reproducibility %}<tr><th>{{ what }}</th><td><code>{{ value }}</code></td></tr>{% endfor %}
@@ -295,3 +320,4 @@ they saw.</li>
 </body>
 </html>
 """
+)

@@ -10,14 +10,14 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from server.report_data import Key, Score, collect, method_title, metric_title, order_methods, task_metrics
+from server.report_data import Key, Score, collect, headline, method_title, metric_title, order_methods, task_metrics
 
 UNDEFINED = "n/a"
 _MOST_COLUMNS = 5
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]], *, hospital: str = "all") -> Table:
-    """Compare methods by task and metric: a column each, or a row each when they are too many for a terminal.
+    """Compare methods by task and headline metric: a column each, or a row each when they are too many for a terminal.
 
     Args:
         rows: rows as in ``metrics.json``; several seeds are averaged, undefined ones left out and counted.
@@ -26,7 +26,7 @@ def comparison_table(rows: Sequence[Mapping[str, Any]], *, hospital: str = "all"
     Returns:
         A table whose cells are ``value [low, high]`` with the 95 % interval; ``n/a`` where undefined.
     """
-    scores = {key: score for key, score in collect(rows).items() if key.hospital == hospital}
+    scores = {key: s for key, s in collect(rows).items() if key.hospital == hospital and headline(key.metric)}
     methods = order_methods({key.method for key in scores})
     seeds = {seed.seed for score in scores.values() for seed in score.seeds}
     where = "all test cases" if hospital == "all" else f"test cases of {hospital}"

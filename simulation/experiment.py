@@ -13,7 +13,9 @@ import pandas as pd
 from sklearn.decomposition import PCA
 
 from modaltune.errors import ConfigError
-from modaltune.evaluation.predictions import embed_cases, metric_rows
+from modaltune.evaluation.paired import Differences, Pairing, comparison_rows, paired_differences
+from modaltune.evaluation.predictions import embed_cases, metric_rows, predict
+from modaltune.evaluation.survival import Censoring, risk_cuts
 from modaltune.federation.study import Study
 from modaltune.models.learner import Learner
 from modaltune.storage import write_json
@@ -35,10 +37,11 @@ Tables = Mapping[str, pd.DataFrame]  # hospital whose model it is ("" = one mode
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What one seed leaves: metric rows, prediction tables, the summary of the run."""
+    """What one seed leaves: metric rows, prediction tables, paired differences, the summary of the run."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     predictions: list[pd.DataFrame] = field(default_factory=list)
+    differences: list[tuple[int, Pairing, Differences]] = field(default_factory=list)
     embeddings: pd.DataFrame | None = None
     summary: dict[str, Any] = field(default_factory=dict)
 
@@ -49,6 +52,7 @@ class Experiment:
     def __init__(self, study: Study, sites: Mapping[str, Path], truth: Mapping[str, Path], out: Path, say: Say) -> None:
         self.study, self.sites, self.truth, self.out, self.say = study, sites, truth, out, say
         self.outcome = Outcome()
+        self._federated: dict[str, dict[str, list[pd.DataFrame]]] = {}  # hospital -> task -> predictions
 
     def run(self, *, comparisons: Sequence[str] = COMPARISONS, ablations: bool = False) -> Outcome:
         """Federate, compare, and fill ``out``."""
@@ -119,21 +123,36 @@ class Experiment:
         holds = {
             task.name: [s for s in tables if not s or task.name in data.cohorts[s].tasks] for task in self.study.tasks
         }
-        options: dict[str, Any] = {"method": method, "seed": self.study.seed}
         for hospital in sorted(self.sites):
             own = {
                 task: [tables[site][tables[site]["hospital"] == hospital] for site in owners if site in ("", hospital)]
                 for task, owners in holds.items()
             }
-            self.outcome.rows += metric_rows(own, self.study, data.preprocessing, hospital=hospital, **options)
-        everybody = {task: [tables[site] for site in owners] for task, owners in holds.items()}
-        self.outcome.rows += metric_rows(everybody, self.study, data.preprocessing, hospital="all", **options)
+            self._score(data, method, hospital, own)
+        self._score(data, method, "all", {task: [tables[site] for site in owners] for task, owners in holds.items()})
         self.outcome.predictions += [
             table[[site in holds[task] for task in table["task"]]].assign(
                 method=method, seed=self.study.seed, model=site
             )
             for site, table in tables.items()
         ]
+
+    def _score(self, data: Hospitals, method: str, hospital: str, tables: dict[str, list[pd.DataFrame]]) -> None:
+        """Metric rows of a method at one hospital or ``all``, and its differences from the federated model there."""
+        seed, here = self.study.seed, sorted(self.sites) if hospital == "all" else [hospital]
+        censoring = Censoring.of_training(data.cohorts[site].cases for site in here)
+        self.outcome.rows += metric_rows(
+            tables, self.study, data.preprocessing, method=method, hospital=hospital, seed=seed, censoring=censoring
+        )
+        if method == "federated":
+            self._federated[hospital] = tables
+        elif hospital == "all" or method == "local":
+            for spec in self.study.tasks:
+                space, ours = data.preprocessing.tasks[spec.name], self._federated[hospital][spec.name]
+                found = paired_differences(ours, tables[spec.name], spec, space, seed, censoring)
+                for metric, values in found.items():
+                    pairing = Pairing(a="federated", b=method, task=spec.name, metric=metric, hospital=hospital)
+                    self.outcome.differences.append((seed, pairing, values))
 
     def _round_line(self, row: Mapping[str, Any]) -> None:
         loss = "" if row.get("loss") is None else f"  loss {row['loss']:.3f}"
@@ -162,7 +181,23 @@ class Experiment:
             "digest": self.study.digest,
             "weights": result.weights_hash,
             "budget": {"steps": result.steps},
+            "risk_cuts": training_risk_cuts(data, result.learner),
         }
+
+
+def training_risk_cuts(data: Hospitals, learner: Learner) -> dict[str, list[float]]:
+    """Where the risks that a model gives training cases part into groups, for each survival task."""
+    parts = [
+        predict(learner, data.study, data.preprocessing, cohort, data.cases[site], split="train")
+        for site, cohort in data.cohorts.items()
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    cuts = {}
+    for task in data.study.tasks:
+        inside = table[table["task"] == task.name]
+        if task.kind == "survival":
+            cuts[task.name] = list(risk_cuts(inside["risk"].to_numpy(np.float64), inside["event"].to_numpy() > 0))
+    return cuts
 
 
 def embedding_map(data: Hospitals, learner: Learner) -> pd.DataFrame:
@@ -193,9 +228,11 @@ def _labels(data: Hospitals, site: str, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_outcomes(folder: Path, outcomes: Sequence[Outcome], summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Write metrics, predictions, embedding map and summary of all seeds; returns the metric rows."""
+    """Write metrics, comparisons, predictions, embedding map and summary of all seeds; returns the metric rows."""
     rows = [row for outcome in outcomes for row in outcome.rows]
     write_json(folder / "metrics.json", rows)
+    found = [difference for outcome in outcomes for difference in outcome.differences]
+    write_json(folder / "comparisons.json", comparison_rows(found))
     pd.concat([t for outcome in outcomes for t in outcome.predictions], ignore_index=True).to_parquet(
         folder / "predictions.parquet", index=False
     )

@@ -26,7 +26,8 @@ def bootstrap_weights(cases: int, seed: int, *names: object) -> Floats:
     return np.concatenate([np.ones((1, cases)), drawn.astype(np.float64)])
 
 
-def _ratio(top: Floats, bottom: Floats) -> Floats:
+def ratio(top: Floats, bottom: Floats) -> Floats:
+    """Quotient of ``[R]`` rows; NaN where nothing was counted."""
     out: Floats = np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 0)
     return out
 
@@ -37,7 +38,7 @@ def binary_auc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> F
     wins = (above > 0) + 0.5 * (above == 0)
     w_positive, w_negative = weights[:, positive], weights[:, ~positive]
     top = ((w_positive @ wins) * w_negative).sum(axis=1)
-    return _ratio(top, w_positive.sum(axis=1) * w_negative.sum(axis=1))
+    return ratio(top, w_positive.sum(axis=1) * w_negative.sum(axis=1))
 
 
 def macro_auc(labels: NDArray[np.int64], probabilities: Floats, weights: Floats) -> Floats:
@@ -58,13 +59,26 @@ def balanced_accuracy(labels: NDArray[np.int64], predicted: NDArray[np.int64], w
     recalls = []
     for value in present:
         inside = weights[:, labels == value]
-        recalls.append(_ratio(inside @ (predicted[labels == value] == value).astype(float), inside.sum(axis=1)))
+        recalls.append(ratio(inside @ (predicted[labels == value] == value).astype(float), inside.sum(axis=1)))
     mean: Floats = np.mean(recalls, axis=0)
     return mean
 
 
-def c_index(months: Floats, event: NDArray[np.bool_], risk: Floats, weights: Floats) -> Floats:
-    """Harrell's concordance per weight row; risk higher = worse. -> ``[R]``, NaN without a comparable pair.
+def macro_f1(labels: NDArray[np.int64], predicted: NDArray[np.int64], weights: Floats) -> Floats:
+    """Mean F1 over the classes that occur, as label or as prediction; NaN with one class of labels. -> ``[R]``."""
+    if len(np.unique(labels)) < 2:
+        return np.full(len(weights), np.nan)
+    scores = []
+    for value in np.union1d(labels, predicted):
+        true, said = labels == value, predicted == value
+        found = weights @ (true & said).astype(np.float64)
+        scores.append(ratio(2 * found, weights @ (true.astype(np.float64) + said)))
+    occur = np.isfinite(scores)
+    return ratio(np.where(occur, scores, 0.0).sum(axis=0), occur.sum(axis=0).astype(np.float64))
+
+
+def comparable_pairs(months: Floats, event: NDArray[np.bool_], risk: Floats) -> tuple[Floats, Floats]:
+    """``[n, n]`` which pairs (earlier, later) can be compared, and how concordant each of them is (1, ½ or 0).
 
     A pair is comparable when the earlier time is a death; at equal times a death comes before a censoring. Ties in
     risk count half. Pairs of two deaths at the same time are not comparable.
@@ -73,9 +87,22 @@ def c_index(months: Floats, event: NDArray[np.bool_], risk: Floats, weights: Flo
     comparable = (event[:, None] & earlier).astype(np.float64)
     np.fill_diagonal(comparable, 0.0)
     difference = risk[:, None] - risk[None, :]
-    concordant = comparable * ((difference > 0) + 0.5 * (difference == 0))
+    return comparable, comparable * ((difference > 0) + 0.5 * (difference == 0))
+
+
+def c_index(
+    months: Floats, event: NDArray[np.bool_], risk: Floats, weights: Floats, importance: Floats | None = None
+) -> Floats:
+    """Harrell's concordance per weight row; risk higher = worse. -> ``[R]``, NaN without a comparable pair.
+
+    Args:
+        importance: ``[n]`` weight of the pairs in which a case is the earlier one; absent = 1.
+    """
+    comparable, concordant = comparable_pairs(months, event, risk)
+    if importance is not None:
+        comparable, concordant = comparable * importance[:, None], concordant * importance[:, None]
     top = ((weights @ concordant) * weights).sum(axis=1)
-    return _ratio(top, ((weights @ comparable) * weights).sum(axis=1))
+    return ratio(top, ((weights @ comparable) * weights).sum(axis=1))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,32 +6,44 @@ Probabilities are over the task's candidates, in their order; risk higher = wors
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from modaltune.data.batch import CaseTensors, collate
 from modaltune.data.cohort import Cohort
 from modaltune.data.loading import loaded_ahead
 from modaltune.data.preprocessing import Preprocessing, TaskSpace
+from modaltune.evaluation.calibration import brier, calibration_error
 from modaltune.evaluation.metrics import (
     Floats,
     Score,
     balanced_accuracy,
-    binary_auc,
     bootstrap_weights,
     c_index,
     macro_auc,
+    macro_f1,
     summarise,
 )
-from modaltune.federation.study import METRICS, Study, TaskSpec
+from modaltune.evaluation.survival import Censoring, auc_at, brier_at, c_index_ipcw, survival_at
+from modaltune.federation.study import FURTHER, HEADLINES, Study, TaskSpec
 from modaltune.models.learner import Learner
 from modaltune.step import case_groups, device_of, precision_of
 
+_OF_CLASSES: Mapping[str, Callable[[NDArray[np.int64], NDArray[np.int64], Floats], Floats]] = {
+    "balanced_accuracy": balanced_accuracy,
+    "macro_f1": macro_f1,
+}
+_OF_PROBABILITIES: Mapping[str, Callable[[NDArray[np.int64], Floats, Floats], Floats]] = {
+    "auc": macro_auc,
+    "brier": brier,
+    "ece": calibration_error,
+}
 COLUMNS = ("hospital", "task", "label", "probabilities", "time_months", "event", "risk")
 
 
@@ -112,38 +124,81 @@ def predict(
 
 
 def metric_values(
-    table: pd.DataFrame, spec: TaskSpec, candidates: Sequence[str], metric: str, weights: Floats
+    table: pd.DataFrame,
+    spec: TaskSpec,
+    candidates: Sequence[str],
+    metric: str,
+    weights: Floats,
+    *,
+    edges: Sequence[float] = (),
+    censoring: Censoring | None = None,
 ) -> Floats:
-    """One metric of a prediction table, per weight row. -> ``[R]``."""
+    """One metric of a prediction table, per weight row. -> ``[R]``.
+
+    Args:
+        edges: survival: inner edges of the time bins, in months.
+        censoring: survival: of training cases; without it what needs it is NaN.
+    """
     if spec.kind == "survival":
-        event = table["event"].to_numpy().astype(bool)
-        return c_index(table["time_months"].to_numpy(np.float64), event, table["risk"].to_numpy(np.float64), weights)
+        return _survival_values(table, metric, weights, edges, censoring)
+    labels, probabilities = class_outcomes(table, spec, candidates)
+    if metric in _OF_CLASSES:
+        return _OF_CLASSES[metric](labels, probabilities.argmax(axis=1).astype(np.int64), weights)
+    return _OF_PROBABILITIES[metric](labels, probabilities, weights)
+
+
+def class_outcomes(table: pd.DataFrame, spec: TaskSpec, candidates: Sequence[str]) -> tuple[NDArray[np.int64], Floats]:
+    """Label positions ``[n]`` and probabilities ``[n, C]``; an ordinal task has two classes, its positive one last."""
     probabilities = np.stack(table["probabilities"].to_list()) if len(table) else np.zeros((0, len(candidates)))
     if spec.kind == "ordinal":
         chance = probabilities[:, [name in spec.positive for name in candidates]].sum(axis=1)
-        positive = table["label"].isin(spec.positive).to_numpy()
-        if metric == "auc":
-            return binary_auc(positive, chance, weights)
-        return balanced_accuracy(positive.astype(np.int64), (chance > 0.5).astype(np.int64), weights)
+        return table["label"].isin(spec.positive).to_numpy().astype(np.int64), np.stack([1 - chance, chance], axis=1)
     positions = {name: index for index, name in enumerate(candidates)}
-    labels = np.array([positions[label] for label in table["label"]], dtype=np.int64)
-    if metric == "auc":
-        return macro_auc(labels, probabilities, weights)
-    return balanced_accuracy(labels, probabilities.argmax(axis=1).astype(np.int64), weights)
+    return np.array([positions[label] for label in table["label"]], dtype=np.int64), probabilities
+
+
+def _survival_values(
+    table: pd.DataFrame, metric: str, weights: Floats, edges: Sequence[float], censoring: Censoring | None
+) -> Floats:
+    months, risk = table["time_months"].to_numpy(np.float64), table["risk"].to_numpy(np.float64)
+    event = table["event"].to_numpy().astype(bool)
+    if metric == "c_index":
+        return c_index(months, event, risk, weights)
+    if censoring is None or not len(table):
+        return np.full(len(weights), np.nan)
+    if metric == "c_index_ipcw":
+        return c_index_ipcw(months, event, risk, censoring, weights)
+    name, _, months_text = metric.rpartition("_")
+    horizon = float(months_text.removesuffix("m"))
+    if name == "auc":
+        return auc_at(horizon, months, event, risk, censoring, weights)
+    if table["probabilities"].isna().any():  # a linear model predicts a risk only
+        return np.full(len(weights), np.nan)
+    survival = survival_at(horizon, np.stack(table["probabilities"].to_list()), edges)
+    return brier_at(horizon, months, event, survival, censoring, weights)
 
 
 def score_models(
-    tables: Iterable[pd.DataFrame], spec: TaskSpec, candidates: Sequence[str], metric: str, seed: int
+    tables: Iterable[pd.DataFrame],
+    spec: TaskSpec,
+    candidates: Sequence[str],
+    metric: str,
+    seed: int,
+    *,
+    edges: Sequence[float] = (),
+    censoring: Censoring | None = None,
 ) -> Score:
     """Mean over models of a metric on the same cases, resampled together; a model without predictions is left out."""
-    scored = [_scored(table, spec, candidates) for table in tables]
-    known = [table for table in scored if len(table)]
+    known = [table for table in (scored(table, spec, candidates) for table in tables) if len(table)]
     cases = len(known[0]) if known else 0
     weights = bootstrap_weights(cases, seed, spec.name)
-    return summarise([metric_values(table, spec, candidates, metric, weights) for table in known], cases)
+    rows = [
+        metric_values(table, spec, candidates, metric, weights, edges=edges, censoring=censoring) for table in known
+    ]
+    return summarise(rows, cases)
 
 
-def _scored(table: pd.DataFrame, spec: TaskSpec, candidates: Sequence[str]) -> pd.DataFrame:
+def scored(table: pd.DataFrame, spec: TaskSpec, candidates: Sequence[str]) -> pd.DataFrame:
     """Rows of the task; nominal labels that are no candidate of the federation cannot be scored."""
     inside = table[table["task"] == spec.name]
     return inside[inside["label"].isin(candidates)] if spec.kind == "nominal" else inside
@@ -157,18 +212,29 @@ def metric_rows(
     method: str,
     hospital: str,
     seed: int,
+    censoring: Censoring | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of ``metrics.json`` for one method at one hospital (or ``all``).
+    """Rows of ``metrics.json`` for one method at one hospital (or ``all``): headline metrics first, then the others.
 
     Args:
         tables: task -> prediction tables of that task's models; the row is the mean over models.
+        censoring: of the training cases of those hospitals; without it what is weighted for censoring is undefined.
     """
     rows = []
-    for spec in study.tasks:
-        candidates = preprocessing.tasks[spec.name].candidates
-        for metric in METRICS[spec.kind]:
-            score = score_models(tables.get(spec.name, ()), spec, candidates, metric, seed)
-            rows.append(row(method, spec.name, metric, hospital, score, seed))
+    for names in (HEADLINES, FURTHER):
+        for spec in study.tasks:
+            space = preprocessing.tasks[spec.name]
+            for metric in names[spec.kind]:
+                score = score_models(
+                    tables.get(spec.name, ()),
+                    spec,
+                    space.candidates,
+                    metric,
+                    seed,
+                    edges=space.bin_edges,
+                    censoring=censoring,
+                )
+                rows.append(row(method, spec.name, metric, hospital, score, seed))
     return rows
 
 

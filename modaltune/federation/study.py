@@ -12,7 +12,18 @@ from modaltune.errors import ConfigError
 from modaltune.storage import canonical_json, digest_text
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-METRICS = {"nominal": ("auc", "balanced_accuracy"), "ordinal": ("auc", "balanced_accuracy"), "survival": ("c_index",)}
+HORIZONS = (12, 36, 60)  # months at which survival is scored
+HEADLINES = {
+    "nominal": ("auc", "balanced_accuracy"),
+    "ordinal": ("auc", "balanced_accuracy"),
+    "survival": ("c_index",),
+}
+FURTHER = {
+    "nominal": ("macro_f1", "brier", "ece"),
+    "ordinal": ("macro_f1", "brier", "ece"),
+    "survival": ("c_index_ipcw", *(f"{name}_{months}m" for name in ("auc", "brier") for months in HORIZONS)),
+}
+METRICS = {kind: HEADLINES[kind] + FURTHER[kind] for kind in HEADLINES}
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

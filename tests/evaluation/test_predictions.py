@@ -22,6 +22,7 @@ from modaltune.evaluation.predictions import (
     probabilities_of,
     score_models,
 )
+from modaltune.evaluation.survival import Censoring
 from modaltune.federation.study import Study
 from modaltune.models.learner import Learner
 
@@ -177,6 +178,25 @@ def test_a_survival_task_is_scored_by_concordance_of_risk(tiny_study: Study) -> 
     assert score_models([upside_down], spec, space.candidates, "c_index", 0).value == 0
 
 
+def test_survival_metrics_that_weigh_for_censoring_need_training_follow_up(tiny_study: Study) -> None:
+    spec = tiny_study.task("survival")
+    draw = np.random.default_rng(0)
+    months, event = draw.exponential(30, 80), np.ones(80)
+    early = np.clip(0.9 - months / 100, 0.05, 0.9)
+    table = pd.DataFrame({"task": "survival", "label": None, "time_months": months, "event": event, "risk": early})
+    table["probabilities"] = [np.array([p, 1 - p]) for p in early]
+    censoring = Censoring.of(months, event > 0)
+    for metric in ("c_index_ipcw", "auc_12m", "brier_12m"):
+        known = score_models([table], spec, spec.bins, metric, 0, edges=(20.0,), censoring=censoring)
+        assert known.value is not None
+        assert 0 < known.value <= 1
+        assert score_models([table], spec, spec.bins, metric, 0, edges=(20.0,)).value is None
+    beyond = score_models([table], spec, spec.bins, "brier_36m", 0, edges=(20.0,), censoring=censoring)
+    assert (beyond.value, beyond.n) == (None, 80)
+    without = table.assign(probabilities=None)  # as of a linear model
+    assert score_models([without], spec, spec.bins, "brier_12m", 0, edges=(20.0,), censoring=censoring).value is None
+
+
 def test_cases_without_a_label_column_have_no_predictions(tiny_study: Study) -> None:
     frame = pd.DataFrame({"stage": ["I", "II"]})
     for task in ("diagnosis", "survival"):
@@ -196,6 +216,9 @@ def test_metric_rows_have_the_agreed_fields_and_are_json(
         ("stage", "auc"),
         ("stage", "balanced_accuracy"),
         ("survival", "c_index"),
+        *((task, metric) for task in ("diagnosis", "stage") for metric in ("macro_f1", "brier", "ece")),
+        ("survival", "c_index_ipcw"),
+        *(("survival", f"{metric}_{months}m") for metric in ("auc", "brier") for months in (12, 36, 60)),
     ]
     for row in rows:
         assert set(row) == {"method", "task", "metric", "hospital", "value", "low", "high", "n", "seed"}
@@ -207,7 +230,7 @@ def test_metric_rows_have_the_agreed_fields_and_are_json(
 
 def test_a_task_without_a_model_has_undefined_rows(tiny_study: Study, tiny_preprocessing: Preprocessing) -> None:
     rows = metric_rows({}, tiny_study, tiny_preprocessing, method="local", hospital="H1", seed=0)
-    assert len(rows) == 5
+    assert len(rows) == 18
     assert all((row["value"], row["low"], row["high"], row["n"]) == (None, None, None, 0) for row in rows)
 
 

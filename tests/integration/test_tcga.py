@@ -12,16 +12,13 @@ import pytest
 
 import modaltune.cli
 from modaltune.data.tcga import cohort_tasks, read_tcga
+from modaltune.federation.study import HEADLINES, METRICS
 from tests.integration.helpers import Ran, read_rounds, run_script
 
 pytestmark = [pytest.mark.integration, pytest.mark.tcga]
 COHORT = "BLCA"
 METHODS = ("local", "federated", "pooled", "linear", "linear_local")
-METRICS = {
-    "diagnosis": ("auc", "balanced_accuracy"),
-    "stage": ("auc", "balanced_accuracy"),
-    "survival": ("c_index",),
-}
+KINDS = {"diagnosis": "nominal", "stage": "ordinal", "survival": "survival"}
 Key = tuple[str, str, str, str]
 
 
@@ -48,7 +45,7 @@ def key(row: dict[str, Any]) -> Key:
 
 
 def expected(methods: tuple[str, ...], places: tuple[str, ...]) -> set[Key]:
-    pairs = [(task, metric) for task in cohort_tasks(COHORT) for metric in METRICS[task]]
+    pairs = [(task, metric) for task in cohort_tasks(COHORT) for metric in METRICS[KINDS[task]]]
     return {(method, task, metric, place) for method in methods for task, metric in pairs for place in places}
 
 
@@ -59,7 +56,7 @@ def assert_sound(row: dict[str, Any]) -> None:
     assert row["n"] >= 0
     if row["value"] is None:
         assert not numbers
-    elif row["low"] is not None:
+    elif row["low"] is not None and row["metric"] != "ece":  # resamples of few cases are less calibrated
         assert row["low"] <= row["value"] <= row["high"]
 
 
@@ -76,7 +73,19 @@ def test_there_is_one_row_for_every_method_task_metric_and_hospital(
 def test_every_row_is_a_number_or_null(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         assert_sound(row)
-    assert all(row["value"] is not None for row in rows if row["hospital"] == "all")
+    headlines = [name for names in HEADLINES.values() for name in names]
+    together = [row for row in rows if row["hospital"] == "all"]
+    assert all(row["value"] is not None for row in together if row["metric"] in headlines)
+
+
+def test_the_federated_model_is_compared_with_every_other_method(
+    run: tuple[Path, Ran], places: tuple[str, ...]
+) -> None:
+    found = json.loads((run[0] / "comparisons.json").read_text())
+    assert {row["a"] for row in found} == {"federated"}
+    assert {row["b"] for row in found if row["hospital"] == "all"} == set(METHODS) - {"federated"}
+    assert {row["hospital"] for row in found if row["b"] == "local"} <= set(places)
+    assert all(row["low"] <= row["high"] and 0 < row["p"] <= 1 for row in found if row["low"] is not None)
 
 
 def test_all_hospitals_together_hold_every_test_case(rows: list[dict[str, Any]]) -> None:

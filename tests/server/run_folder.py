@@ -44,6 +44,24 @@ def metrics_rows(seeds: Sequence[int] = (0,), hospitals: Sequence[str] = HOSPITA
     return rows
 
 
+def comparison_rows(seeds: Sequence[int] = (0,), hospitals: Sequence[str] = HOSPITALS) -> list[dict[str, Any]]:
+    """Federated against every other method on everybody's cases, and against local at each hospital but the last."""
+    rows = []
+    for method in METHODS:
+        for task, metrics in METRICS.items():
+            for hospital in ("all", *(hospitals[:-1] if method == "local" else ())):
+                gain = VALUES["federated"] - VALUES.get(method, 0.65)
+                row = {"a": "federated", "b": method, "task": task, "metric": metrics[0], "hospital": hospital}
+                found = {
+                    "difference": gain,
+                    "low": gain - 0.1,
+                    "high": gain + 0.1,
+                    "p": 0.004 if gain > 0.1 else 0.3,
+                }
+                rows.append(row | found | {"n": 60 if hospital == "all" else 20, "seeds": list(seeds)})
+    return [row for row in rows if row["b"] != "federated"]
+
+
 def round_rows(hospitals: Sequence[str] = HOSPITALS) -> list[dict[str, Any]]:
     """A preprocessing round and four training rounds; the last hospital misses one and is refused in another."""
     last = hospitals[-1]
@@ -140,7 +158,14 @@ def write_run(
     tasks = [
         {"name": name, "kind": kind, "positive": ["III"] if name == "stage" else []} for name, kind in KINDS.items()
     ]
-    study = {"name": "invented", "seed": 0, "tasks": tasks, "roster": list(hospitals), "training": {"rounds": 4}}
+    study = {
+        "name": "invented",
+        "seed": 0,
+        "tasks": tasks,
+        "roster": list(hospitals),
+        "training": {"rounds": 4},
+        "privacy": {"min_cell": 5, "min_contributors": 2},
+    }
     site = {
         "cases": 100,
         "train": 60,
@@ -159,14 +184,19 @@ def write_run(
         "digest": "ab" * 32,
         "budget": {"steps": 1234},
         "notes": ["A note of this run."],
+        "risk_cuts": {"survival": [-1.2, -0.4]},
     }
     _dump(folder / "study.json", study)
-    _dump(folder / "preprocessing.json", {"tasks": {name: {"candidates": c} for name, c in CANDIDATES.items()}})
+    spaces = {
+        name: {"candidates": c, "bin_edges": [40.0] if name == "survival" else []} for name, c in CANDIDATES.items()
+    }
+    _dump(folder / "preprocessing.json", {"tasks": spaces, "suppressed": {"expression": [hospitals[-1]]}})
     _dump(folder / "metrics.json", metrics_rows(seeds, hospitals))
     _dump(folder / "summary.json", said | dict(summary or {}))
     lines = "".join(json.dumps(row) + "\n" for row in round_rows(hospitals))
     (folder / "rounds.jsonl").write_text(lines, encoding="utf-8")
     if cases:
+        _dump(folder / "comparisons.json", comparison_rows(seeds, hospitals))
         prediction_rows(seeds, hospitals).to_parquet(folder / "predictions.parquet")
         embedding_rows(hospitals).to_parquet(folder / "embeddings.parquet")
     return folder

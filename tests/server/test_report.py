@@ -11,10 +11,12 @@ from sklearn.metrics import roc_auc_score
 
 from modaltune.errors import FederationError
 from server.report import write_report
-from server.report_context import comparison, lead, method_meaning
-from server.report_curves import roc_curve, spread, task_curves
+from server.report_context import comparison, further, lead, method_meaning
+from server.report_curves import kaplan_meier, roc_curve, spread, task_curves
 from server.report_data import Score, Task, collect, gain, gap_closed, load_run
+from server.report_forest import comparison_table
 from server.report_plots import hospital_colours, method_colours
+from server.report_rounds import privacy
 from tests.server.run_folder import HOSPITALS, METHODS, prediction_rows, write_run
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
@@ -81,7 +83,7 @@ def test_report_is_well_formed_and_every_reference_has_a_target(html: str, page:
 
 def test_every_figure_has_a_text_for_those_who_cannot_see_it(html: str) -> None:
     figures = re.findall(r"<svg[^>]*>", html)
-    assert len(figures) == 7
+    assert len(figures) == 10
     assert all(re.search(r'role="img" aria-label="[^"]{20,}"', figure) for figure in figures)
 
 
@@ -119,8 +121,8 @@ def test_without_single_cases_the_report_says_why_figures_are_absent(tmp_path: P
     rows = [row for row in json.loads((run / "metrics.json").read_text()) if row["method"] in ("local", "federated")]
     (run / "metrics.json").write_text(json.dumps(rows))
     html = write_report(run).read_text(encoding="utf-8")
-    assert html.count("They never leave a hospital in a real federation") == 3
-    assert len(re.findall("<svg", html)) == 4
+    assert html.count("They never leave a hospital in a real federation") == 4
+    assert len(re.findall("<svg", html)) == 5
     assert "Gap closed" not in html
 
 
@@ -142,6 +144,64 @@ def test_several_seeds_are_averaged_and_listed(tmp_path: Path) -> None:
     cells = {cell["method"]: cell for cell in comparison(load_run(run))["rows"][0]["cells"]}
     assert cells["federated"]["value"] == "0.86"
     assert cells["federated"]["interval"] == "0.80 to 0.90"
+
+
+def test_the_report_says_what_left_how_often_and_what_protected_it(run: Path, page: Page) -> None:
+    text = " ".join(page.text.split())
+    left = privacy(load_run(run))
+    assert [row["messages"] for row in left["rows"]] == ["3", "11"]  # a refused reply has left too, a missing one not
+    assert "a parameter is averaged only when at least 2 hospitals trained it" in text
+    assert "No sums, because absent or too few, of expression from H3." in text
+    assert "Secure aggregation and added noise: none" in text
+
+
+def test_a_run_without_protection_is_not_called_protected(tmp_path: Path) -> None:
+    run = write_run(tmp_path, cases=False)
+    study = json.loads((run / "study.json").read_text()) | {"privacy": {"min_cell": 1, "min_contributors": 1}}
+    (run / "study.json").write_text(json.dumps(study))
+    text = " ".join(Page(write_report(run).read_text(encoding="utf-8")).text.split())
+    assert "Least contributors: none." in text
+    assert "Small counts: not held back." in text
+
+
+def test_methods_are_compared_on_the_same_patients_with_interval_and_p(run: Path) -> None:
+    rows = comparison_table(load_run(run))
+    assert {row["method"] for row in rows} == set(METHODS) - {"federated"}
+    first = rows[0]
+    assert (first["task"], first["method"]) == ("diagnosis", "local")
+    assert (first["difference"], first["interval"], first["p"]) == ("+0.15", "+0.05 to +0.25", "< 0.01")
+    assert first["apart"]
+    assert not rows[1]["apart"]
+    text = write_report(run).read_text(encoding="utf-8")
+    assert '<td class="num"><b>+0.15</b></td>' in text
+    assert '<td class="num">−0.05</td>' in text
+
+
+def test_every_hospital_has_a_section_that_the_tables_lead_to(html: str, page: Page) -> None:
+    for index, name in enumerate(HOSPITALS, start=1):
+        assert f'href="#hospital-{index}">{name}</a>' in html
+    text = " ".join(page.text.split())
+    assert "It took part in 4 of 4 rounds." in text
+    assert "It took part in 2 of 4 rounds." in text
+
+
+def test_risk_groups_are_cut_where_training_cases_say_so(run: Path, tmp_path: Path) -> None:
+    shown = kaplan_meier(load_run(run), "survival")
+    assert "of 3 groups" in str(shown.svg)
+    uncut = write_run(tmp_path, summary={"risk_cuts": {}})
+    assert "does not say where the risks of training cases part" in kaplan_meier(load_run(uncut), "survival").missing
+    far = write_run(tmp_path, summary={"risk_cuts": {"survival": [99.0]}})
+    assert "All test cases fall into one group" in kaplan_meier(load_run(far), "survival").missing
+
+
+def test_further_metrics_stay_out_of_the_tables_that_everybody_reads(tmp_path: Path) -> None:
+    run = write_run(tmp_path, cases=False)
+    rows = json.loads((run / "metrics.json").read_text())
+    rows += [row | {"metric": "brier", "value": 0.123} for row in rows if row["metric"] == "auc"]
+    (run / "metrics.json").write_text(json.dumps(rows))
+    data = load_run(run)
+    assert all(row["metric"] != "Brier score" for row in comparison(data)["rows"])
+    assert [row["metric"] for row in further(data)["rows"]] == ["Brier score", "Brier score"]
 
 
 def test_undefined_values_show_as_not_available(tmp_path: Path) -> None:

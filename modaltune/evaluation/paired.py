@@ -1,0 +1,144 @@
+"""Two methods on the same patients: the difference of a metric, resampled together.
+
+R weight rows as in :mod:`modaltune.evaluation.metrics`; the same row draws the same patients for both methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from modaltune.data.preprocessing import TaskSpace
+from modaltune.evaluation.metrics import Floats, bootstrap_weights
+from modaltune.evaluation.predictions import metric_values, scored
+from modaltune.evaluation.survival import Censoring
+from modaltune.federation.study import METRICS, TaskSpec
+from modaltune.seeds import numpy_generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairing:
+    """What is compared: method ``a`` with method ``b`` on a task, metric and hospital (or ``all``)."""
+
+    a: str
+    b: str
+    task: str
+    metric: str
+    hospital: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Differences:
+    """Metric of a minus metric of b with one seed.
+
+    Attributes:
+        values: ``[R]`` difference per weight row; the first one is the estimate.
+        cases: number of patients.
+    """
+
+    values: Floats
+    cases: int
+
+
+def paired_differences(
+    a: Sequence[pd.DataFrame],
+    b: Sequence[pd.DataFrame],
+    spec: TaskSpec,
+    space: TaskSpace,
+    seed: int,
+    censoring: Censoring | None = None,
+) -> dict[str, Differences]:
+    """Every metric of a task for two methods on the same patients.
+
+    Args:
+        a, b: prediction tables of each method's models, cases in the same order; a method's value is their mean.
+
+    Returns:
+        metric -> differences; empty when the methods were not scored on the same patients.
+    """
+    first, second = (_known(tables, spec, space) for tables in (a, b))
+    if not first or not second or not _same_patients([*first, *second]):
+        return {}
+    weights = bootstrap_weights(len(first[0]), seed, spec.name)
+    out = {}
+    for metric in METRICS[spec.kind]:
+        means = [_mean(tables, spec, space, metric, weights, censoring) for tables in (first, second)]
+        out[metric] = Differences(values=means[0] - means[1], cases=len(first[0]))
+    return out
+
+
+def comparison_rows(found: Iterable[tuple[int, Pairing, Differences]], seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of ``comparisons.json``: each pairing over all its seeds.
+
+    Args:
+        found: seed of the run, what was compared, the differences.
+        seed: of the resampling over runs.
+    """
+    grouped: dict[Pairing, dict[int, Differences]] = {}
+    for run, pairing, differences in found:
+        grouped.setdefault(pairing, {})[run] = differences
+    return [vars(pairing) | _over_seeds(runs, pairing, seed) for pairing, runs in grouped.items()]
+
+
+def _over_seeds(runs: Mapping[int, Differences], pairing: Pairing, seed: int) -> dict[str, Any]:
+    """Mean difference with its 95 % interval and two-sided p; None where undefined.
+
+    A draw is the mean over seeds drawn with replacement, plus the deviation of one resample of patients in one of
+    them: seeds share most of their patients, so more of them make the mean steadier and no patient more.
+    """
+    known = {run: found.values for run, found in runs.items() if np.isfinite(found.values[0])}
+    cases = max(found.cases for found in runs.values())
+    empty = {"difference": None, "low": None, "high": None, "p": None, "n": cases, "seeds": sorted(runs)}
+    if not known:
+        return empty
+    values = np.stack([known[run] for run in sorted(known)])
+    estimates, count = values[:, 0], len(values)
+    generator = numpy_generator(seed, "paired", *vars(pairing).values())
+    resamples = values.shape[1] - 1
+    means = estimates[generator.integers(count, size=(resamples, count))].mean(axis=1)
+    chosen = generator.integers(count, size=resamples)
+    draws = means + values[chosen, np.arange(1, resamples + 1)] - estimates[chosen]
+    draws = draws[np.isfinite(draws)]
+    mean = float(estimates.mean())
+    if not len(draws):
+        return empty | {"difference": mean, "seeds": sorted(known)}
+    low, high = np.percentile(draws, [2.5, 97.5])
+    p = _two_sided_p(draws)
+    return empty | {"difference": mean, "low": float(low), "high": float(high), "p": p, "seeds": sorted(known)}
+
+
+def _two_sided_p(draws: Floats) -> float:
+    """Twice the smaller share of draws on one side of zero, never zero itself."""
+    below, above = np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0)
+    return float(min(1.0, 2 * (min(below, above) + 1) / (len(draws) + 1)))
+
+
+def _known(tables: Sequence[pd.DataFrame], spec: TaskSpec, space: TaskSpace) -> list[pd.DataFrame]:
+    return [found for table in tables if len(found := scored(table, spec, space.candidates))]
+
+
+def _same_patients(tables: Sequence[pd.DataFrame]) -> bool:
+    """As far as tables without identifiers can tell: the same hospitals and outcomes, row by row."""
+    rows = [table[["hospital", "label", "time_months", "event"]].reset_index(drop=True) for table in tables]
+    return all(rows[0].astype(object).equals(other.astype(object)) for other in rows[1:])
+
+
+def _mean(
+    tables: Sequence[pd.DataFrame],
+    spec: TaskSpec,
+    space: TaskSpace,
+    metric: str,
+    weights: Floats,
+    censoring: Censoring | None,
+) -> Floats:
+    """Mean over the models in which the metric is defined. -> ``[R]``."""
+    rows = [
+        metric_values(table, spec, space.candidates, metric, weights, edges=space.bin_edges, censoring=censoring)
+        for table in tables
+    ]
+    defined = [row for row in rows if np.isfinite(row[0])]
+    return np.mean(defined, axis=0) if defined else np.full(len(weights), np.nan)
