@@ -17,8 +17,15 @@ CORE_METHODS = ("local", "federated", "pooled", "linear_local", "linear")
 MIN_GAP = 0.01  # a smaller local-to-pooled gap is noise, and a share of noise says nothing
 
 _METHOD_ORDER = (*CORE_METHODS, "separate_heads", "per_task")
-_METRIC_ORDER = ("auc", "c_index", "balanced_accuracy")
-_METRIC_TITLES = {"auc": "AUC", "c_index": "C-index", "balanced_accuracy": "Balanced accuracy"}
+_METRIC_ORDER = ("auc", "c_index", "balanced_accuracy", "auc_probe", "c_index_probe", "balanced_accuracy_probe")
+_METRIC_TITLES = {
+    "auc": "AUC",
+    "c_index": "C-index",
+    "balanced_accuracy": "Balanced accuracy",
+    "auc_probe": "AUC, probe",
+    "c_index_probe": "C-index, probe",
+    "balanced_accuracy_probe": "Balanced accuracy, probe",
+}
 _METHOD_TITLES = {
     "local": "Local",
     "federated": "Federated",

@@ -14,6 +14,7 @@ from sklearn.decomposition import PCA
 
 from modaltune.errors import ConfigError
 from modaltune.evaluation.predictions import embed_cases, metric_rows
+from modaltune.evaluation.probes.embeddings import as_probe_row
 from modaltune.federation.study import Study
 from modaltune.models.learner import Learner
 from modaltune.storage import write_json
@@ -27,6 +28,7 @@ from simulation.compare import (
     run_jobs,
 )
 from simulation.engine import run_federation
+from simulation.probes import probe_tables
 
 COMPARISONS = ("pooled", "local", "linear", "linear_local")
 Say = Callable[[str], None]
@@ -63,6 +65,8 @@ class Experiment:
         self._record(
             data, "federated", {"": everybodys_test_cases(data, lambda s: predict_site(data, result.learner, s))}
         )
+        probed = probe_tables(data, result.learner, sorted(self.sites), together=False)
+        self._record_probes(data, "federated", {"": probed})
         if ablations:
             self._ablations(data, result.steps)
         self._baselines(data, scene, result.steps, comparisons)
@@ -75,16 +79,20 @@ class Experiment:
         jobs = [Job(method="pooled", steps=steps)] if "pooled" in comparisons else []
         jobs += [Job(method="local", hospital=site, steps=steps) for site in local if "local" in comparisons]
         tables: dict[str, dict[str, pd.DataFrame]] = {}
+        probes: dict[str, dict[str, pd.DataFrame]] = {}
         if jobs:
             self.say(f"training {len(jobs)} models for comparison, {steps} steps each")
-            for job, table in run_jobs(scene, jobs, lambda job: self.say(f"  {job.method} {job.hospital} done")):
-                tables.setdefault(job.method, {})[job.hospital] = table
+            for job, found in run_jobs(scene, jobs, lambda job: self.say(f"  {job.method} {job.hospital} done")):
+                tables.setdefault(job.method, {})[job.hospital] = found.table
+                probes.setdefault(job.method, {})[job.hospital] = found.probes
         if "linear" in comparisons:
             tables["linear"] = {"": linear_predictions(data, sorted(self.sites))}
         if "linear_local" in comparisons:
             tables["linear_local"] = {site: linear_predictions(data, [site]) for site in local}
-        for method, found in tables.items():
-            self._record(data, method, found)
+        for method, models in tables.items():
+            self._record(data, method, models)
+        for method, models in probes.items():
+            self._record_probes(data, method, models)
 
     def _trains(self, data: Hospitals, site: str) -> bool:
         return any(case.targets for case in data.split(site, "train"))
@@ -115,25 +123,38 @@ class Experiment:
         return everybodys_test_cases(other, lambda site: predict_site(other, result.learner, site))
 
     def _record(self, data: Hospitals, method: str, tables: Tables) -> None:
-        """Rows of one method for every hospital and for all; local models count where their hospital holds the task."""
-        holds = {
-            task.name: [s for s in tables if not s or task.name in data.cohorts[s].tasks] for task in self.study.tasks
-        }
-        options: dict[str, Any] = {"method": method, "seed": self.study.seed}
-        for hospital in sorted(self.sites):
-            own = {
-                task: [tables[site][tables[site]["hospital"] == hospital] for site in owners if site in ("", hospital)]
-                for task, owners in holds.items()
-            }
-            self.outcome.rows += metric_rows(own, self.study, data.preprocessing, hospital=hospital, **options)
-        everybody = {task: [tables[site] for site in owners] for task, owners in holds.items()}
-        self.outcome.rows += metric_rows(everybody, self.study, data.preprocessing, hospital="all", **options)
+        """Rows and predictions of one method."""
+        holds = self._holds(data, tables)
+        self.outcome.rows += self._rows(data, method, tables)
         self.outcome.predictions += [
             table[[site in holds[task] for task in table["task"]]].assign(
                 method=method, seed=self.study.seed, model=site
             )
             for site, table in tables.items()
         ]
+
+    def _record_probes(self, data: Hospitals, method: str, tables: Tables) -> None:
+        """Rows of the probes on a method's embeddings."""
+        self.outcome.rows += [as_probe_row(row) for row in self._rows(data, method, tables)]
+
+    def _rows(self, data: Hospitals, method: str, tables: Tables) -> list[dict[str, Any]]:
+        """Rows of one method for every hospital and for all; local models count where their hospital holds the task."""
+        rows, holds = [], self._holds(data, tables)
+        options: dict[str, Any] = {"method": method, "seed": self.study.seed}
+        for hospital in sorted(self.sites):
+            own = {
+                task: [tables[site][tables[site]["hospital"] == hospital] for site in owners if site in ("", hospital)]
+                for task, owners in holds.items()
+            }
+            rows += metric_rows(own, self.study, data.preprocessing, hospital=hospital, **options)
+        everybody = {task: [tables[site] for site in owners] for task, owners in holds.items()}
+        return rows + metric_rows(everybody, self.study, data.preprocessing, hospital="all", **options)
+
+    def _holds(self, data: Hospitals, tables: Tables) -> dict[str, list[str]]:
+        """Task -> the models that hold it."""
+        return {
+            task.name: [s for s in tables if not s or task.name in data.cohorts[s].tasks] for task in self.study.tasks
+        }
 
     def _round_line(self, row: Mapping[str, Any]) -> None:
         loss = "" if row.get("loss") is None else f"  loss {row['loss']:.3f}"

@@ -100,20 +100,19 @@ def logistic_spec(sites: Mapping[str, SiteCases], ridge: float = C) -> ProbeSpec
 
 def pooled_logistic(sites: Mapping[str, SiteCases], ridge: float, solver: str = "newton-cholesky") -> Floats:
     """scikit-learn's coefficients on all cases, standardised; the intercept is the last column."""
-    features = np.concatenate([cases.features for cases in sites.values()])
-    labels = np.concatenate([cases.group for cases in sites.values()])
+    everybody = SiteCases.together(list(sites.values()))
     model = LogisticRegression(C=ridge, solver=solver, tol=1e-12, max_iter=10_000)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # L-BFGS cannot reach this tolerance and says so
-        model.fit(StandardScaler().fit_transform(features), labels)
+        model.fit(StandardScaler().fit_transform(everybody.features), everybody.group)
     return np.hstack([model.coef_, model.intercept_[:, None]])
 
 
 def pooled_cox(sites: Mapping[str, SiteCases], penalizer: float) -> Floats:
     """Coefficients of lifelines on all cases, one stratum a site."""
-    frame = pd.DataFrame(np.concatenate([cases.features for cases in sites.values()])).rename(columns="f{}".format)
-    frame["months"] = np.concatenate([cases.months for cases in sites.values() if cases.months is not None])
-    frame["event"] = np.concatenate([cases.group for cases in sites.values()])
+    everybody = SiteCases.together(list(sites.values()))
+    frame = pd.DataFrame(everybody.features).rename(columns="f{}".format)
+    frame["months"], frame["event"] = everybody.months, everybody.group
     frame["site"] = np.repeat(list(sites), [len(cases.group) for cases in sites.values()])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

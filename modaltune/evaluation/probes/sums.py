@@ -5,7 +5,7 @@ n cases, F features of an embedding, G groups (classes; survivors and deaths), D
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,16 @@ class SiteCases:
     features: Floats
     group: NDArray[np.int64]
     months: Floats | None = None
+
+    @classmethod
+    def together(cls, parts: Sequence[SiteCases]) -> SiteCases:
+        """The cases of all parts as those of one site."""
+        months = [part.months for part in parts if part.months is not None]
+        return cls(
+            features=np.concatenate([part.features for part in parts]),
+            group=np.concatenate([part.group for part in parts]),
+            months=np.concatenate(months) if months else None,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

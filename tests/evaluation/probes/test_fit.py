@@ -43,7 +43,7 @@ def only(sites: Sites, site: str, keep: np.ndarray) -> Sites:
     return {**sites, site: SiteCases(features=cases.features[keep], group=cases.group[keep], months=months)}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(seed=seeds, classes=st.integers(2, 4), ridge=st.sampled_from([0.01, 1.0, 100.0]))
 def test_a_logistic_probe_equals_scikit_learn_on_pooled_cases(seed: int, classes: int, ridge: float) -> None:
     sites = sites_of(seed, classes=classes)
@@ -61,7 +61,7 @@ def test_a_logistic_probe_does_not_depend_on_who_holds_which_case(owners: list[i
     np.testing.assert_allclose(found.coefficients, expected.coefficients, atol=SAME)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(seed=seeds, penalizer=st.sampled_from([0.001, 0.1, 1.0]))
 def test_a_cox_probe_equals_lifelines_with_sites_as_strata(seed: int, penalizer: float) -> None:
     sites = sites_of(seed, survival=True)
@@ -162,7 +162,7 @@ def test_a_budget_of_questions_is_kept() -> None:
         asked.append(question)
         return {site: site_sums(sites[site], question) for site in contributors(tallies)}
 
-    with pytest.raises(ProbeError, match="after 3 questions; allow more"):
+    with pytest.raises(ProbeError, match="after 3 questions"):
         fit_probe(spec, tallies, ask, most_questions=3)
     assert len(asked) == 3
 
