@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from modaltune.evaluation.metrics import Floats
-from modaltune.evaluation.probes.fit import PENALIZER, C, Probe, ProbeSpec, fit_sites
+from modaltune.evaluation.probes.fit import PENALIZER, C, ProbeSpec, fit_sites, hazard_ratios
 from modaltune.evaluation.probes.sums import SiteCases, Sums
 from modaltune.seeds import numpy_generator
 
@@ -44,7 +44,7 @@ def bench_probes(partitions: int = 50, growth: Sequence[dict[str, int]] = GROWTH
             worst[name] = max(worst[name], float(np.abs(fitted - pooled_logistic(sites, C, solver)).max()))
         sites = random_sites(generator, classes=2, survival=True)
         probe = fit_sites(ProbeSpec(kind="cox", ridge=PENALIZER), sites)
-        difference = np.abs(raw_hazard_ratios(probe) - pooled_cox(sites, PENALIZER)).max()
+        difference = np.abs(hazard_ratios(probe) - pooled_cox(sites, PENALIZER)).max()
         worst["lifelines"] = max(worst["lifelines"], float(difference))
     out: dict[str, dict[str, float]] = {
         f"difference to {name}": {"largest": value, "partitions": partitions} for name, value in worst.items()
@@ -119,12 +119,6 @@ def pooled_cox(sites: Mapping[str, SiteCases], penalizer: float) -> Floats:
         model = CoxPHFitter(penalizer=penalizer).fit(frame, "months", "event", strata=["site"], fit_options=_TIGHT)
     found: Floats = model.params_.to_numpy()
     return found
-
-
-def raw_hazard_ratios(probe: Probe) -> Floats:
-    """``[F]`` log hazard ratios per unit of the features as they came."""
-    out: Floats = probe.optimum.coefficients[0] / probe.optimum.deviation
-    return out
 
 
 def _cost(kind: str, *, width: int, sites: int, cases: int) -> dict[str, float]:

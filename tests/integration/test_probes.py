@@ -77,11 +77,13 @@ def test_rows_of_probes_have_names_of_their_own(data: Hospitals, learner: Learne
     assert all(row["value"] is not None for row in rows)
 
 
-def test_hospitals_with_too_small_groups_are_left_out_of_the_federation_only(
+def test_a_hospital_with_one_death_is_left_out_of_the_federation_only(
     data: Hospitals, learner: Learner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    strict = data.study.privacy.model_copy(update={"min_cell": 8})
+    strict = data.study.privacy.model_copy(update={"min_cell": 2})
     monkeypatch.setattr(data, "study", data.study.model_copy(update={"privacy": strict}))
+    train = data.cohorts["H4"].cases.query("split == 'train'")
+    assert train["event"].sum() == 1
     sites = list(data.cohorts)
-    assert fit_probes(data, learner, sites, together=False)["diagnosis"].left_out
-    assert not fit_probes(data, learner, sites, together=True)["diagnosis"].left_out
+    assert "H4" in fit_probes(data, learner, sites, together=False)["survival"].left_out
+    assert not fit_probes(data, learner, sites, together=True)["survival"].left_out

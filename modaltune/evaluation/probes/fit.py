@@ -98,6 +98,13 @@ class Probe:
         return out
 
 
+def hazard_ratios(probe: Probe) -> Floats:
+    """``[F]`` log hazard ratios of a Cox probe per unit of the features as they came; 0 where one never varies."""
+    deviation = probe.optimum.deviation
+    out: Floats = probe.optimum.coefficients[0] / np.where(deviation > 0, deviation, np.inf)
+    return out
+
+
 def site_sums(cases: SiteCases, question: ProbeQuestion) -> Sums:
     """Answer of one site."""
     features = question.standardised(cases.features)

@@ -13,10 +13,17 @@ from modaltune.benchmarks.probes import (
     pooled_cox,
     pooled_logistic,
     random_sites,
-    raw_hazard_ratios,
 )
 from modaltune.errors import ProbeError
-from modaltune.evaluation.probes.fit import MOST_QUESTIONS, ProbeQuestion, ProbeSpec, fit_probe, fit_sites, site_sums
+from modaltune.evaluation.probes.fit import (
+    MOST_QUESTIONS,
+    ProbeQuestion,
+    ProbeSpec,
+    fit_probe,
+    fit_sites,
+    hazard_ratios,
+    site_sums,
+)
 from modaltune.evaluation.probes.sums import SiteCases, Sums, contributors, site_tally
 
 Sites = dict[str, SiteCases]
@@ -66,13 +73,13 @@ def test_a_logistic_probe_does_not_depend_on_who_holds_which_case(owners: list[i
 def test_a_cox_probe_equals_lifelines_with_sites_as_strata(seed: int, penalizer: float) -> None:
     sites = sites_of(seed, survival=True)
     fitted = fit_sites(ProbeSpec(kind="cox", ridge=penalizer), sites)
-    np.testing.assert_allclose(raw_hazard_ratios(fitted), pooled_cox(sites, penalizer), atol=SAME)
+    np.testing.assert_allclose(hazard_ratios(fitted), pooled_cox(sites, penalizer), atol=SAME)
 
 
 def test_probes_without_ridge_equal_the_maximum_likelihood() -> None:
     sites = sites_of(3, survival=True, cases=200)
     fitted = fit_sites(ProbeSpec(kind="cox", ridge=0.0), sites)
-    np.testing.assert_allclose(raw_hazard_ratios(fitted), pooled_cox(sites, 0.0), atol=SAME)
+    np.testing.assert_allclose(hazard_ratios(fitted), pooled_cox(sites, 0.0), atol=SAME)
     labelled = sites_of(3, classes=2, cases=200)
     fitted = fit_sites(logistic_spec(labelled, np.inf), labelled)
     np.testing.assert_allclose(fitted.optimum.coefficients, pooled_logistic(labelled, np.inf), atol=SAME)
@@ -84,7 +91,7 @@ def test_a_site_with_a_single_death_counts_as_lifelines_counts_it() -> None:
     died = np.flatnonzero(sites[largest].group == 1)
     sites = only(sites, largest, np.isin(np.arange(len(sites[largest].group)), died[1:], invert=True))
     assert sites[largest].group.sum() == 1
-    np.testing.assert_allclose(raw_hazard_ratios(fit_sites(COX, sites)), pooled_cox(sites, 0.1), atol=SAME)
+    np.testing.assert_allclose(hazard_ratios(fit_sites(COX, sites)), pooled_cox(sites, 0.1), atol=SAME)
 
 
 @pytest.mark.parametrize("survival", [False, True])
@@ -96,7 +103,7 @@ def test_with_suppression_small_sites_are_named_and_the_others_fit_alone(surviva
     assert small
     assert set(fitted.left_out) == small | {site for site, held in sites.items() if not len(held.group)}
     rest = {site: held for site, held in sites.items() if site not in small}
-    expected = raw_hazard_ratios(fitted) if survival else fitted.optimum.coefficients
+    expected = hazard_ratios(fitted) if survival else fitted.optimum.coefficients
     found = pooled_cox(rest, 0.1) if survival else pooled_logistic(rest, 1.0)
     np.testing.assert_allclose(expected, found, atol=SAME)
 
