@@ -130,7 +130,7 @@ def fed_tcga_brca(
     """Cox regression over six real centres: exact over sites, by FedAvg, FedProx and FedAdam, and pooled; minutes."""
     from simulation.fed_tcga_brca import compare
 
-    found = compare(data, _seeds(0, seeds), progress_line(quiet=json))
+    found = compare(data, _seeds(0, seeds), progress_line(quiet=False))
     if json:
         emit_json(found)
     else:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from modaltune.evaluation.metrics import Floats
-from modaltune.evaluation.probes.cox import cox_sums
+from modaltune.evaluation.probes.cox import RiskSets, cox_gradient
 from modaltune.evaluation.probes.sums import SiteCases
 
 _BETAS, _TAU = (0.9, 0.99), 1e-3
@@ -54,11 +54,12 @@ def trained_by_rounds(sites: Mapping[str, SiteCases], recipe: Recipe, rounds: in
     """Coefficients ``[F]`` after each round; sites weigh by their cases."""
     names = [name for name in sorted(sites) if len(sites[name].group)]
     weights = np.array([len(sites[name].group) for name in names], dtype=np.float64)
+    held = [_sorted(sites[name]) for name in names]
     coefficients = torch.zeros(sites[names[0]].features.shape[1], dtype=torch.float64, requires_grad=True)
     adam = torch.optim.Adam([coefficients], lr=recipe.server_rate or 1.0, betas=_BETAS, eps=_TAU)
     for _ in range(rounds):
         received = coefficients.detach().numpy().copy()
-        trained = [_trained_locally(sites[name], received, recipe) for name in names]
+        trained = [_trained_locally(features, sets, received, recipe) for features, sets in held]
         mean = np.average(trained, axis=0, weights=weights)
         if recipe.server_rate:
             coefficients.grad = torch.from_numpy(received - mean)
@@ -68,10 +69,15 @@ def trained_by_rounds(sites: Mapping[str, SiteCases], recipe: Recipe, rounds: in
         yield coefficients.detach().numpy().copy()
 
 
-def _trained_locally(cases: SiteCases, received: Floats, recipe: Recipe) -> Floats:
+def _sorted(cases: SiteCases) -> tuple[Floats, RiskSets]:
     assert cases.months is not None
-    event, found = cases.group.astype(bool), received.copy()
+    sets = RiskSets.of(cases.months, cases.group.astype(bool))
+    return cases.features[sets.order], sets
+
+
+def _trained_locally(features: Floats, sets: RiskSets, received: Floats, recipe: Recipe) -> Floats:
+    found = received.copy()
     for _ in range(recipe.local_steps):
-        slope = cox_sums(cases.features, cases.months, event, found).gradient / len(event)
+        slope = cox_gradient(features, sets, found) / len(features)
         found = found - recipe.learning_rate * (slope + recipe.proximal * (found - received))
     return found

@@ -126,9 +126,9 @@ def _cost(kind: str, *, width: int, sites: int, cases: int) -> dict[str, float]:
     generator = numpy_generator(0, "bench-probes-cost")
     held = random_sites(generator, classes=3, survival=survival, width=width, sites=sites, cases=cases)
     spec = ProbeSpec(kind="cox", ridge=PENALIZER) if survival else logistic_spec(held)
-    started = time.perf_counter()
+    started = time.process_time()
     probe = fit_sites(spec, held)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     size = probe.optimum.coefficients.size
     answer = Sums(loss=0.0, gradient=np.zeros(size), hessian=np.zeros((size, size))).packed()
     up, down = sum(array.nbytes for array in answer.values()), 8 * (size + 2 * width)
@@ -139,5 +139,5 @@ def _cost(kind: str, *, width: int, sites: int, cases: int) -> dict[str, float]:
         "kB_down_each": down / 1e3,
         "sites_asked": asked,
         "MB_in_all": asked * probe.questions * (up + down) / 1e6,
-        "seconds": seconds,
+        "cpu_seconds": seconds,
     }
