@@ -16,7 +16,9 @@ from modaltune.evaluation.probes.sums import SiteCases
 from modaltune.federation.statistics import pooled_preprocessing, site_statistics
 from modaltune.federation.study import Study
 from modaltune.models.learner import Learner, build_learner
+from simulation import compare
 from simulation.compare import Hospitals, Scene
+from simulation.experiment import Experiment
 from simulation.probes import fit_probes, probe_tables
 
 
@@ -87,3 +89,23 @@ def test_a_hospital_with_one_death_is_left_out_of_the_federation_only(
     sites = list(data.cohorts)
     assert "H4" in fit_probes(data, learner, sites, together=False)["survival"].left_out
     assert not fit_probes(data, learner, sites, together=True)["survival"].left_out
+
+
+def test_an_experiment_has_probe_rows_for_every_hospital_and_all(
+    data: Hospitals, learner: Learner, hospitals: dict[str, Path], tmp_path: Path
+) -> None:
+    experiment = Experiment(data.study, hospitals, hospitals, tmp_path, print)
+    experiment._record_probes(data, "federated", {"": probe_tables(data, learner, sorted(hospitals), together=False)})
+    rows = experiment.outcome.rows
+    assert {row["hospital"] for row in rows} == {*hospitals, "all"}
+    assert {row["metric"] for row in rows} == {"auc_probe", "balanced_accuracy_probe", "c_index_probe"}
+    assert not experiment.outcome.predictions
+
+
+def test_a_model_trained_for_comparison_comes_back_with_probes(
+    data: Hospitals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "_hospitals", data, raising=False)
+    found = compare._run(compare.Job(method="local", hospital="H1", steps=1))
+    assert set(found.probes["hospital"]) == set(data.cohorts)
+    assert set(found.probes["task"]) == set(found.table["task"])

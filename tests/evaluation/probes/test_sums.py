@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import approx_fprime
 
 from modaltune.benchmarks.probes import random_sites
-from modaltune.evaluation.probes.cox import cox_sums
+from modaltune.evaluation.probes.cox import RiskSets, cox_gradient, cox_sums
 from modaltune.evaluation.probes.logistic import logistic_sums
 from modaltune.evaluation.probes.newton import minimise
 from modaltune.evaluation.probes.sums import SiteCases, Sums, pool_tallies, site_tally
@@ -49,6 +49,16 @@ def test_the_partial_likelihood_is_efrons() -> None:
 def test_a_censoring_at_the_time_of_a_death_is_still_at_risk() -> None:
     together = cox_sums(np.eye(2), np.array([3.0, 3.0]), np.array([True, False]), np.zeros(2))
     assert together.loss == pytest.approx(np.log(2))
+
+
+def test_the_gradient_alone_is_that_of_the_sums(cases: SiteCases) -> None:
+    assert cases.months is not None
+    event, point = cases.group.astype(bool), np.array([0.2, -0.1, 0.05])
+    for observed in (event, np.zeros_like(event)):
+        sets = RiskSets.of(cases.months, observed)
+        found = cox_gradient(cases.features[sets.order], sets, point)
+        expected = cox_sums(cases.features, cases.months, observed, point).gradient
+        np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
 def test_a_site_without_deaths_adds_nothing(cases: SiteCases) -> None:
