@@ -121,6 +121,22 @@ def tcga(
     _run(plan, out or Path(f"runs/tcga-{tables.cohort.lower()}"), _seeds(seed, seeds), json)
 
 
+@app.command("fed-tcga-brca")
+def fed_tcga_brca(
+    data: Annotated[Path, typer.Option(help="Folder with fed_tcga_brca.parquet (docs/data.md).")],
+    seeds: Annotated[str, typer.Option(help="Seeds of the split.")] = "0,1,2,3,4",
+    json: Json = False,
+) -> None:
+    """Cox regression over six real centres: exact over sites, by FedAvg, FedProx and FedAdam, and pooled; minutes."""
+    from simulation.fed_tcga_brca import compare
+
+    found = compare(data, _seeds(0, seeds), progress_line(quiet=False))
+    if json:
+        emit_json(found)
+    else:
+        console.print(comparison_table(found["metrics"]))
+
+
 @app.command()
 def scale(
     sites: Annotated[int, typer.Option(min=1, help="Sites that answer at full size, with nothing behind them.")] = 100,

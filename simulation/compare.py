@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,7 @@ from modaltune.federation.study import Study
 from modaltune.models.learner import build_learner
 from modaltune.seeds import derive_seed
 from modaltune.training import epoch_steps, fit_and_average, fit_and_select, labelled
+from simulation.probes import probe_tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,13 @@ class Job:
     method: str
     hospital: str = ""
     steps: int = 0
+
+
+class Predicted(NamedTuple):
+    """Predictions of one model for everybody's test cases: its own, and of probes on its embeddings."""
+
+    table: pd.DataFrame
+    probes: pd.DataFrame
 
 
 class Hospitals:
@@ -85,7 +94,7 @@ class Hospitals:
 
 def run_jobs(
     scene: Scene, jobs: Sequence[Job], done: Callable[[Job], None] | None = None
-) -> list[tuple[Job, pd.DataFrame]]:
+) -> list[tuple[Job, Predicted]]:
     """Train every job's model and predict all hospitals' test cases, in as many processes as there are cores."""
     workers = max(1, min(len(jobs), os.cpu_count() or 1))
     out = []
@@ -106,7 +115,7 @@ def _open(scene: Scene) -> None:
     _hospitals = Hospitals(scene)
 
 
-def _run(job: Job) -> pd.DataFrame:
+def _run(job: Job) -> Predicted:
     data = _hospitals
     study, learner = data.study, build_learner(data.study, data.preprocessing)
     seed = derive_seed(study.seed, job.method, job.hospital)
@@ -116,7 +125,9 @@ def _run(job: Job) -> pd.DataFrame:
     else:
         train, validation = data.split(job.hospital, "train"), data.split(job.hospital, "val")
         fit_and_select(learner, train, validation, study.training, steps=job.steps, seed=seed)
-    return everybodys_test_cases(data, lambda site: predict_site(data, learner, site))
+    own = everybodys_test_cases(data, lambda site: predict_site(data, learner, site))
+    fitted_on = [job.hospital] if job.hospital else sorted(data.cohorts)
+    return Predicted(own, probe_tables(data, learner, fitted_on, together=True))
 
 
 def predict_site(data: Hospitals, learner: torch.nn.Module, site: str) -> pd.DataFrame:

@@ -19,7 +19,8 @@ from modaltune.federation.study import Study
 from modaltune.storage import write_text
 from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
 from server.report import write_report
-from simulation.experiment import COMPARISONS, Experiment, Outcome, Say, write_outcomes
+from simulation.experiment import COMPARISONS, Experiment, Say
+from simulation.outcomes import Outcome, write_outcomes
 from simulation.study import draft_study, load_settings, read_sites
 
 Build = Callable[[Path, int, bool], Sequence[Path]]  # out, seed, whether with every label -> site folders

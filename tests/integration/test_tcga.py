@@ -65,7 +65,8 @@ def test_there_is_one_row_for_every_method_task_metric_and_hospital(
 ) -> None:
     assert len(places) > 2
     keys = [key(row) for row in rows]
-    assert set(keys) == expected(METHODS, places)
+    probes = {(m, t, f"{c}_probe", p) for m, t, c, p in expected(("local", "federated", "pooled"), places)}
+    assert set(keys) == expected(METHODS, places) | probes
     assert len(keys) == len(set(keys))
     assert {row["seed"] for row in rows} == {0}
 

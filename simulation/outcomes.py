@@ -1,0 +1,173 @@
+"""What a comparison leaves: metric rows, paired differences, predictions, embedding map, and the files of all seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.decomposition import PCA
+
+from modaltune.evaluation.paired import Differences, Pairing, comparison_rows, paired_differences
+from modaltune.evaluation.predictions import embed_cases, metric_rows, predict
+from modaltune.evaluation.probes.embeddings import as_probe_row
+from modaltune.evaluation.survival import Censoring, risk_cuts
+from modaltune.federation.study import HEADLINES
+from modaltune.models.learner import Learner
+from modaltune.storage import write_json
+from simulation.compare import Hospitals
+
+Tables = Mapping[str, pd.DataFrame]  # hospital whose model it is ("" = one model for all) -> predictions
+ByTask = dict[str, list[pd.DataFrame]]  # task -> predictions of the models that hold it
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What one seed leaves."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    predictions: list[pd.DataFrame] = field(default_factory=list)
+    differences: list[tuple[int, Pairing, Differences]] = field(default_factory=list)
+    embeddings: pd.DataFrame | None = None
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+class Scorer:
+    """Scores the methods of one study at each hospital and at all of them, and writes into an outcome."""
+
+    def __init__(self, data: Hospitals, outcome: Outcome) -> None:
+        self.data, self.study, self.outcome = data, data.study, outcome
+        self._federated: dict[str, ByTask] = {}
+
+    def record(self, method: str, tables: Tables) -> None:
+        """Rows, differences from the federated model, and predictions of one method.
+
+        Local models count where their hospital holds the task.
+        """
+        holds = self._holds(tables)
+        for hospital, found in self._places(tables):
+            self.outcome.rows += self._rows(method, hospital, found)
+            self._compare(method, hospital, found)
+        self.outcome.predictions += [
+            table[[site in holds[task] for task in table["task"]]].assign(
+                method=method, seed=self.study.seed, model=site
+            )
+            for site, table in tables.items()
+        ]
+
+    def record_probes(self, method: str, tables: Tables) -> None:
+        """Headline rows of the probes on a method's embeddings."""
+        headlines = {metric for names in HEADLINES.values() for metric in names}
+        for hospital, found in self._places(tables):
+            rows = self._rows(method, hospital, found)
+            self.outcome.rows += [as_probe_row(row) for row in rows if row["metric"] in headlines]
+
+    def _holds(self, tables: Tables) -> dict[str, list[str]]:
+        """Task -> the models that hold it."""
+        return {
+            task.name: [site for site in tables if not site or task.name in self.data.cohorts[site].tasks]
+            for task in self.study.tasks
+        }
+
+    def _places(self, tables: Tables) -> Iterable[tuple[str, ByTask]]:
+        """Predictions for the cases of each hospital, and for everybody's."""
+        holds = self._holds(tables)
+        for hospital in sorted(self.data.cohorts):
+            yield (
+                hospital,
+                {
+                    task: [
+                        tables[site][tables[site]["hospital"] == hospital] for site in owners if site in ("", hospital)
+                    ]
+                    for task, owners in holds.items()
+                },
+            )
+        yield "all", {task: [tables[site] for site in owners] for task, owners in holds.items()}
+
+    def _censoring(self, hospital: str) -> Censoring:
+        here = sorted(self.data.cohorts) if hospital == "all" else [hospital]
+        return Censoring.of_training(self.data.cohorts[site].cases for site in here)
+
+    def _rows(self, method: str, hospital: str, tables: ByTask) -> list[dict[str, Any]]:
+        return metric_rows(
+            tables,
+            self.study,
+            self.data.preprocessing,
+            method=method,
+            hospital=hospital,
+            seed=self.study.seed,
+            censoring=self._censoring(hospital),
+        )
+
+    def _compare(self, method: str, hospital: str, tables: ByTask) -> None:
+        """Differences from the federated model, everywhere for local models and at ``all`` for the others."""
+        if method == "federated":
+            self._federated[hospital] = tables
+        elif hospital == "all" or method == "local":
+            seed, censoring = self.study.seed, self._censoring(hospital)
+            for spec in self.study.tasks:
+                space, ours = self.data.preprocessing.tasks[spec.name], self._federated[hospital][spec.name]
+                found = paired_differences(ours, tables[spec.name], spec, space, seed, censoring)
+                for metric, values in found.items():
+                    pairing = Pairing(a="federated", b=method, task=spec.name, metric=metric, hospital=hospital)
+                    self.outcome.differences.append((seed, pairing, values))
+
+
+def training_risk_cuts(data: Hospitals, learner: Learner) -> dict[str, list[float]]:
+    """Where the risks that a model gives training cases part into groups, for each survival task."""
+    parts = [
+        predict(learner, data.study, data.preprocessing, cohort, data.cases[site], split="train")
+        for site, cohort in data.cohorts.items()
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    cuts = {}
+    for task in data.study.tasks:
+        inside = table[table["task"] == task.name]
+        if task.kind == "survival":
+            cuts[task.name] = list(risk_cuts(inside["risk"].to_numpy(np.float64), inside["event"].to_numpy() > 0))
+    return cuts
+
+
+def embedding_map(data: Hospitals, learner: Learner) -> pd.DataFrame:
+    """Test cases as points: the first task's embeddings on their two leading components, with hospital and labels."""
+    first, parts, frames = data.study.tasks[0].name, [], []
+    for site in sorted(data.truth):
+        keep = (data.truth[site].cases["split"] == "test").to_numpy()
+        chosen = [case for case, k in zip(data.truth_cases[site], keep, strict=True) if k]
+        parts.append(embed_cases(learner, chosen)[first].cpu().numpy())
+        frames.append(_labels(data, site, data.truth[site].cases[keep]))
+    points = np.concatenate(parts)
+    points = points / np.linalg.norm(points, axis=1, keepdims=True)
+    flat = PCA(2, random_state=0).fit_transform(points)
+    table = pd.concat(frames, ignore_index=True)
+    return table.assign(x=flat[:, 0], y=flat[:, 1], seed=data.study.seed)
+
+
+def _labels(data: Hospitals, site: str, frame: pd.DataFrame) -> pd.DataFrame:
+    columns: dict[str, Sequence[Any]] = {"hospital": [site] * len(frame)}
+    for task in data.study.tasks:
+        if task.kind == "survival":
+            event = frame["event"] if "event" in frame else pd.Series([None] * len(frame))
+            columns[task.name] = [None if pd.isna(e) else "died" if e else "censored" for e in event]
+        else:
+            values = frame[task.name] if task.name in frame else pd.Series([None] * len(frame))
+            columns[task.name] = [None if pd.isna(v) else str(v) for v in values]
+    return pd.DataFrame(columns)
+
+
+def write_outcomes(folder: Path, outcomes: Sequence[Outcome], summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Write metrics, comparisons, predictions, embedding map and summary of all seeds; returns the metric rows."""
+    rows = [row for outcome in outcomes for row in outcome.rows]
+    write_json(folder / "metrics.json", rows)
+    found = [difference for outcome in outcomes for difference in outcome.differences]
+    write_json(folder / "comparisons.json", comparison_rows(found))
+    pd.concat([t for outcome in outcomes for t in outcome.predictions], ignore_index=True).to_parquet(
+        folder / "predictions.parquet", index=False
+    )
+    maps = [outcome.embeddings for outcome in outcomes if outcome.embeddings is not None]
+    pd.concat(maps, ignore_index=True).to_parquet(folder / "embeddings.parquet", index=False)
+    write_json(folder / "summary.json", summary)
+    return rows

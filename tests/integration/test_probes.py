@@ -1,0 +1,111 @@
+"""Probes on the embeddings of a study's model: over hospitals, and with all cases in one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from modaltune.data.cohort import Cohort
+from modaltune.evaluation.predictions import COLUMNS, metric_rows, predict
+from modaltune.evaluation.probes.embeddings import as_probe_row, embedded, labelled_cases
+from modaltune.evaluation.probes.sums import SiteCases
+from modaltune.federation.statistics import pooled_preprocessing, site_statistics
+from modaltune.federation.study import Study
+from modaltune.models.learner import Learner, build_learner
+from simulation import compare
+from simulation.compare import Hospitals, Scene
+from simulation.experiment import Experiment
+from simulation.probes import fit_probes, probe_tables
+
+
+@pytest.fixture(scope="module")
+def data(study: Study, hospitals: dict[str, Path], cohorts: dict[str, Cohort]) -> Hospitals:
+    measured = [set(c.expression.columns) for c in cohorts.values() if c.expression is not None]
+    genes = sorted(set.intersection(*measured) & {gene for members in study.gene_sets.values() for gene in members})
+    sums = {site: site_statistics(cohort, study, genes) for site, cohort in cohorts.items()}
+    preprocessing = pooled_preprocessing(sums, study, genes).to_json()
+    return Hospitals(Scene(sites=hospitals, truth=hospitals, study=study.to_json(), preprocessing=preprocessing))
+
+
+@pytest.fixture(scope="module")
+def learner(data: Hospitals) -> Learner:
+    return build_learner(data.study, data.preprocessing)
+
+
+def training_cases(data: Hospitals, learner: Learner, name: str) -> SiteCases:
+    parts = []
+    for site in sorted(data.cohorts):
+        cases, frame = data.split(site, "train"), data.cohorts[site].cases
+        features = embedded(learner, cases)[name]
+        parts.append(labelled_cases(data.study.task(name), cases, frame[frame["split"] == "train"], features))
+    return SiteCases.together(parts)
+
+
+def test_a_federated_probe_is_scikit_learns_on_pooled_embeddings(data: Hospitals, learner: Learner) -> None:
+    probe = fit_probes(data, learner, list(data.cohorts), together=False)["diagnosis"]
+    cases = training_cases(data, learner, "diagnosis")
+    model = LogisticRegression(solver="newton-cholesky", tol=1e-12)
+    model.fit(StandardScaler().fit_transform(cases.features), cases.group)
+    np.testing.assert_allclose(probe.optimum.coefficients[:, :-1], model.coef_, atol=1e-6)
+
+
+def test_cases_in_one_place_or_at_their_hospitals_give_the_same_classes(data: Hospitals, learner: Learner) -> None:
+    apart, together = (fit_probes(data, learner, list(data.cohorts), together=one) for one in (False, True))
+    for task in ("diagnosis", "stage"):
+        np.testing.assert_allclose(apart[task].optimum.coefficients, together[task].optimum.coefficients, atol=1e-6)
+    assert set(apart) == {task.name for task in data.study.tasks}
+
+
+def test_probes_predict_the_cases_that_the_model_predicts(data: Hospitals, learner: Learner) -> None:
+    probed = probe_tables(data, learner, list(data.cohorts), together=False)
+    assert tuple(probed.columns) == COLUMNS
+    for site in data.cohorts:
+        own = predict(learner, data.study, data.preprocessing, data.truth[site], data.truth_cases[site])
+        beside = probed[probed["hospital"] == site]
+        for column in ("task", "label", "time_months"):
+            assert list(own[column].fillna("-")) == list(beside[column].fillna("-"))
+    assert probed.loc[probed["task"] == "survival", "risk"].notna().all()
+
+
+def test_rows_of_probes_have_names_of_their_own(data: Hospitals, learner: Learner) -> None:
+    probed = probe_tables(data, learner, list(data.cohorts), together=False)
+    tables = {task.name: [probed] for task in data.study.tasks}
+    rows = metric_rows(tables, data.study, data.preprocessing, method="federated", hospital="all", seed=0)
+    assert {as_probe_row(row)["metric"] for row in rows} == {"auc_probe", "balanced_accuracy_probe", "c_index_probe"}
+    assert all(row["value"] is not None for row in rows)
+
+
+def test_a_hospital_with_one_death_is_left_out_of_the_federation_only(
+    data: Hospitals, learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict = data.study.privacy.model_copy(update={"min_cell": 2})
+    monkeypatch.setattr(data, "study", data.study.model_copy(update={"privacy": strict}))
+    train = data.cohorts["H4"].cases.query("split == 'train'")
+    assert train["event"].sum() == 1
+    sites = list(data.cohorts)
+    assert "H4" in fit_probes(data, learner, sites, together=False)["survival"].left_out
+    assert not fit_probes(data, learner, sites, together=True)["survival"].left_out
+
+
+def test_an_experiment_has_probe_rows_for_every_hospital_and_all(
+    data: Hospitals, learner: Learner, hospitals: dict[str, Path], tmp_path: Path
+) -> None:
+    experiment = Experiment(data.study, hospitals, hospitals, tmp_path, print)
+    experiment._record_probes(data, "federated", {"": probe_tables(data, learner, sorted(hospitals), together=False)})
+    rows = experiment.outcome.rows
+    assert {row["hospital"] for row in rows} == {*hospitals, "all"}
+    assert {row["metric"] for row in rows} == {"auc_probe", "balanced_accuracy_probe", "c_index_probe"}
+    assert not experiment.outcome.predictions
+
+
+def test_a_model_trained_for_comparison_comes_back_with_probes(
+    data: Hospitals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "_hospitals", data, raising=False)
+    found = compare._run(compare.Job(method="local", hospital="H1", steps=1))
+    assert set(found.probes["hospital"]) == set(data.cohorts)
+    assert set(found.probes["task"]) == set(found.table["task"])
