@@ -19,6 +19,7 @@ ModalTuneError          exit code 2: the user or the data is at fault, one line 
 │   └── CertificateError    a TLS certificate or the authority that issues it
 ├── ServiceError        programs that should run in the background, and do not
 └── FederationError     a study that cannot be run as asked
+    ├── ReleaseRefused      a model that its own test scores do not support
     ├── ReplyRefused        one site's reply broke the manifest; carries the site and a reason code
     └── MessageRefused      a hospital's daemon let a message neither in nor out; carries a code
 RunFailed               exit code 4: the federation ended without a model
@@ -106,6 +107,10 @@ class ServiceError(ModalTuneError):
 
 class FederationError(ModalTuneError):
     """A federation that cannot be run as asked."""
+
+
+class ReleaseRefused(FederationError):
+    """A model whose test scores do not support a release, and no override was given."""
 
 
 class ReplyRefused(FederationError):

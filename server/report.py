@@ -11,6 +11,7 @@ from markupsafe import Markup
 from server import report_context as context
 from server import report_curves as curves
 from server import report_plots as plots
+from server.report_cross_site import cross_site_section
 from server.report_data import RunData, load_run, method_title
 from server.report_style import STYLE
 from server.report_template import PAGE
@@ -71,6 +72,7 @@ def _values(run: RunData) -> dict[str, Any]:
         "colours": plots.method_colours(run.methods),
         "title": method_title,
         "meaning": context.method_meaning,
+        "cross_site": cross_site_section(run.folder),
         "figures": _figures(run),
     }
 

@@ -20,7 +20,7 @@ from server.report_data import (
     task_metrics,
 )
 
-_FINGERPRINTED = ("study.json", "preprocessing.json", "metrics.json", "rounds.jsonl", "summary.json")
+_FINGERPRINTED = ("study.json", "preprocessing.json", "metrics.json", "influence.json", "rounds.jsonl", "summary.json")
 _METHOD_MEANINGS = {
     "local": "one model a hospital, trained on its own cases only, with as many optimiser steps as the federation. "
     "On everybody's test cases: the mean over the hospitals' models",

@@ -49,8 +49,8 @@ PAGE = """
 {%- for value, what in facts %}<div><dt>{{ what }}</dt><dd>{{ value }}</dd></div>{% endfor -%}
 </dl>
 <nav aria-label="Contents">
-{%- for id, text in [
-  ("results", "Results"), ("by-hospital", "By hospital"), ("data", "Who had what"), ("training", "Training"),
+{%- for id, text in [("results", "Results"), ("by-hospital", "By hospital")]
+  + ([("cross-site", "Across hospitals")] if cross_site else []) + [("data", "Who had what"), ("training", "Training"),
   ("curves", "ROC curves"), ("survival", "Survival"), ("contributions", "Contributions"), ("traffic", "Traffic"),
   ("map", "Embedding map"), ("again", "Reproduce"), ("limits", "Limits")] %}
 <a href="#{{ id }}">{{ text }}</a>
@@ -137,6 +137,8 @@ no dot.
 {%- endif %}{{ hospital_table(table) }}{% if loop.last %}</details>{% endif %}
 {%- endfor %}
 </section>
+
+{{ cross_site }}
 
 <section id="data">
 <h2>Who had what</h2>

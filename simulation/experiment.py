@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 from sklearn.decomposition import PCA
 
-from modaltune.errors import ConfigError
+from modaltune.errors import ConfigError, FederationError
 from modaltune.evaluation.predictions import embed_cases, metric_rows
 from modaltune.federation.study import Study
 from modaltune.models.learner import Learner
 from modaltune.storage import write_json
+from server.cross_site import INFLUENCE
 from simulation.compare import (
     Hospitals,
     Job,
@@ -26,6 +27,7 @@ from simulation.compare import (
     predict_site,
     run_jobs,
 )
+from simulation.cross_site import Trained, influence_rows, matrix_rows, study_without
 from simulation.engine import run_federation
 
 COMPARISONS = ("pooled", "local", "linear", "linear_local")
@@ -35,9 +37,10 @@ Tables = Mapping[str, pd.DataFrame]  # hospital whose model it is ("" = one mode
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What one seed leaves: metric rows, prediction tables, the summary of the run."""
+    """What one seed leaves: metric rows, changes when a hospital is left out, prediction tables, the summary."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
+    influence: list[dict[str, Any]] = field(default_factory=list)
     predictions: list[pd.DataFrame] = field(default_factory=list)
     embeddings: pd.DataFrame | None = None
     summary: dict[str, Any] = field(default_factory=dict)
@@ -50,7 +53,9 @@ class Experiment:
         self.study, self.sites, self.truth, self.out, self.say = study, sites, truth, out, say
         self.outcome = Outcome()
 
-    def run(self, *, comparisons: Sequence[str] = COMPARISONS, ablations: bool = False) -> Outcome:
+    def run(
+        self, *, comparisons: Sequence[str] = COMPARISONS, ablations: bool = False, cross_site: bool = False
+    ) -> Outcome:
         """Federate, compare, and fill ``out``."""
         started = time.monotonic()
         result = run_federation(self.study, self.sites, self.out, self._round_line)
@@ -60,9 +65,10 @@ class Experiment:
         data = Hospitals(scene)
         if data.budget() != result.steps and result.status == "OK":
             raise ConfigError(f"the federation took {result.steps} steps, the fair budget is {data.budget()}")
-        self._record(
-            data, "federated", {"": everybodys_test_cases(data, lambda s: predict_site(data, result.learner, s))}
-        )
+        federated = everybodys_test_cases(data, lambda s: predict_site(data, result.learner, s))
+        self._record(data, "federated", {"": federated})
+        if cross_site:
+            self._cross_site(data, Trained(study=self.study, preprocessing=data.preprocessing, table=federated))
         if ablations:
             self._ablations(data, result.steps)
         self._baselines(data, scene, result.steps, comparisons)
@@ -94,16 +100,28 @@ class Experiment:
         spec = self.study.model_copy(update={"name": f"{self.study.name}-separate"})
         spec = spec.model_copy(update={"model": self.study.model.model_copy(update={"head": "separate"})})
         self.say("federating once more with separate heads")
-        self._record(data, "separate_heads", {"": self._other(spec, data)})
+        self._record(data, "separate_heads", {"": self._other(spec).table})
         tables = []
         for task in self.study.tasks:
             holders = tuple(site for site in self.study.roster if task.name in data.cohorts[site].tasks)
             self.say(f"federating {task.name} alone over {', '.join(holders)}")
             alone = {"name": f"{self.study.name}-{task.name}", "tasks": (task,), "roster": holders}
-            tables.append(self._other(self.study.model_copy(update=alone), data))
+            tables.append(self._other(self.study.model_copy(update=alone)).table)
         self._record(data, "per_task", {"": pd.concat(tables, ignore_index=True)})
 
-    def _other(self, study: Study, data: Hospitals) -> pd.DataFrame:
+    def _cross_site(self, data: Hospitals, everybody: Trained) -> None:
+        """Federate once more without each hospital in turn."""
+        without = {}
+        for site in sorted(self.sites):
+            self.say(f"federating once more without {site}")
+            try:
+                without[site] = self._other(study_without(self.study, site, data.cohorts))
+            except FederationError as error:  # the others lack labels for one of the tasks
+                self.say(f"  not possible without {site}: {error}")
+        self.outcome.rows += matrix_rows(everybody, without)
+        self.outcome.influence += influence_rows(everybody, without)
+
+    def _other(self, study: Study) -> Trained:
         """Federate a variant of the study in a folder of its own and predict everybody's test cases."""
         folder = self.out / "variants" / study.name
         folder.mkdir(parents=True)
@@ -112,7 +130,8 @@ class Experiment:
             sites=self.sites, truth=self.truth, study=study.to_json(), preprocessing=result.preprocessing.to_json()
         )
         other = Hospitals(scene)
-        return everybodys_test_cases(other, lambda site: predict_site(other, result.learner, site))
+        table = everybodys_test_cases(other, lambda site: predict_site(other, result.learner, site))
+        return Trained(study=study, preprocessing=result.preprocessing, table=table)
 
     def _record(self, data: Hospitals, method: str, tables: Tables) -> None:
         """Rows of one method for every hospital and for all; local models count where their hospital holds the task."""
@@ -196,6 +215,8 @@ def write_outcomes(folder: Path, outcomes: Sequence[Outcome], summary: Mapping[s
     """Write metrics, predictions, embedding map and summary of all seeds; returns the metric rows."""
     rows = [row for outcome in outcomes for row in outcome.rows]
     write_json(folder / "metrics.json", rows)
+    if influence := [row for outcome in outcomes for row in outcome.influence]:
+        write_json(folder / INFLUENCE, influence)
     pd.concat([t for outcome in outcomes for t in outcome.predictions], ignore_index=True).to_parquet(
         folder / "predictions.parquet", index=False
     )

@@ -222,6 +222,19 @@ class PrivacySpec(_Part):
     norm_bound: Annotated[float, Field(gt=0)] = 1e4
 
 
+class ReleaseSpec(_Part):
+    """When a metric is enough to release a model on.
+
+    Attributes:
+        min_cases: test cases behind a metric.
+        min_events: deaths behind a C-index; cases of the rarest class behind a classification metric. Below ten, one
+            patient moves the metric more than most differences that anybody reports.
+    """
+
+    min_cases: Annotated[int, Field(ge=1)] = 20
+    min_events: Annotated[int, Field(ge=1)] = 10
+
+
 class Study(_Part):
     """A study. Its canonical JSON has a SHA-256, the digest, which names it.
 
@@ -254,6 +267,7 @@ class Study(_Part):
     training: TrainingSpec = TrainingSpec()
     aggregation: AggregationSpec = AggregationSpec()
     privacy: PrivacySpec = PrivacySpec()
+    release: ReleaseSpec = ReleaseSpec()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -66,6 +66,16 @@ class Run:
         return _read_json(self.folder / "status.json") or {"status": RUNNING, "phase": "submitted"}
 
     @property
+    def summary(self) -> dict[str, Any]:
+        """What the hospitals said of themselves, and how the run ended; empty before its end."""
+        return _read_json(self.folder / "summary.json") or {}
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Metric rows; none before the end."""
+        path = self.folder / "metrics.json"
+        return list(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
+
+    @property
     def done(self) -> bool:
         """Whether model, metrics and report are complete; they are written after the last status."""
         return (self.folder / "DONE").is_file()
