@@ -20,6 +20,7 @@ from modaltune.errors import MessageRefused, ModalTuneError, ReplyRefused
 from modaltune.federation.average import State
 from modaltune.federation.capability import Capability, versions
 from modaltune.federation.manifest import (
+    COUNTED,
     TRAIN_METRICS,
     check_examples,
     check_metrics,
@@ -163,8 +164,10 @@ def _evaluation(question: Question, approval: Approval, content: RecordDict) -> 
     metrics = check_metrics(approval.site, content.metric_records["metrics"], allowed)
     for name, value in metrics.items():
         group, _, part = name.rpartition(".")
-        if part == "n":
+        if part in COUNTED:
             _check_count(approval, name, value, approval.cases.test)
+            spared = metrics.get(f"{group}.n", 0) - value
+            _require(approval, part == "n" or spared >= approval.minimum, f"{name} tells how few the other cases are")
         else:
             _require(approval, 0 <= value <= 1, f"{name} is outside 0..1")
             _require(approval, metrics.get(f"{group}.n", 0) > 0, f"{group} lacks its number of cases")

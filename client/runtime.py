@@ -19,6 +19,7 @@ from modaltune.data.fewer_patches import fewer, with_fewer_patches
 from modaltune.data.preprocessing import Preprocessing, prepare
 from modaltune.data.site import load_site, read_site_config
 from modaltune.errors import FeatureFileError, FederationError
+from modaltune.evaluation.paired import events_behind
 from modaltune.evaluation.predictions import metric_rows, predict
 from modaltune.federation.average import State
 from modaltune.federation.capability import versions
@@ -176,7 +177,10 @@ class Site:
         )
 
     def evaluate(self, preprocessing: Preprocessing, arrays: Packed) -> dict[str, float]:
-        """Metrics of the model on this site's own test cases, with intervals; small groups are held back."""
+        """Metrics of the model on this site's own test cases, with intervals; small groups are held back.
+
+        ``events`` is a lower bound where nearly all cases have one: the exact number would count the few others.
+        """
         torch.set_num_threads(1)
         self._agree(preprocessing, self.study.training.rounds + 1)
         learner = self._learner(preprocessing, arrays)
@@ -188,9 +192,10 @@ class Site:
         out: dict[str, float] = {}
         for row in rows:
             if row["value"] is not None and row["low"] is not None and row["n"] >= self.minimum:
-                out |= {
-                    f"{row['task']}.{row['metric']}.{part}": float(row[part]) for part in ("value", "low", "high", "n")
-                }
+                group = f"{row['task']}.{row['metric']}"
+                out |= {f"{group}.{part}": float(row[part]) for part in ("value", "low", "high", "n")}
+                events = min(events_behind(table, self.study.task(row["task"])), row["n"] - self.minimum)
+                out |= {f"{group}.events": float(events)} if events >= self.minimum else {}
         return out
 
     def _agree(self, preprocessing: Preprocessing, round_number: int) -> None:

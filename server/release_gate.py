@@ -18,6 +18,9 @@ from modaltune.evaluation.paired import events_behind, paired_difference
 from modaltune.federation.study import METRICS, Study, TaskSpec
 
 Row = Mapping[str, Any]
+Events = dict[tuple[str, str], int | None]
+"""(hospital, task) -> deaths, or cases of the rarest class, among the test cases; None = too few to leave the hospital.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +41,13 @@ class Verdict:
         problems: reasons to refuse, one sentence each.
         not_assessed: what could not be judged, one sentence each.
         comparisons: with the hospitals' own models.
-        events: (hospital, task) -> deaths, or cases of the rarest class, among the test cases, where known.
+        events: behind the metrics, where the run knows them.
     """
 
     problems: tuple[str, ...]
     not_assessed: tuple[str, ...]
     comparisons: tuple[Comparison, ...]
-    events: Mapping[tuple[str, str], int]
+    events: Events
 
 
 def judge(
@@ -58,7 +61,7 @@ def judge(
         predictions: of single test cases, which exist in a simulation only.
     """
     mine = [row for row in rows if row["method"] == "federated" and row["seed"] == study.seed]
-    events: dict[tuple[str, str], int] = {(r["hospital"], r["task"]): r["events"] for r in mine if "events" in r}
+    events: Events = {(row["hospital"], row["task"]): row["events"] for row in mine if "events" in row}
     comparisons: list[Comparison] = []
     if predictions is not None and preprocessing is not None:
         tables = predictions[predictions["seed"] == study.seed]
@@ -98,16 +101,18 @@ def _worse(comparisons: Sequence[Comparison]) -> Iterator[str]:
             )
 
 
-def _too_few(study: Study, rows: Sequence[Row], events: Mapping[tuple[str, str], int]) -> Iterator[str]:
+def _too_few(study: Study, rows: Sequence[Row], events: Events) -> Iterator[str]:
+    least = study.release
     for (hospital, task), found in _grouped(rows).items():
-        cases = min(row["n"] for row in found)
-        rare = events.get((hospital, task))
-        where = f"{task} at {hospital}" if hospital != "all" else f"{task} over all hospitals"
-        if cases < study.release.min_cases:
-            yield f"{where} rests on {cases} test cases, release.min_cases = {study.release.min_cases}"
-        elif rare is not None and rare < study.release.min_events:
-            what = "deaths" if study.task(task).kind == "survival" else "test cases of the rarest class"
-            yield f"{where} rests on {rare} {what}, release.min_events = {study.release.min_events}"
+        cases, where = min(row["n"] for row in found), f"{task} at {'all hospitals' if hospital == 'all' else hospital}"
+        what = "deaths" if study.task(task).kind == "survival" else "test cases of the rarest class"
+        rare = events.get((hospital, task), least.min_events)
+        if cases < least.min_cases:
+            yield f"{where} rests on {cases} test cases, release.min_cases = {least.min_cases}"
+        elif rare is None:
+            yield f"{where} rests on fewer {what} than the hospital tells"
+        elif rare < least.min_events:
+            yield f"{where} rests on {rare} {what}, release.min_events = {least.min_events}"
 
 
 def _untested(study: Study, rows: Sequence[Row]) -> Iterator[str]:
@@ -127,7 +132,7 @@ def _not_compared(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> Ite
         yield f"Not compared with the hospital's own model (it has none, or the difference is undefined): {named}."
 
 
-def _events_unknown(rows: Sequence[Row], events: Mapping[tuple[str, str], int]) -> Iterator[str]:
+def _events_unknown(rows: Sequence[Row], events: Events) -> Iterator[str]:
     if unknown := sorted(set(_grouped(rows)) - set(events)):
         named = ", ".join(f"{task} at {hospital}" for hospital, task in unknown)
         yield f"The number of deaths, or of cases of the rarest class, was not reported: {named}."
@@ -142,9 +147,9 @@ def _grouped(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     return out
 
 
-def _events(study: Study, tables: pd.DataFrame) -> dict[tuple[str, str], int]:
+def _events(study: Study, tables: pd.DataFrame) -> Events:
     federated = tables[tables["method"] == "federated"]
-    out: dict[tuple[str, str], int] = {}
+    out: Events = {}
     for hospital in ("all", *study.roster):
         own = federated if hospital == "all" else federated[federated["hospital"] == hospital]
         out |= {(hospital, spec.name): events_behind(own, spec) for spec in study.tasks if _holds(own, spec)}

@@ -78,6 +78,7 @@ def _scores(rows: Sequence[Mapping[str, Any]], verdict: Verdict) -> Iterator[str
         score = own.get((row["hospital"], row["task"], row["metric"]))
         against = "" if score is None else f"{_signed(score.value)}{_interval(score.low, score.high)}"
         events = verdict.events.get((row["hospital"], row["task"]), "")
+        events = "too few to be told" if events is None else events
         interval = "" if row["low"] is None else f"{_number(row['low'])} to {_number(row['high'])}"
         cells = (
             row["hospital"],

@@ -151,8 +151,8 @@ def test_an_evaluation_may_report_each_metric_of_each_task_with_its_interval(tin
         "stage.balanced_accuracy",
         "survival.c_index",
     }
-    assert len(allowed) == len(set(allowed)) == 5 * 4
-    assert {name.rsplit(".", 1)[1] for name in allowed} == {"value", "low", "high", "n"}
+    assert len(allowed) == len(set(allowed)) == 5 * 5
+    assert {name.rsplit(".", 1)[1] for name in allowed} == {"value", "low", "high", "n", "events"}
 
 
 HONEST = {"loss": 0.7, "steps": 4.0, "train-cases": 12.0, "val-loss-sum": 2.1, "val-cases": 3.0}
