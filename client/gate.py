@@ -15,6 +15,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from client.approvals import Approval
+from client.label_queries import ANSWER, LABEL, manifest_of, released_answer
 from client.questions import CAPABILITY, EVALUATE, STATISTICS, TRAIN, Question, read_arrays
 from modaltune.errors import MessageRefused, ModalTuneError, ReplyRefused
 from modaltune.federation.average import State
@@ -175,11 +176,18 @@ def _evaluation(question: Question, approval: Approval, content: RecordDict) -> 
     return RecordDict({"metrics": MetricRecord({name: round(metrics[name], _DECIMALS) for name in found})})
 
 
+def _label_query(question: Question, approval: Approval, content: RecordDict) -> RecordDict:
+    record = _only(approval, content, ANSWER).array_records[ANSWER]
+    found = read_arrays(record, manifest_of(question), approval.site)
+    return RecordDict({ANSWER: _arrays(released_answer(approval, found))})
+
+
 _RULES: Mapping[str, Callable[[Question, Approval, RecordDict], RecordDict]] = {
     CAPABILITY: _capability,
     STATISTICS: _statistics,
     TRAIN: _training,
     EVALUATE: _evaluation,
+    LABEL: _label_query,
 }
 
 

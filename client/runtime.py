@@ -23,6 +23,7 @@ from modaltune.evaluation.paired import events_behind
 from modaltune.evaluation.predictions import metric_rows, predict
 from modaltune.federation.average import State
 from modaltune.federation.capability import versions
+from modaltune.federation.label_query import Answer, LabelQuery, site_answer
 from modaltune.federation.manifest import Manifest, statistics_manifest
 from modaltune.federation.statistics import Sums, site_statistics
 from modaltune.federation.study import Study
@@ -197,6 +198,14 @@ class Site:
                 events = min(events_behind(table, self.study.task(row["task"])), row["n"] - self.minimum)
                 out |= {f"{group}.events": float(events)} if events >= self.minimum else {}
         return out
+
+    def label_query(self, preprocessing: Preprocessing, arrays: Packed, query: LabelQuery) -> Answer:
+        """How the candidate texts of a task that nobody labelled divide this site's cases."""
+        torch.set_num_threads(1)
+        self._agree(preprocessing, self.study.training.rounds + 1)
+        learner = self._learner(preprocessing, arrays)
+        cases = self._prepared(learner, preprocessing)
+        return site_answer(learner.eval(), self.study, cases, self.cohort, query, self.minimum)
 
     def _agree(self, preprocessing: Preprocessing, round_number: int) -> None:
         """Refuse a preprocessing of another study, or another one than this study's first round had."""

@@ -248,6 +248,29 @@ def release(
 
 
 @app.command()
+def query(
+    run: RunName,
+    task: Annotated[str, typer.Option(help="What to call the task that nobody labelled.")],
+    template: Annotated[str, typer.Option(help="Prompt with {text}.")],
+    candidate: Annotated[list[str], typer.Option("--candidate", help="A text for {text}; repeat for each.")],
+    home: HomeFolder = _HOME,
+    json: Json = False,
+) -> None:
+    """Exploratory: ask the hospitals of a finished run how candidate texts divide their cases (label_queries)."""
+    from server.coordinator.queries import ask
+    from server.label_query import Asked, answer_table
+
+    found = ask(_home(home), run, Asked.of(task, template, candidate))
+    if json:
+        emit_json(found)
+    else:
+        console.print(answer_table(found))
+        console.print(found["note"], markup=False)
+    if found["missing"] or found["refused"]:
+        raise typer.Exit(DEGRADED)
+
+
+@app.command()
 def renew(
     days: Annotated[int, typer.Option(min=1, help="Validity.")] = 397,
     home: HomeFolder = _HOME,
