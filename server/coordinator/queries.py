@@ -41,8 +41,8 @@ def ask(home: Home, name: str, asked: Asked) -> dict[str, Any]:
     with connected(home) as link:
         require_idle(home, link)
         number = link.start(bundle, {key: str(path) for key, path in (config | {"query": folder}).items()})
-        facts = {"run": run.name, "study": study.digest, "label_query": query.digest, "candidates": len(asked.texts)}
-        journal(home).append("label-query", **facts, bundle=bundle.sha256, flower=str(number))
+        facts = {"run": run.name, "study": study.digest, "label_query": query.digest, "bundle": bundle.sha256}
+        journal(home).append("label-query", **facts, candidates=len(asked.texts), flower=str(number))
         while not link.run(number).finished:
             time.sleep(_POLL_SECONDS)
     if not (folder / ANSWER_FILE).is_file():
