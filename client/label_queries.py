@@ -19,7 +19,7 @@ from modaltune.federation.label_query import (
 )
 from modaltune.federation.manifest import Manifest
 from modaltune.federation.study import Study
-from modaltune.federation.wire import Packed
+from modaltune.federation.wire import Packed, unseal
 
 if TYPE_CHECKING:
     from client.approvals import Approval
@@ -36,17 +36,13 @@ def read_label_query(message: Message, study: Study) -> LabelQuery:
 
     Raises:
         MessageRefused: the study does not allow it.
-        KeyError, TypeError, ValueError: it is no query.
+        ReplyRefused, KeyError, TypeError, ValueError: it is no query.
     """
-    config = message.content.config_records["study"]
-    texts, record = config["texts"], message.content.array_records[VECTORS]
-    data = record["vectors"].data
-    if set(record) != {"vectors"} or not isinstance(texts, list) or len(data) > label_query_bytes(study):
+    config, record = message.content.config_records["study"], message.content.array_records[VECTORS]
+    found, texts = unseal(record, "the server", label_query_bytes(study)), config["texts"]
+    if set(found) != {VECTORS} or not isinstance(texts, list):
         raise ValueError
-    try:
-        vectors = np.ascontiguousarray(record["vectors"].numpy(), dtype=np.float32)
-    except Exception:  # noqa: BLE001 - NumPy meets rubbish with a dozen kinds
-        raise ValueError from None
+    vectors = np.ascontiguousarray(found[VECTORS], dtype=np.float32)
     try:
         query = LabelQuery(name=str(config["name"]), texts=tuple(map(str, texts)), vectors=vectors)
         query.check(study)

@@ -24,8 +24,9 @@ from modaltune.errors import ConfigError, ModalTuneError, ReplyRefused, RunFaile
 from modaltune.federation.label_query import HELD_BACK, LabelQuery, answer_manifest, problem_with
 from modaltune.federation.manifest import MOST_CASES
 from modaltune.federation.study import Name, Study
+from modaltune.federation.wire import seal, unseal
 from modaltune.storage import load_state, write_json
-from server.exchange import Round, arrays_of
+from server.exchange import Round
 from server.rounds import Federation
 
 _PHASE = "label-query"
@@ -118,7 +119,9 @@ class Inquiry(Federation):
         self._build(Preprocessing.from_json((self.model / "preprocessing.json").read_text(encoding="utf-8")))
         weights = {name: value.numpy() for name, value in load_state(self.model / "weights.safetensors").items()}
         question = self._weights_message(weights, name=query.name, texts=list(query.texts))
-        question["vectors"] = ArrayRecord({"vectors": Array(query.vectors)})
+        question["vectors"] = ArrayRecord(
+            {name: Array(value) for name, value in seal({"vectors": query.vectors}).items()}
+        )
         this, found = Round(number=self.study.training.rounds, phase=_PHASE), dict[str, dict[str, Numbers]]()
         for site, reply in self._ask(this, "query.label", question):
             with this.judging(site):
@@ -132,7 +135,7 @@ class Inquiry(Federation):
         return document
 
     def _answer(self, site: str, reply: RecordDict, query: LabelQuery) -> dict[str, Numbers]:
-        answer = arrays_of(site, reply, "label-query")
+        answer = {name: np.asarray(value) for name, value in unseal(reply.array_records[_PHASE], site).items()}
         answer_manifest(self.study, query).check(site, answer)
         if problem := problem_with(answer, self.study.privacy.min_cell, MOST_CASES):
             raise ReplyRefused(site, problem)

@@ -21,7 +21,7 @@ from modaltune.data.preprocessing import Preprocessing
 from modaltune.federation.average import State
 from modaltune.federation.statistics import pooled_preprocessing
 from modaltune.federation.study import Study
-from modaltune.federation.wire import encode_weights
+from modaltune.federation.wire import encode_weights, seal
 from modaltune.models.learner import build_learner
 from modaltune.models.modaltune import trainable_state
 from tests.integration.grids import pack, unpack
@@ -57,12 +57,12 @@ class Conversation:
         if kind in (TRAIN, EVALUATE, LABEL):
             fields["preprocessing"] = self.preprocessing.to_json()
             packed = encode_weights(self.study.training.wire, weights or self.start, self.start)
-            records["arrays"] = ArrayRecord({name: Array(value) for name, value in packed.items()})
+            records["arrays"] = ArrayRecord({name: Array(value) for name, value in seal(packed).items()})
         if kind == TRAIN:
             fields["round"] = 1
         if kind == LABEL:
             fields |= {"name": "necrosis", "texts": ["much necrosis", "little necrosis"]}
-            records["vectors"] = ArrayRecord({"vectors": Array(np.eye(2, 12, dtype=np.float32))})
+            records["vectors"] = vectors_record(np.eye(2, 12, dtype=np.float32))
         records["study"] = ConfigRecord(fields | config)
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 0, 0, 0
         message = Message(records, dst_node_id=7, message_type=kind)
@@ -96,4 +96,9 @@ class Conversation:
         return Approval.of(self.site, BUNDLE)
 
 
-__all__ = ["BUNDLE", "CAPABILITY", "EVALUATE", "LABEL", "STATISTICS", "TRAIN", "Conversation"]
+def vectors_record(vectors: Any) -> ArrayRecord:
+    """The vectors of a label query as they travel."""
+    return ArrayRecord({name: Array(value) for name, value in seal({"vectors": vectors}).items()})
+
+
+__all__ = ["BUNDLE", "CAPABILITY", "EVALUATE", "LABEL", "STATISTICS", "TRAIN", "Conversation", "vectors_record"]

@@ -18,11 +18,12 @@ from client.usage import Usage
 from modaltune.errors import MessageRefused
 from modaltune.federation.label_query import HELD_BACK, LabelQuery
 from modaltune.federation.study import LabelQuerySpec, Study
-from tests.client.conversation import EVALUATE, Conversation
+from modaltune.federation.wire import seal, unseal
+from tests.client.conversation import EVALUATE, Conversation, vectors_record
 
 
 def numbers(content: RecordDict) -> dict[str, Any]:
-    return {name: value.numpy() for name, value in content.array_records[ANSWER].items()}
+    return dict(unseal(content.array_records[ANSWER], "H1"))
 
 
 def test_the_app_answers_with_counts_that_the_gate_lets_out(conversation: Conversation) -> None:
@@ -50,7 +51,8 @@ def test_an_app_that_tells_more_is_stopped(
     conversation: Conversation, name: str, value: list[float], reason: str
 ) -> None:
     content = conversation.reply(LABEL)
-    content.array_records[ANSWER][name] = Array(np.array(value))
+    answer = numbers(content) | {name: np.array(value)}
+    content[ANSWER] = ArrayRecord({key: Array(sealed) for key, sealed in seal(answer).items()})
     with pytest.raises(MessageRefused, match=reason):
         gate.released(conversation.question(LABEL), conversation.approval, content)
 
@@ -84,13 +86,15 @@ def test_a_query_outside_the_approval_is_refused(conversation: Conversation, tex
         conversation.question(LABEL, texts=texts)
 
 
-def test_vectors_that_are_none_are_refused(conversation: Conversation) -> None:
-    for data in (b"rubbish", b"x" * 10**6):
-        message = conversation.message(LABEL)
-        bad = Array(dtype="float32", shape=(2, 12), stype="numpy.ndarray", data=data)
-        message.content["vectors"] = ArrayRecord({"vectors": bad})
-        with pytest.raises(MessageRefused, match="QuestionUnreadable"):
-            read_question(message, conversation.study)
+@pytest.mark.parametrize("vectors", [np.eye(3, 12), np.ones((2, 12)), np.zeros((2, 10**6)), None])
+def test_vectors_that_are_none_are_refused(conversation: Conversation, vectors: Any) -> None:
+    message = conversation.message(LABEL)
+    if vectors is None:
+        message.content["vectors"] = ArrayRecord({"vectors": Array(np.zeros(2))})
+    else:
+        message.content["vectors"] = vectors_record(vectors.astype(np.float32))
+    with pytest.raises(MessageRefused, match=r"QuestionRefused|QuestionUnreadable"):
+        read_question(message, conversation.study)
 
 
 def test_a_query_is_about_the_model_that_was_evaluated(conversation: Conversation, tmp_path: Path) -> None:
