@@ -135,8 +135,9 @@ class Inquiry(Federation):
         return document
 
     def _answer(self, site: str, reply: RecordDict, query: LabelQuery) -> dict[str, Numbers]:
-        answer = {name: np.asarray(value) for name, value in unseal(reply.array_records[_PHASE], site).items()}
-        answer_manifest(self.study, query).check(site, answer)
+        found = unseal(reply.array_records[_PHASE], site)
+        answer_manifest(self.study, query).check(site, found)
+        answer = {name: np.asarray(value, np.float64) for name, value in found.items()}
         if problem := problem_with(answer, self.study.privacy.min_cell, MOST_CASES):
             raise ReplyRefused(site, problem)
         return answer
