@@ -11,6 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
+from client.label_queries import ANSWER, read_label_query
 from client.runtime import Site
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.errors import ConfigError, ModalTuneError
@@ -44,6 +45,7 @@ def make_app(locate: Locate) -> ClientApp:
     app.query("statistics")(guarded(statistics))
     app.train()(guarded(train))
     app.evaluate()(guarded(evaluate))
+    app.query("label")(guarded(label_query))
     return app
 
 
@@ -76,6 +78,13 @@ def train(site: Site, message: Message) -> RecordDict:
 def evaluate(site: Site, message: Message) -> RecordDict:
     """Metrics on this site's own test cases."""
     return RecordDict({"metrics": MetricRecord(dict(site.evaluate(_preprocessing(message), _arrays(message))))})
+
+
+def label_query(site: Site, message: Message) -> RecordDict:
+    """How the texts of a label query divide this site's cases."""
+    query = read_label_query(message, site.study)
+    answer = site.label_query(_preprocessing(message), _arrays(message), query)
+    return RecordDict({ANSWER: _record(answer)})
 
 
 def _failure(code: str) -> RecordDict:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from client.label_queries import disclosed
 from client.preprocessing import widest_preprocessing
 from client.questions import trained_weights
 from client.runtime import Site
@@ -48,6 +49,7 @@ class Disclosure:
     training: tuple[Entry, ...]
     training_metrics: tuple[str, ...]
     evaluation_metrics: tuple[str, ...]
+    label_queries: str
     counts_below: int
     weights: dict[str, str]
     device: str
@@ -71,6 +73,7 @@ class Disclosure:
             "training bytes": self.training_bytes,
             "training metrics": list(self.training_metrics),
             "evaluation metrics": list(self.evaluation_metrics),
+            "label queries": self.label_queries,
             "counts below": self.counts_below,
             "weights": self.weights,
             "device": self.device,
@@ -94,6 +97,7 @@ def disclosure(site: Site) -> Disclosure:
         training=_entries(message_manifest(study.training.wire, manifest)),
         training_metrics=TRAIN_METRICS,
         evaluation_metrics=evaluation_metrics(study),
+        label_queries=disclosed(study),
         counts_below=site.minimum,
         weights=verify_weights(study),
         device=str(site.device),

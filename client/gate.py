@@ -15,11 +15,13 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from client.approvals import Approval
+from client.label_queries import ANSWER, LABEL, manifest_of, released_answer
 from client.questions import CAPABILITY, EVALUATE, STATISTICS, TRAIN, Question, read_arrays
 from modaltune.errors import MessageRefused, ModalTuneError, ReplyRefused
 from modaltune.federation.average import State
 from modaltune.federation.capability import Capability, versions
 from modaltune.federation.manifest import (
+    COUNTED,
     TRAIN_METRICS,
     check_examples,
     check_metrics,
@@ -163,8 +165,10 @@ def _evaluation(question: Question, approval: Approval, content: RecordDict) -> 
     metrics = check_metrics(approval.site, content.metric_records["metrics"], allowed)
     for name, value in metrics.items():
         group, _, part = name.rpartition(".")
-        if part == "n":
+        if part in COUNTED:
             _check_count(approval, name, value, approval.cases.test)
+            spared = metrics.get(f"{group}.n", 0) - value
+            _require(approval, part == "n" or spared >= approval.minimum, f"{name} tells how few the other cases are")
         else:
             _require(approval, 0 <= value <= 1, f"{name} is outside 0..1")
             _require(approval, metrics.get(f"{group}.n", 0) > 0, f"{group} lacks its number of cases")
@@ -172,11 +176,18 @@ def _evaluation(question: Question, approval: Approval, content: RecordDict) -> 
     return RecordDict({"metrics": MetricRecord({name: round(metrics[name], _DECIMALS) for name in found})})
 
 
+def _label_query(question: Question, approval: Approval, content: RecordDict) -> RecordDict:
+    record = _only(approval, content, ANSWER).array_records[ANSWER]
+    found = read_arrays(record, manifest_of(question), approval.site)
+    return RecordDict({ANSWER: _arrays(released_answer(approval, found))})
+
+
 _RULES: Mapping[str, Callable[[Question, Approval, RecordDict], RecordDict]] = {
     CAPABILITY: _capability,
     STATISTICS: _statistics,
     TRAIN: _training,
     EVALUATE: _evaluation,
+    LABEL: _label_query,
 }
 
 

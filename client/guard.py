@@ -37,6 +37,7 @@ from flwr.supernode import start_client_internal as flower
 from client import gate
 from client.approvals import Approval, Approvals
 from client.home import Home
+from client.label_queries import count_label_query
 from client.questions import KINDS, TRAIN, Question, largest_message, read_question, study_of
 from client.usage import Usage
 from modaltune.errors import MessageRefused
@@ -210,6 +211,8 @@ class Guard:
         self.usage.check_agreed(approval.digest, question.agreed)
         if question.kind == TRAIN:
             self.usage.count_round(study.digest)
+        if question.query is not None:
+            count_label_query(self.usage, approval, question.query)
         self.asked = Asked(message=outer, question=question, approval=approval)
         self.audit.append("question", **_facts(self.asked), bytes=size)
         self._tell(f"{question.kind} round {question.round}" if question.round else question.kind, now=True)
@@ -298,6 +301,7 @@ def _facts(asked: Asked) -> dict[str, Any]:
         "study": asked.question.study.digest,
         "bundle": asked.approval.bundle,
         "round": asked.question.round,
+        **({} if asked.question.query is None else {"label_query": asked.question.query.digest}),
     }
 
 

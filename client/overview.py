@@ -30,5 +30,6 @@ def overview(home: Home, now: float) -> dict[str, Any]:
         "seconds since contact": None if news is None else round(now - news["contact"]),
         "approved": {approval.study.name: approval.study.digest for approval in Approvals(home.approvals).all()},
         "rounds answered": {digest[:12]: count for digest, count in usage.counts.rounds.items()},
+        "label queries answered": {name[:12]: len(asked) for name, asked in usage.counts.label_queries.items()},
         "bytes left today": usage.bytes_left,
     }

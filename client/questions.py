@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from flwr.app import Array, ConfigRecord, Message
 
+from client.label_queries import LABEL, label_query_bytes, read_label_query
 from client.preprocessing import check_preprocessing, named_genes, widest_preprocessing
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.errors import ConfigError, MessageRefused, ReplyRefused
 from modaltune.federation.average import State
+from modaltune.federation.label_query import LabelQuery
 from modaltune.federation.manifest import Manifest
 from modaltune.federation.statistics import statistics_shapes
 from modaltune.federation.study import Study
@@ -24,7 +26,7 @@ from modaltune.models.modaltune import trainable_state
 from modaltune.storage import canonical_json, digest_state, digest_text
 
 CAPABILITY, STATISTICS, TRAIN, EVALUATE = "query.capability", "query.statistics", "train", "evaluate"
-KINDS = (CAPABILITY, STATISTICS, TRAIN, EVALUATE)
+KINDS = (CAPABILITY, STATISTICS, TRAIN, EVALUATE, LABEL)
 _HEADER, _ENTRY, _RECORDS, _DIGITS = 4096, 96, 16, 64
 """Bytes beyond a record's content, bytes that describe one array, other records than arrays, digits of a number."""
 
@@ -36,9 +38,10 @@ class Question:
     Attributes:
         genes: whose sums are asked for; only of statistics.
         round: only of training.
-        weights: as the coordinator sent them; of training and evaluation.
+        weights: as the coordinator sent them; of training, evaluation and label queries.
         manifest: of the trained weights, derived here from the study.
         agreed: what it has in common with other questions that are answered under one approval, name -> digest.
+        query: only of label queries.
     """
 
     kind: str
@@ -48,6 +51,7 @@ class Question:
     weights: State = field(default_factory=State)
     manifest: Manifest = field(default_factory=lambda: Manifest(shapes={}))
     agreed: Mapping[str, str] = field(default_factory=dict)
+    query: LabelQuery | None = None
 
 
 def study_of(message: Message) -> Study:
@@ -86,14 +90,17 @@ def read_question(message: Message, study: Study) -> Question:
         number = int(str(config["round"])) if kind == TRAIN else 0
         if number not in range(1, study.training.rounds + 1) and kind == TRAIN:
             raise MessageRefused("QuestionRefused", f"the study has rounds 1 to {study.training.rounds} only")
+        query = read_label_query(message, study) if kind == LABEL else None
     except ReplyRefused as problem:
         raise MessageRefused("QuestionRefused", problem.reason) from None
     except (KeyError, TypeError, ValueError, ConfigError):
         raise MessageRefused("QuestionUnreadable", f"a message of kind {kind} lacks what it needs") from None
     agreed = {"preprocessing": preprocessing.digest}
-    if kind == EVALUATE:
+    if kind in (EVALUATE, LABEL):  # a query is about the model that is evaluated, and no other
         agreed[EVALUATE] = digest_state({name: torch.from_numpy(value) for name, value in weights.items()})
-    return Question(kind=kind, study=study, round=number, weights=weights, manifest=manifest, agreed=agreed)
+    return Question(
+        kind=kind, study=study, round=number, weights=weights, manifest=manifest, agreed=agreed, query=query
+    )
 
 
 def read_arrays(record: Mapping[str, Array], manifest: Manifest, sender: str) -> Packed:
@@ -130,7 +137,8 @@ def _largest_message(study_json: str) -> int:
     arrays = message_manifest(study.training.wire, manifest)
     sums = sum(math.prod(shape) for shape in statistics_shapes(study, sorted(named_genes(study))).values())
     text = 4 * len(study_json) + _DIGITS * sums
-    return math.ceil(arrays.megabytes * 1e6) + _HEADER * (len(arrays.shapes) + _RECORDS) + text
+    fixed = math.ceil(arrays.megabytes * 1e6) + _HEADER * (len(arrays.shapes) + _RECORDS)
+    return fixed + text + label_query_bytes(study)
 
 
 def largest_message(study: Study) -> int:

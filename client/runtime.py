@@ -19,10 +19,12 @@ from modaltune.data.fewer_patches import fewer, with_fewer_patches
 from modaltune.data.preprocessing import Preprocessing, prepare
 from modaltune.data.site import load_site, read_site_config
 from modaltune.errors import FeatureFileError, FederationError
+from modaltune.evaluation.difference import events_behind
 from modaltune.evaluation.predictions import metric_rows, predict
 from modaltune.evaluation.survival import Censoring
 from modaltune.federation.average import State
 from modaltune.federation.capability import versions
+from modaltune.federation.label_query import Answer, LabelQuery, site_answer
 from modaltune.federation.manifest import Manifest, statistics_manifest
 from modaltune.federation.statistics import Sums, site_statistics
 from modaltune.federation.study import Study
@@ -177,7 +179,10 @@ class Site:
         )
 
     def evaluate(self, preprocessing: Preprocessing, arrays: Packed) -> dict[str, float]:
-        """Metrics of the model on this site's own test cases, with intervals; small groups are held back."""
+        """Metrics of the model on this site's own test cases, with intervals; small groups are held back.
+
+        ``events`` is a lower bound where nearly all cases have one: the exact number would count the few others.
+        """
         torch.set_num_threads(1)
         self._agree(preprocessing, self.study.training.rounds + 1)
         learner = self._learner(preprocessing, arrays)
@@ -196,10 +201,19 @@ class Site:
         for row in rows:
             defined = row["value"] is not None and row["low"] is not None
             if defined and row["n"] >= self.minimum and row["high"] <= 1:  # weights can take Graf's score beyond 1
-                out |= {
-                    f"{row['task']}.{row['metric']}.{part}": float(row[part]) for part in ("value", "low", "high", "n")
-                }
+                group = f"{row['task']}.{row['metric']}"
+                out |= {f"{group}.{part}": float(row[part]) for part in ("value", "low", "high", "n")}
+                events = min(events_behind(table, self.study.task(row["task"])), row["n"] - self.minimum)
+                out |= {f"{group}.events": float(events)} if events >= self.minimum else {}
         return out
+
+    def label_query(self, preprocessing: Preprocessing, arrays: Packed, query: LabelQuery) -> Answer:
+        """How the candidate texts of a task that nobody labelled divide this site's cases."""
+        torch.set_num_threads(1)
+        self._agree(preprocessing, self.study.training.rounds + 1)
+        learner = self._learner(preprocessing, arrays)
+        cases = self._prepared(learner, preprocessing)
+        return site_answer(learner.eval(), self.study, cases, self.cohort, query, self.minimum)
 
     def _agree(self, preprocessing: Preprocessing, round_number: int) -> None:
         """Refuse a preprocessing of another study, or another one than this study's first round had."""

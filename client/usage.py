@@ -19,6 +19,7 @@ class _Counts(BaseModel):
     rounds: dict[str, int] = {}
     bytes: dict[str, int] = {}
     agreed: dict[str, dict[str, str]] = {}
+    label_queries: dict[str, list[str]] = {}  # approval -> digests of the queries answered
 
 
 class Usage:
@@ -42,7 +43,7 @@ class Usage:
         if more > self.bytes_left:
             raise self.too_many_bytes()
         self.counts.bytes = {_today(): self.counts.bytes.get(_today(), 0) + more}
-        self._write()
+        self.write()
 
     def too_many_bytes(self) -> MessageRefused:
         """The error of a message that would pass the limit of today."""
@@ -58,7 +59,7 @@ class Usage:
         if total > self.limits.rounds:
             raise MessageRefused("LimitReached", f"limits.rounds = {self.limits.rounds}")
         self.counts.rounds[study] = total
-        self._write()
+        self.write()
 
     def check_agreed(self, approval: str, agreed: Mapping[str, str]) -> None:
         """Refuse a question that differs from those answered before, where all have to be the same.
@@ -76,9 +77,10 @@ class Usage:
         before = self.counts.agreed.get(approval, {})
         if not agreed.items() <= before.items():
             self.counts.agreed[approval] = before | dict(agreed)
-            self._write()
+            self.write()
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Keep the counters."""
         write_json(self.path, json.loads(self.counts.model_dump_json()))
 
 

@@ -20,6 +20,7 @@ ModalTuneError          exit code 2: the user or the data is at fault, one line 
 ├── ServiceError        programs that should run in the background, and do not
 └── FederationError     a study that cannot be run as asked
     ├── ProbeError          a probe that no coefficients fit: one class, no death, separation
+    ├── ReleaseRefused      a model that its own test scores do not support
     ├── ReplyRefused        one site's reply broke the manifest; carries the site and a reason code
     └── MessageRefused      a hospital's daemon let a message neither in nor out; carries a code
 RunFailed               exit code 4: the federation ended without a model
@@ -111,6 +112,10 @@ class FederationError(ModalTuneError):
 
 class ProbeError(FederationError):
     """A probe that cannot be fitted: one class, no death, or coefficients that grow without end."""
+
+
+class ReleaseRefused(FederationError):
+    """A model whose test scores do not support a release, and no override was given."""
 
 
 class ReplyRefused(FederationError):

@@ -16,6 +16,7 @@ from modaltune.federation.study import Study
 from server.coordinator.home import Home
 from server.coordinator.journal import RunJournal
 from server.finish import finish
+from server.label_query import ask_sites
 from server.rounds import Federation, Result
 
 
@@ -43,17 +44,20 @@ def main(grid: Grid, context: Context) -> None:
     """Run the study that the run configuration names, or go on with it.
 
     Run configuration: ``study`` (a file), ``out`` (the run folder), and from a coordinator ``nodes`` (a JSON file, site
-    -> node, as admitted) and ``home`` (its home folder, for the audit log).
+    -> node, as admitted) and ``home`` (its home folder, for the audit log). With ``query`` (a folder with a label
+    query) the run is finished already, and its sites are asked that.
     """
-    named = {
-        name: Path(str(value)) for name in ("study", "out", "nodes", "home") if (value := context.run_config.get(name))
-    }
+    known = ("study", "out", "nodes", "home", "query")
+    named = {name: Path(str(value)) for name in known if (value := context.run_config.get(name))}
     if not {"study", "out"} <= set(named):
         raise ConfigError("run configuration needs study=FILE and out=FOLDER; modaltune-server run STUDY sets both")
     study, out = Study.load(named["study"]), named["out"]
     out.mkdir(parents=True, exist_ok=True)
     nodes = admitted_nodes(named["nodes"]) if "nodes" in named else None
     journal = RunJournal(Home(named["home"]), out.name) if "home" in named else None
+    if "query" in named:
+        ask_sites(grid, study, out / "model", named["query"], journal.round if journal else None, nodes)
+        return
     federation = Federation(grid, study, out, journal.round if journal else None, nodes)
     with ExitStack() as stack:
         facts = stack.enter_context(journal.until_the_end()) if journal else {}

@@ -232,16 +232,42 @@ def report(
 
 @app.command()
 def release(
-    run: RunName,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or a run folder.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write; else releases/RUN in the home folder.")] = None,
+    override: Annotated[
+        str, typer.Option(metavar="REASON", help="Release a model that the gate refuses; recorded, and on its card.")
+    ] = "",
     home: HomeFolder = _HOME,
     json: Json = False,
 ) -> None:
-    """Write the model of a finished run with a model card and a signature."""
+    """Write the model of a finished run with a model card and a signature, if its test scores support a release."""
     from server.coordinator.release import release as sign
 
     here = _home(home)
-    _show({"release": str(sign(here, run, out)), "public_key": str(here.public_key)}, json)
+    _show({"release": str(sign(here, run, out, override)), "public_key": str(here.public_key)}, json)
+
+
+@app.command()
+def query(
+    run: RunName,
+    task: Annotated[str, typer.Option(help="What to call the task that nobody labelled.")],
+    template: Annotated[str, typer.Option(help="Prompt with {text}.")],
+    candidate: Annotated[list[str], typer.Option("--candidate", help="A text for {text}; repeat for each.")],
+    home: HomeFolder = _HOME,
+    json: Json = False,
+) -> None:
+    """Exploratory: ask the hospitals of a finished run how candidate texts divide their cases (label_queries)."""
+    from server.coordinator.queries import ask
+    from server.label_query import Asked, answer_table
+
+    found = ask(_home(home), run, Asked.of(task, template, candidate))
+    if json:
+        emit_json(found)
+    else:
+        console.print(answer_table(found))
+        console.print(found["note"], markup=False)
+    if found["missing"] or found["refused"]:
+        raise typer.Exit(DEGRADED)
 
 
 @app.command()

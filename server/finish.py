@@ -24,11 +24,12 @@ def finish(result: Result, study: Study, out: Path) -> None:
 
 
 def metric_rows(evaluation: Mapping[str, Mapping[str, float]], study: Study) -> Iterator[dict[str, Any]]:
-    """Rows of the metrics that the sites reported on their own test cases."""
+    """Rows of the metrics that the sites reported on their own test cases; ``events`` None = too few to be told."""
     for site, found in evaluation.items():
         for task in study.tasks:
             for metric in METRICS[task.kind]:
                 parts = {part: found.get(f"{task.name}.{metric}.{part}") for part in ("value", "low", "high", "n")}
+                events = found.get(f"{task.name}.{metric}.events")
                 if parts["value"] is not None and parts["n"] is not None:
                     yield {
                         "method": "federated",
@@ -38,6 +39,7 @@ def metric_rows(evaluation: Mapping[str, Mapping[str, float]], study: Study) -> 
                         **parts,
                         "n": int(parts["n"]),
                         "seed": study.seed,
+                        "events": None if events is None else int(events),
                     }
 
 

@@ -14,6 +14,7 @@ from server import report_curves as curves
 from server import report_forest as forest
 from server import report_plots as plots
 from server import report_rounds as rounds
+from server.report_cross_site import cross_site_section
 from server.report_data import RunData, load_run, method_title
 from server.report_sites import site_sections
 from server.report_style import STYLE
@@ -81,6 +82,7 @@ def _values(run: RunData) -> dict[str, Any]:
         "colours": plots.method_colours(run.methods),
         "title": method_title,
         "meaning": context.method_meaning,
+        "cross_site": cross_site_section(run.folder),
         "figures": _figures(run),
     }
 

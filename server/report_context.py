@@ -22,12 +22,8 @@ from server.report_data import (
 )
 
 _FINGERPRINTED = (
-    "study.json",
-    "preprocessing.json",
-    "metrics.json",
-    "comparisons.json",
-    "rounds.jsonl",
-    "summary.json",
+    *("study.json", "preprocessing.json", "metrics.json", "comparisons.json", "influence.json"),
+    *("rounds.jsonl", "summary.json"),
 )
 _METHOD_MEANINGS = {
     "local": "one model a hospital, trained on its own cases only, with as many optimiser steps as the federation. "

@@ -48,6 +48,7 @@ _METHOD_TITLES = {
     "per_task": "One federation per task",
 }
 _LOWER_IS_BETTER = ("loss", "brier", "error", "nll", "ece")
+LEFT_OUT = "without_"
 
 
 class Key(NamedTuple):
@@ -166,6 +167,8 @@ class RunData:
 def load_run(run: Path) -> RunData:
     """Read a run folder. Files that a real federation or a failed run does not have may be absent.
 
+    Federations without one of the hospitals are no methods: :mod:`server.cross_site` reads them.
+
     Raises:
         FederationError: the folder holds no run, or one of its files is damaged.
     """
@@ -176,7 +179,8 @@ def load_run(run: Path) -> RunData:
         )
     study, summary = _read_json(run / "study.json", {}), _read_json(run / "summary.json", {})
     preprocessing = _read_json(run / "preprocessing.json", {})
-    scores = collect(_read_json(run / "metrics.json", []))
+    rows = _read_json(run / "metrics.json", [])
+    scores = collect(row for row in rows if not leaves_out(str(row["method"])))
     return RunData(
         folder=run,
         study=study,
@@ -250,6 +254,11 @@ def gap_closed(metric: str, methods: Mapping[str, Score]) -> float | None:
     if gap is None or federated is None or gap < MIN_GAP:
         return None
     return federated / gap
+
+
+def leaves_out(method: str) -> bool:
+    """Whether a method is the federation without one hospital (``without_H3``)."""
+    return method.startswith(LEFT_OUT)
 
 
 def order_methods(names: Iterable[str]) -> tuple[str, ...]:

@@ -52,8 +52,8 @@ PAGE = (
 {%- for value, what in facts %}<div><dt>{{ what }}</dt><dd>{{ value }}</dd></div>{% endfor -%}
 </dl>
 <nav aria-label="Contents">
-{%- for id, text in [
-  ("results", "Results"), ("by-hospital", "By hospital"), ("data", "Who had what"), ("training", "Training"),
+{%- for id, text in [("results", "Results"), ("by-hospital", "By hospital")]
+  + ([("cross-site", "Across hospitals")] if cross_site else []) + [("data", "Who had what"), ("training", "Training"),
   ("curves", "ROC curves"), ("survival", "Survival"), ("calibration", "Calibration"),
   ("contributions", "Contributions"), ("traffic", "Traffic"), ("privacy", "Privacy"), ("map", "Embedding map"),
   ("hospitals", "Hospital by hospital"), ("again", "Reproduce"), ("limits", "Limits")] %}
@@ -149,6 +149,8 @@ the hospitals' models.
 {%- endif %}{{ hospital_table(table) }}{% if loop.last %}</details>{% endif %}
 {%- endfor %}
 </section>
+
+{{ cross_site }}
 
 <section id="data">
 <h2>Who had what</h2>

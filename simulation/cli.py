@@ -17,7 +17,8 @@ from rich.progress import Progress
 from modaltune.console import console, emit_json, progress_line, run_app
 from modaltune.data.tcga import read_tcga
 from modaltune.errors import ConfigError
-from server.report_data import load_run
+from server.cross_site import matrix_tables, read_matrices
+from server.report_data import leaves_out, load_run
 from server.tables import comparison_table, participation_table, traffic_table
 from simulation.experiment import COMPARISONS
 from simulation.fetch.cohort import HOSPITALS, Say, Wanted, fetch_cohort
@@ -55,12 +56,16 @@ Settings = Annotated[
 Methods = Annotated[
     str | None, typer.Option(help="Which comparisons, e.g. pooled,linear; default local,pooled,linear,linear_local.")
 ]
+CrossSite = Annotated[
+    bool, typer.Option("--cross-site", help="Federate without each hospital in turn too: matrix and influence.")
+]
 
 
 @app.command()
 def demo(
     seed: Seed = 0, seeds: Seeds = None, out: Out = None, rounds: Rounds = None, tasks: Tasks = None,
-    without: Without = None, settings: Settings = None, methods: Methods = None, json: Json = False,
+    without: Without = None, settings: Settings = None, methods: Methods = None, cross_site: CrossSite = False,
+    json: Json = False,
 ) -> None:  # fmt: skip
     """Five synthetic hospitals with different tasks and missing modalities train one model; about two minutes."""
     overrides, lacks = _overrides(tasks, tuple(HOSPITAL_SHARES), TASKS), _pairs(without, "--without")
@@ -82,6 +87,7 @@ def demo(
         changes=_changes(settings, rounds),
         comparisons=_comparisons(methods),
         ablations=tasks is not None,
+        cross_site=cross_site,
         notes=("The cohort is synthetic (docs/synthetic.md): no number here says anything about patients.",),
     )
     _run(plan, out or Path("runs/demo"), _seeds(seed, seeds), json)
@@ -93,7 +99,8 @@ def tcga(
     cohort: Annotated[str, typer.Option(help="BRCA, GBMLGG, NSCLC, RCC, COADREAD or BLCA.")],
     hospitals: Annotated[str | None, typer.Option(help="Which hospitals, e.g. H1,H2; default all.")] = None,
     rounds: Rounds = None, seed: Seed = 0, seeds: Seeds = None, tasks: Tasks = None, without: Without = None,
-    settings: Settings = None, methods: Methods = None, out: Out = None, json: Json = False,
+    settings: Settings = None, methods: Methods = None, cross_site: CrossSite = False, out: Out = None,
+    json: Json = False,
 ) -> None:  # fmt: skip
     """Real TCGA cases, split by the hospital that contributed them."""
     tables = read_tcga(data, cohort)
@@ -116,6 +123,7 @@ def tcga(
         changes=_changes(settings, rounds),
         comparisons=_comparisons(methods),
         ablations=tasks is not None,
+        cross_site=cross_site,
         notes=tuple(f"{count} cases: {reason}." for reason, count in tables.counts.items()),
     )
     _run(plan, out or Path(f"runs/tcga-{tables.cohort.lower()}"), _seeds(seed, seeds), json)
@@ -321,7 +329,9 @@ def _run(plan: Plan, out: Path, seeds: Sequence[int], json: bool) -> None:
 
 def _show(out: Path, rows: Sequence[dict[str, Any]]) -> None:
     run = load_run(out)
-    console.print(comparison_table(rows))
+    console.print(comparison_table([row for row in rows if not leaves_out(row["method"])]))
+    for table in matrix_tables(read_matrices(out)):
+        console.print(table)
     console.print(participation_table(run.rounds, run.study.get("roster", ())))
     console.print(traffic_table(run.rounds))
 

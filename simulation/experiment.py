@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from modaltune.errors import ConfigError
+from modaltune.errors import ConfigError, FederationError
 from modaltune.federation.study import Study
 from simulation.compare import (
     Hospitals,
@@ -20,6 +20,7 @@ from simulation.compare import (
     predict_site,
     run_jobs,
 )
+from simulation.cross_site import Trained, influence_rows, matrix_rows, study_without
 from simulation.engine import run_federation
 from simulation.outcomes import Outcome, Scorer, embedding_map, training_risk_cuts
 from simulation.probes import probe_tables
@@ -35,7 +36,9 @@ class Experiment:
         self.study, self.sites, self.truth, self.out, self.say = study, sites, truth, out, say
         self.outcome = Outcome()
 
-    def run(self, *, comparisons: Sequence[str] = COMPARISONS, ablations: bool = False) -> Outcome:
+    def run(
+        self, *, comparisons: Sequence[str] = COMPARISONS, ablations: bool = False, cross_site: bool = False
+    ) -> Outcome:
         """Federate, compare, and fill ``out``."""
         started = time.monotonic()
         result = run_federation(self.study, self.sites, self.out, self._round_line)
@@ -50,6 +53,8 @@ class Experiment:
         scorer.record("federated", {"": federated})
         probed = probe_tables(data, result.learner, sorted(self.sites), together=False)
         scorer.record_probes("federated", {"": probed})
+        if cross_site:
+            self._cross_site(data, Trained(study=self.study, preprocessing=data.preprocessing, table=federated))
         if ablations:
             self._ablations(scorer)
         self._comparisons(scorer, scene, result.steps, comparisons)
@@ -86,16 +91,28 @@ class Experiment:
         spec = self.study.model_copy(update={"name": f"{self.study.name}-separate"})
         spec = spec.model_copy(update={"model": self.study.model.model_copy(update={"head": "separate"})})
         self.say("federating once more with separate heads")
-        scorer.record("separate_heads", {"": self._other(spec)})
+        scorer.record("separate_heads", {"": self._other(spec).table})
         tables = []
         for task in self.study.tasks:
             holders = tuple(site for site in self.study.roster if task.name in scorer.data.cohorts[site].tasks)
             self.say(f"federating {task.name} alone over {', '.join(holders)}")
             alone = {"name": f"{self.study.name}-{task.name}", "tasks": (task,), "roster": holders}
-            tables.append(self._other(self.study.model_copy(update=alone)))
+            tables.append(self._other(self.study.model_copy(update=alone)).table)
         scorer.record("per_task", {"": pd.concat(tables, ignore_index=True)})
 
-    def _other(self, study: Study) -> pd.DataFrame:
+    def _cross_site(self, data: Hospitals, everybody: Trained) -> None:
+        """Federate once more without each hospital in turn."""
+        without = {}
+        for site in sorted(self.sites):
+            self.say(f"federating once more without {site}")
+            try:
+                without[site] = self._other(study_without(self.study, site, data.cohorts))
+            except FederationError as error:  # the others lack labels for one of the tasks
+                self.say(f"  not possible without {site}: {error}")
+        self.outcome.rows += matrix_rows(everybody, without)
+        self.outcome.influence += influence_rows(everybody, without)
+
+    def _other(self, study: Study) -> Trained:
         """Federate a variant of the study in a folder of its own and predict everybody's test cases."""
         folder = self.out / "variants" / study.name
         folder.mkdir(parents=True)
@@ -104,7 +121,8 @@ class Experiment:
             sites=self.sites, truth=self.truth, study=study.to_json(), preprocessing=result.preprocessing.to_json()
         )
         other = Hospitals(scene)
-        return everybodys_test_cases(other, lambda site: predict_site(other, result.learner, site))
+        table = everybodys_test_cases(other, lambda site: predict_site(other, result.learner, site))
+        return Trained(study=study, preprocessing=result.preprocessing, table=table)
 
     def _round_line(self, row: Mapping[str, Any]) -> None:
         loss = "" if row.get("loss") is None else f"  loss {row['loss']:.3f}"

@@ -18,6 +18,7 @@ from modaltune.evaluation.survival import Censoring, risk_cuts
 from modaltune.federation.study import HEADLINES
 from modaltune.models.learner import Learner
 from modaltune.storage import write_json
+from server.cross_site import INFLUENCE
 from simulation.compare import Hospitals
 
 Tables = Mapping[str, pd.DataFrame]  # hospital whose model it is ("" = one model for all) -> predictions
@@ -26,10 +27,11 @@ ByTask = dict[str, list[pd.DataFrame]]  # task -> predictions of the models that
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What one seed leaves."""
+    """What one seed leaves: metric rows, predictions, changes when a hospital is left out, paired differences."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     predictions: list[pd.DataFrame] = field(default_factory=list)
+    influence: list[dict[str, Any]] = field(default_factory=list)
     differences: list[tuple[int, Pairing, Differences]] = field(default_factory=list)
     embeddings: pd.DataFrame | None = None
     summary: dict[str, Any] = field(default_factory=dict)
@@ -164,6 +166,8 @@ def write_outcomes(folder: Path, outcomes: Sequence[Outcome], summary: Mapping[s
     write_json(folder / "metrics.json", rows)
     found = [difference for outcome in outcomes for difference in outcome.differences]
     write_json(folder / "comparisons.json", comparison_rows(found))
+    if influence := [row for outcome in outcomes for row in outcome.influence]:
+        write_json(folder / INFLUENCE, influence)
     pd.concat([t for outcome in outcomes for t in outcome.predictions], ignore_index=True).to_parquet(
         folder / "predictions.parquet", index=False
     )

@@ -42,6 +42,7 @@ class Plan:
         ablations: also separate heads and one federation per task.
         changes: settings instead of the file's, table by table.
         comparisons: which other models to train.
+        cross_site: also one federation without each hospital in turn.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Plan:
     ablations: bool = False
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     comparisons: tuple[str, ...] = COMPARISONS
+    cross_site: bool = False
 
 
 @contextmanager
@@ -104,6 +106,8 @@ def _one_seed(plan: Plan, folder: Path, seed: int, say: Say, first: bool) -> Out
     truth = plan.build(folder / "truth", seed, True)
     tasks = load_vocabulary(configs_folder() / "labels" / f"{plan.vocabulary}.toml")
     cohorts = read_sites(sites, tasks, plan.name)
+    if plan.cross_site and len(cohorts) < 2:
+        raise ConfigError("--cross-site leaves each hospital out in turn: one hospital is too few, give two or more")
     study = _study(plan, cohorts, tasks, folder, seed)
     for line in plan.notes if first else ():  # nothing is said before everything is checked
         say(line)
@@ -112,7 +116,7 @@ def _one_seed(plan: Plan, folder: Path, seed: int, say: Say, first: bool) -> Out
     experiment = Experiment(
         study, dict(zip(names, sites, strict=True)), dict(zip(names, truth, strict=True)), folder, say
     )
-    outcome = experiment.run(comparisons=plan.comparisons, ablations=plan.ablations)
+    outcome = experiment.run(comparisons=plan.comparisons, ablations=plan.ablations, cross_site=plan.cross_site)
     for name in ("sites", "truth"):
         shutil.rmtree(folder / name)
     return outcome

@@ -17,6 +17,7 @@ from modaltune.models.modaltune import trainable_state
 
 TRAIN_METRICS = ("loss", "steps", "train-cases", "val-loss-sum", "val-cases")
 LARGEST_LOSS, MOST_STEPS, MOST_CASES = 1e6, 1e6, 10_000_000
+COUNTED = ("n", "events")
 _WHOLE = ("steps", "train-cases", "val-cases")
 
 
@@ -69,12 +70,15 @@ def statistics_manifest(study: Study, genes: Sequence[str]) -> Manifest:
 
 
 def evaluation_metrics(study: Study) -> tuple[str, ...]:
-    """Names that an evaluation reply may carry: task, metric, part."""
+    """Names that an evaluation reply may carry: task, metric, part.
+
+    ``events`` are deaths, or cases of the rarest class; a site leaves out numbers that are too small.
+    """
     return tuple(
         f"{task.name}.{metric}.{part}"
         for task in study.tasks
         for metric in METRICS[task.kind]
-        for part in ("value", "low", "high", "n")
+        for part in ("value", "low", "high", *COUNTED)
     )
 
 
@@ -118,7 +122,7 @@ def check_evaluation(site: str, metrics: Mapping[str, object], study: Study, lar
     """Metrics of an evaluation reply: scores between 0 and 1, counts whole and no larger than the site's test cases."""
     found = check_metrics(site, metrics, evaluation_metrics(study))
     for name, value in found.items():
-        counted = name.endswith(".n")
+        counted = name.rpartition(".")[2] in COUNTED
         if not 0 <= value <= (largest if counted else 1) or (counted and value != int(value)):
             raise ReplyRefused(site, f"metric {name} is out of range")
     return found

@@ -233,6 +233,33 @@ class PrivacySpec(_Part):
     norm_bound: Annotated[float, Field(gt=0)] = 1e4
 
 
+class LabelQuerySpec(_Part):
+    """Questions after the end: how candidate texts of a task that nobody labelled divide a site's cases. Exploratory.
+
+    Attributes:
+        budget: different queries that a site answers under one approval; 0 = none.
+        max_candidates: texts in one query.
+        by_label: sites may also count by the labels of the study's tasks.
+    """
+
+    budget: Annotated[int, Field(ge=0)] = 0
+    max_candidates: Annotated[int, Field(ge=2, le=64)] = 8
+    by_label: bool = False
+
+
+class ReleaseSpec(_Part):
+    """When a metric is enough to release a model on.
+
+    Attributes:
+        min_cases: test cases behind a metric.
+        min_events: deaths behind a C-index; cases of the rarest class behind a classification metric. Below ten, one
+            patient moves the metric more than most differences that anybody reports.
+    """
+
+    min_cases: Annotated[int, Field(ge=1)] = 20
+    min_events: Annotated[int, Field(ge=1)] = 10
+
+
 class Study(_Part):
     """A study. Its canonical JSON has a SHA-256, the digest, which names it.
 
@@ -265,6 +292,8 @@ class Study(_Part):
     training: TrainingSpec = TrainingSpec()
     aggregation: AggregationSpec = AggregationSpec()
     privacy: PrivacySpec = PrivacySpec()
+    release: ReleaseSpec = ReleaseSpec()
+    label_queries: LabelQuerySpec = LabelQuerySpec()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

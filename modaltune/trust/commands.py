@@ -24,3 +24,6 @@ def release_check(
     else:
         console.print(f"{folder}: {len(release.files)} files, complete and signed", markup=False, soft_wrap=True)
         console.print(f"study {release.study}, signed {release.signed} by version {release.version}", soft_wrap=True)
+        if release.override:
+            said = f"released although its test scores speak against it: {release.override}"
+            console.print(said, style="yellow", markup=False, soft_wrap=True)

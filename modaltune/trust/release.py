@@ -29,6 +29,7 @@ class Release(BaseModel):
         version: of this package, when the folder was signed.
         signed: when (UTC, ISO 8601).
         files: SHA-256 of every file, by its path in the folder.
+        override: why the model was released although its test scores speak against it; empty = they do not.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,15 +38,17 @@ class Release(BaseModel):
     version: str
     signed: str
     files: dict[str, Digest]
+    override: str = ""
 
 
-def sign_folder(folder: Path, key: SigningKey) -> Release:
+def sign_folder(folder: Path, key: SigningKey, *, override: str = "") -> Release:
     """Write ``release.json`` and ``release.sig`` for the model folder as it is."""
     release = Release(
         study=Study.load(folder / "study.json").digest,
         version=__version__,
         signed=datetime.now(UTC).isoformat(timespec="seconds"),
         files=_digests(folder),
+        override=override,
     )
     write_json(folder / _FACTS, release.model_dump())
     write_bytes(folder / _SIGNATURE, key.sign((folder / _FACTS).read_bytes()))

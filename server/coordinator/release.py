@@ -1,96 +1,89 @@
-"""A model that leaves the coordinator: copy of a run's model, a model card, one signature over both."""
+"""A model that leaves the coordinator: copy of a run's model, a model card, one signature over both.
+
+The release gate (:mod:`server.release_gate`) may refuse; an override is written into audit log, card and signature.
+"""
 
 from __future__ import annotations
 
-import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from modaltune.errors import ConfigError, ModelFileError
+import pandas as pd
+
+from modaltune.data.preprocessing import Preprocessing
+from modaltune.errors import ConfigError, ModelFileError, ReleaseRefused
 from modaltune.federation.study import Study
-from modaltune.storage import digest_state, load_state, write_text
+from modaltune.storage import digest_state, load_state, write_json, write_text
 from modaltune.trust.keys import SigningKey, fingerprint
 from modaltune.trust.release import sign_folder
+from server.coordinator.card import model_card
 from server.coordinator.home import Home
 from server.coordinator.journal import journal
 from server.coordinator.runs import Run, find_run
+from server.release_gate import Verdict, judge
 
-CARD = "MODEL_CARD.md"
+CARD, GATE = "MODEL_CARD.md", "release_gate.json"
 
 
-def release(home: Home, name: str, out: Path | None) -> Path:
+def release(home: Home, name: str, out: Path | None, override: str = "") -> Path:
     """Write a signed model folder and return it.
 
+    Args:
+        name: of a run, or the folder of a finished run, a simulation's for instance.
+        override: why the model is to be released although the gate refuses it.
     Raises:
         ConfigError: the run is not finished, or the folder exists.
+        ReleaseRefused: its test scores speak against it, and there is no override.
     """
-    run = find_run(home, name)
+    run = Run(Path(name)) if (Path(name) / "study.json").is_file() else find_run(home, name)
     if not run.done:
         raise ConfigError(f"run {name} is not finished; only a finished run has a model to release")
-    folder = out or home.releases / name
+    folder = out or home.releases / run.name
     if folder.exists():
         raise ConfigError(f"{folder}: exists and is not overwritten; choose another --out")
     weights = digest_state(load_state(run.folder / "model" / "weights.safetensors"))
     if weights != run.status.get("weights"):
         raise ModelFileError(f"{run.folder / 'model'}: its weights are not those that the run ended with; not released")
+    rows = run.metrics()
+    verdict = assess(run, rows)
+    override = " ".join(override.split()) if verdict.problems else ""
+    facts = {"run": run.name, "study": Study.load(run.study).digest, "weights": weights}
+    if verdict.problems and not override:
+        journal(home).append("release-refused", **facts, problems=list(verdict.problems))
+        raise ReleaseRefused(
+            f"run {run.name} is not released: {'; '.join(verdict.problems)}; to release it all the same, say why:"
+            ' --override "REASON"'
+        )
     key = SigningKey.load(home.signing_key)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(run.folder / "model", partial)
-    write_text(partial / CARD, model_card(run))
-    sign_folder(partial, key)
+    write_text(partial / CARD, model_card(run, rows, verdict, override))
+    write_json(partial / GATE, _document(verdict, override))
+    sign_folder(partial, key, override=override)
     partial.replace(folder)
-    facts = {"run": name, "study": Study.load(run.study).digest, "weights": weights}
-    journal(home).append("model-released", **facts, key=fingerprint(key.public_pem))
+    overridden = {"override": override, "problems": list(verdict.problems)} if override else {}
+    journal(home).append("model-released", **facts, key=fingerprint(key.public_pem), **overridden)
     return folder
 
 
-def model_card(run: Run) -> str:
-    """Markdown: what the model is, who trained it, how it scored, what it is not for."""
-    study = Study.load(run.study)
-    rows = [row for row in run.rounds() if row["phase"] == "train"]
-    degraded = [row["round"] for row in rows if row["status"] != "OK"]
-    sites = sorted({site for row in rows for site in row["contributors"]})
-    lines = [
-        f"# {study.name}",
-        "",
-        "Research use only: not a medical device, not for decisions about patients.",
-        "",
-        f"- Study digest: `{study.digest}`",
-        f"- Tasks: {', '.join(f'{task.name} ({task.kind})' for task in study.tasks)}",
-        f"- Slide encoder: {study.slides.encoder}, text encoder: {study.text.encoder}; both frozen, named by hash in"
-        " `study.json`, not part of this folder",
-        f"- Trained in {len(rows)} rounds by {len(sites)} hospitals: {', '.join(sites)}",
-        f"- Status of the run: {run.status['status']}"
-        + (f"; rounds with a hospital missing or refused: {', '.join(map(str, degraded))}" if degraded else ""),
-        "",
-        "## Scores on test cases of the hospitals",
-        "",
-        *_metrics(run.folder / "metrics.json"),
-        "",
-        "## Limits",
-        "",
-        "- Scores hold for patients like those of the hospitals above, with their scanners, stains and follow-up.",
-        "- Counts below "
-        f"{study.privacy.min_cell} were suppressed at the hospitals; trained weights may still carry traces of"
-        " training cases.",
-    ]
-    return "\n".join(lines) + "\n"
+def assess(run: Run, rows: list[dict[str, Any]]) -> Verdict:
+    """What the release gate says about a finished run."""
+    predictions, preprocessing = run.folder / "predictions.parquet", run.folder / "preprocessing.json"
+    return judge(
+        Study.load(run.study),
+        rows,
+        Preprocessing.from_json(preprocessing.read_text(encoding="utf-8")) if preprocessing.is_file() else None,
+        pd.read_parquet(predictions) if predictions.is_file() else None,
+    )
 
 
-def _metrics(path: Path) -> list[str]:
-    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    found = [row for row in rows if row["method"] == "federated"]
-    if not found:
-        return ["No score was computed in this run."]
-    head = ["| hospital | task | metric | value | 95 % | cases |", "|---|---|---|---|---|---|"]
-    return [*head, *map(_metric_row, found)]
-
-
-def _metric_row(row: dict[str, Any]) -> str:
-    def number(value: float | None) -> str:
-        return "undefined" if value is None else f"{value:.3f}"
-
-    interval = "" if row["low"] is None else f"{number(row['low'])} to {number(row['high'])}"
-    return f"| {row['hospital']} | {row['task']} | {row['metric']} | {number(row['value'])} | {interval} | {row['n']} |"
+def _document(verdict: Verdict, override: str) -> dict[str, Any]:
+    return {
+        "problems": list(verdict.problems),
+        "override": override,
+        "not_assessed": list(verdict.not_assessed),
+        "comparisons": [asdict(found) for found in verdict.comparisons],
+    }

@@ -66,6 +66,16 @@ class Run:
         return _read_json(self.folder / "status.json") or {"status": RUNNING, "phase": "submitted"}
 
     @property
+    def summary(self) -> dict[str, Any]:
+        """What the hospitals said of themselves, and how the run ended; empty before its end."""
+        return _read_json(self.folder / "summary.json") or {}
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Metric rows; none before the end."""
+        path = self.folder / "metrics.json"
+        return list(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
+
+    @property
     def done(self) -> bool:
         """Whether model, metrics and report are complete; they are written after the last status."""
         return (self.folder / "DONE").is_file()
@@ -120,7 +130,7 @@ def start_run(home: Home, study_file: Path, name: str | None) -> Run:
             f"{run.folder}: exists; choose another --name, or go on with it: modaltune-server resume {name}"
         )
     with connected(home) as link:
-        _require_idle(home, link)
+        require_idle(home, link)
         run.folder.mkdir(parents=True)
         try:
             write_text(run.study, study.to_json())
@@ -144,7 +154,7 @@ def resume_run(home: Home, name: str) -> Run:
     study = Study.load(run.study)
     _require_quorum(study, admitted_nodes(home))
     with connected(home) as link:
-        _require_idle(home, link)
+        require_idle(home, link)
         _submit(home, link, run, study, "run-resumed")
     return run
 
@@ -239,7 +249,8 @@ def _require_quorum(study: Study, nodes: Mapping[str, int]) -> None:
         )
 
 
-def _require_idle(home: Home, link: Link) -> None:
+def require_idle(home: Home, link: Link) -> None:
+    """Refuse while a run is going on."""
     other = going_on(home, link)
     if other is not None:
         raise FederationError(f"run {other.name} is going on; wait for its end: modaltune-server status")

@@ -6,12 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import make_app
 from client.approvals import Approval
+from client.label_queries import LABEL
 from client.preprocessing import named_genes
 from client.questions import CAPABILITY, EVALUATE, STATISTICS, TRAIN, Question, read_question
 from client.runtime import Site
@@ -52,12 +54,15 @@ class Conversation:
         records = RecordDict()
         if kind == STATISTICS:
             fields["genes"] = self.genes
-        if kind in (TRAIN, EVALUATE):
+        if kind in (TRAIN, EVALUATE, LABEL):
             fields["preprocessing"] = self.preprocessing.to_json()
             packed = encode_weights(self.study.training.wire, weights or self.start, self.start)
             records["arrays"] = ArrayRecord({name: Array(value) for name, value in seal(packed).items()})
         if kind == TRAIN:
             fields["round"] = 1
+        if kind == LABEL:
+            fields |= {"name": "necrosis", "texts": ["much necrosis", "little necrosis"]}
+            records["vectors"] = vectors_record(np.eye(2, 12, dtype=np.float32))
         records["study"] = ConfigRecord(fields | config)
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 0, 0, 0
         message = Message(records, dst_node_id=7, message_type=kind)
@@ -91,4 +96,9 @@ class Conversation:
         return Approval.of(self.site, BUNDLE)
 
 
-__all__ = ["BUNDLE", "CAPABILITY", "EVALUATE", "STATISTICS", "TRAIN", "Conversation"]
+def vectors_record(vectors: Any) -> ArrayRecord:
+    """The vectors of a label query as they travel."""
+    return ArrayRecord({name: Array(value) for name, value in seal({"vectors": vectors}).items()})
+
+
+__all__ = ["BUNDLE", "CAPABILITY", "EVALUATE", "LABEL", "STATISTICS", "TRAIN", "Conversation", "vectors_record"]

@@ -359,6 +359,8 @@ EVALUATIONS = {
     "half a case": ({"diagnosis.auc.n": 7.5}, "is not a whole number"),
     "an invented number of cases": ({"diagnosis.auc.n": 1e6}, "is above the approved number"),
     "no number of cases": ({"diagnosis.auc.n": 0.0}, "lacks its number of cases"),
+    "few events": ({"diagnosis.auc.events": 2.0}, "is below 5"),
+    "events of all but a few cases": ({"diagnosis.auc.events": 5.0}, "how few the other cases"),
 }
 
 

@@ -165,8 +165,8 @@ def test_an_evaluation_may_report_each_metric_of_each_task_with_its_interval(tin
         "survival.c_index_ipcw",
         *(f"survival.{metric}_{months}m" for metric in ("auc", "brier") for months in (12, 36, 60)),
     }
-    assert len(allowed) == len(set(allowed)) == 18 * 4
-    assert {name.rsplit(".", 1)[1] for name in allowed} == {"value", "low", "high", "n"}
+    assert len(allowed) == len(set(allowed)) == 18 * 5
+    assert {name.rsplit(".", 1)[1] for name in allowed} == {"value", "low", "high", "n", "events"}
 
 
 HONEST = {"loss": 0.7, "steps": 4.0, "train-cases": 12.0, "val-loss-sum": 2.1, "val-cases": 3.0}

@@ -109,7 +109,9 @@ def test_three_hospitals_train_a_model_that_is_released_with_a_signature(stack: 
     shown = stack.server("status")
     assert {site["site"]: site["online"] for site in shown["sites"]} == dict.fromkeys(SITES, True)
     assert shown["run"]["bytes_up"] > 0
-    released = stack.server("release", "first")
+    refused = run_script("modaltune-server", "release", "first", "--home", stack.folder / "s")
+    assert (refused.code, "rests on" in refused.err) == (2, True), "eighty cases are too few to release a model on"
+    released = stack.server("release", "first", "--override", "a test of the programs, no model for anybody")
     checked = run_script(
         "modaltune", "release-check", released["release"], "--public-key", released["public_key"], "--json"
     )
@@ -118,7 +120,7 @@ def test_three_hospitals_train_a_model_that_is_released_with_a_signature(stack: 
 
 def test_both_sides_have_written_down_what_happened_and_name_the_same_replies(stack: Stack) -> None:
     events = stack.server("audit", "verify")["events"]
-    assert {"run-started", "run-ended", "model-released"} <= set(events)
+    assert {"run-started", "run-ended", "release-refused", "model-released"} <= set(events)
     exchanges = [line["facts"]["replies"] for line in _audit(stack, "s") if line["event"] == "round"]
     assert len(exchanges) == 5  # capability, preprocessing, two rounds, evaluation
     for site in SITES:

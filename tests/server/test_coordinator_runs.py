@@ -11,23 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import typer
 
 import server.cli
-from modaltune.errors import ConfigError, ModelFileError, RunFailed
+from modaltune.errors import ConfigError, RunFailed
 from modaltune.federation.study import Study
-from modaltune.storage import append_json_line, digest_state, save_state, write_json, write_text
-from modaltune.trust.audit import verify_log
-from modaltune.trust.release import verify_folder
+from modaltune.storage import append_json_line, write_json, write_text
 from server.coordinator import runs
 from server.coordinator.draft import write_study
 from server.coordinator.home import Home, Settings
 from server.coordinator.link import FlowerRun
-from server.coordinator.release import CARD, model_card, release
 from server.coordinator.runs import Run, all_runs, find_run, follow, resume_run, start_run
 from server.coordinator.setup import init
-from tests.server.run_folder import metrics_rows, round_rows
+from tests.server.run_folder import round_rows
 
 
 @pytest.fixture(scope="module")
@@ -152,20 +148,6 @@ def test_an_unknown_run_names_the_known_ones(home: Home, run: Run) -> None:
         find_run(home, "other")
 
 
-def test_the_model_card_names_study_sites_scores_and_limits(run: Run, tiny_study: Study) -> None:
-    for row in round_rows():
-        append_json_line(run.folder / "rounds.jsonl", row)
-    write_json(run.folder / "metrics.json", metrics_rows())
-    write_json(run.folder / "status.json", {"status": "DEGRADED"})
-    card = model_card(run)
-    assert tiny_study.digest in card
-    assert "4 rounds by 3 hospitals: H1, H2, H3" in card
-    assert "rounds with a hospital missing or refused: 2, 3" in card
-    assert "| all | diagnosis | auc | 0.850 | 0.790 to 0.890 | 60 |" in card
-    assert "| H3 | survival | c_index | undefined |  | 20 |" in card
-    assert "Research use only" in card
-
-
 @pytest.mark.parametrize("cohort", ["blank", "brca", "gbmlgg"])
 def test_a_new_study_is_valid_as_it_is_written(tmp_path: Path, cohort: str) -> None:
     path = tmp_path / "study.toml"
@@ -182,23 +164,3 @@ def test_an_unknown_cohort_or_encoder_names_the_known_ones(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="choose from small, longnet, titan"):
         write_study(tmp_path / "study.toml", "brca", ["H1"], "large", 64, None)
     assert not (tmp_path / "study.toml").exists()
-
-
-def test_a_release_is_signed_and_complete_and_made_once(home: Home, run: Run, tiny_study: Study) -> None:
-    write_text(run.folder / "model" / "study.json", tiny_study.to_json())
-    weights = {"weight": torch.ones(3)}
-    save_state(run.folder / "model" / "weights.safetensors", weights)
-    write_json(run.folder / "status.json", {"status": "OK", "weights": "0" * 64})
-    with pytest.raises(ConfigError, match="not finished"):
-        release(home, run.name, None)
-    (run.folder / "DONE").touch()
-    with pytest.raises(ModelFileError, match="not those that the run ended with"):
-        release(home, run.name, None)
-    write_json(run.folder / "status.json", {"status": "OK", "weights": digest_state(weights)})
-    folder = release(home, run.name, None)
-    signed = verify_folder(folder, home.public_key.read_text())
-    assert set(signed.files) == {"study.json", "weights.safetensors", CARD}
-    assert signed.study == tiny_study.digest
-    assert verify_log(home.audit, home.public_key.read_text()).events["model-released"] == 1
-    with pytest.raises(ConfigError, match="not overwritten"):
-        release(home, run.name, None)

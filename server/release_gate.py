@@ -1,0 +1,160 @@
+"""Whether a model may be released: nobody served worse than by their own model, no metric on too few patients.
+
+What is judged are scores on test cases. Nothing here chooses anything by them: the model is as it is, and is either
+let out or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from modaltune.data.preprocessing import Preprocessing
+from modaltune.evaluation.difference import events_behind, paired_difference
+from modaltune.evaluation.metrics import Score
+from modaltune.federation.study import HEADLINES, Study, TaskSpec
+
+Row = Mapping[str, Any]
+Events = dict[tuple[str, str], int | None]
+"""(hospital, task) -> deaths, or cases of the rarest class, among the test cases; None = too few to leave the hospital.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Federated model minus a hospital's own one, on that hospital's own test cases; positive = federated is better."""
+
+    hospital: str
+    task: str
+    metric: str
+    difference: Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What speaks against a release.
+
+    Attributes:
+        problems: reasons to refuse, one sentence each.
+        not_assessed: what could not be judged, one sentence each.
+        comparisons: with the hospitals' own models.
+        events: behind the metrics, where the run knows them.
+    """
+
+    problems: tuple[str, ...]
+    not_assessed: tuple[str, ...]
+    comparisons: tuple[Comparison, ...]
+    events: Events
+
+
+def judge(
+    study: Study, rows: Sequence[Row], preprocessing: Preprocessing | None, predictions: pd.DataFrame | None
+) -> Verdict:
+    """Judge the model of a run by its metric rows and, in a simulation, by the predictions behind them.
+
+    Args:
+        rows: as in ``metrics.json``.
+        preprocessing: needed with predictions: candidates of each task.
+        predictions: of single test cases, which exist in a simulation only.
+    """
+    mine = [row for row in rows if row["method"] == "federated" and row["seed"] == study.seed]
+    events: Events = {(row["hospital"], row["task"]): row["events"] for row in mine if "events" in row}
+    comparisons: list[Comparison] = []
+    if predictions is not None and preprocessing is not None:
+        tables = predictions[predictions["seed"] == study.seed]
+        comparisons = list(own_model_comparisons(study, preprocessing, tables))
+        events |= _events(study, tables)
+    problems = [*_untested(study, mine), *_worse(comparisons), *_too_few(study, mine, events)]
+    return Verdict(
+        problems=tuple(problems),
+        not_assessed=(*_not_compared(mine, comparisons), *_events_unknown(mine, events)),
+        comparisons=tuple(comparisons),
+        events=events,
+    )
+
+
+def own_model_comparisons(study: Study, preprocessing: Preprocessing, tables: pd.DataFrame) -> Iterator[Comparison]:
+    """Each hospital's own test cases under the federated model and under the model it trained alone."""
+    local = tables[tables["method"] == "local"]
+    for hospital in study.roster:
+        federated = tables[(tables["method"] == "federated") & (tables["hospital"] == hospital)]
+        own = local[(local["hospital"] == hospital) & (local["model"] == hospital)]
+        for spec in study.tasks:
+            if spec.name not in set(own["task"]):
+                continue
+            candidates = preprocessing.tasks[spec.name].candidates
+            for metric in HEADLINES[spec.kind]:
+                found = paired_difference(federated, own, spec, (candidates, candidates), metric, study.seed)
+                yield Comparison(hospital=hospital, task=spec.name, metric=metric, difference=found)
+
+
+def _worse(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    for found in comparisons:
+        score = found.difference
+        if score.high is not None and score.high < 0:
+            yield (
+                f"{found.hospital} is served worse than by its own model: {found.task} {found.metric}"
+                f" {score.value:+.3f}, 95 % {score.low:+.3f} to {score.high:+.3f}"
+            )
+
+
+def _too_few(study: Study, rows: Sequence[Row], events: Events) -> Iterator[str]:
+    least = study.release
+    for (hospital, task), found in _grouped(rows).items():
+        cases, where = min(row["n"] for row in found), f"{task} at {'all hospitals' if hospital == 'all' else hospital}"
+        what = "deaths" if study.task(task).kind == "survival" else "test cases of the rarest class"
+        rare = events.get((hospital, task), least.min_events)
+        if cases < least.min_cases:
+            yield f"{where} rests on {cases} test cases, release.min_cases = {least.min_cases}"
+        elif rare is None:
+            yield f"{where} rests on fewer {what} than the hospital tells"
+        elif rare < least.min_events:
+            yield f"{where} rests on {rare} {what}, release.min_events = {least.min_events}"
+
+
+def _untested(study: Study, rows: Sequence[Row]) -> Iterator[str]:
+    tested = {row["task"] for row in rows if row["value"] is not None}
+    for task in study.tasks:
+        if task.name not in tested:
+            yield f"{task.name} has no test score at any hospital"
+
+
+def _not_compared(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> Iterator[str]:
+    assessed = {(found.hospital, found.task) for found in comparisons if found.difference.high is not None}
+    left = sorted({key for key in _grouped(rows) if key[0] != "all"} - assessed)
+    if left and not assessed:
+        yield "No hospital was compared with a model of its own: none was trained."
+    elif left:
+        named = ", ".join(f"{task} at {hospital}" for hospital, task in left)
+        yield f"Not compared with the hospital's own model (it has none, or the difference is undefined): {named}."
+
+
+def _events_unknown(rows: Sequence[Row], events: Events) -> Iterator[str]:
+    if unknown := sorted(set(_grouped(rows)) - set(events)):
+        named = ", ".join(f"{task} at {hospital}" for hospital, task in unknown)
+        yield f"The number of deaths, or of cases of the rarest class, was not reported: {named}."
+
+
+def _grouped(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Rows with a value, by hospital and task."""
+    out: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row["value"] is not None:
+            out.setdefault((row["hospital"], row["task"]), []).append(row)
+    return out
+
+
+def _events(study: Study, tables: pd.DataFrame) -> Events:
+    federated = tables[tables["method"] == "federated"]
+    out: Events = {}
+    for hospital in ("all", *study.roster):
+        own = federated if hospital == "all" else federated[federated["hospital"] == hospital]
+        out |= {(hospital, spec.name): events_behind(own, spec) for spec in study.tasks if _holds(own, spec)}
+    return out
+
+
+def _holds(table: pd.DataFrame, spec: TaskSpec) -> bool:
+    return bool((table["task"] == spec.name).any())

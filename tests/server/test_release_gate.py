@@ -1,0 +1,102 @@
+"""The release gate on metric rows and predictions that were made by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from modaltune.data.preprocessing import Preprocessing
+from modaltune.federation.study import Study
+from server.release_gate import judge
+from tests.server.predictions import CASES, rows_of, two_sites
+
+
+def test_a_good_model_passes(gate_study: Study, gate_preprocessing: Preprocessing) -> None:
+    predictions = two_sites(federated=0.6, local=0.3)
+    verdict = judge(gate_study, rows_of(gate_study, gate_preprocessing, predictions), gate_preprocessing, predictions)
+    assert verdict.problems == ()
+    assert {(found.hospital, found.task) for found in verdict.comparisons} == {("H1", "survival"), ("H2", "survival")}
+    assert (
+        verdict.events[("all", "survival")] == verdict.events[("H1", "survival")] + verdict.events[("H2", "survival")]
+    )
+
+
+def test_a_site_that_its_own_model_serves_better_stops_the_release(
+    gate_study: Study, gate_preprocessing: Preprocessing
+) -> None:
+    predictions = pd.concat([two_sites(federated=0.9, local=0.3, sites=("H1",)), two_sites(0.0, 0.9, sites=("H2",))])
+    verdict = judge(gate_study, rows_of(gate_study, gate_preprocessing, predictions), gate_preprocessing, predictions)
+    assert len(verdict.problems) == 1
+    assert verdict.problems[0].startswith("H2 is served worse than by its own model: survival c_index -0.")
+    worse = next(found for found in verdict.comparisons if found.hospital == "H2")
+    assert worse.difference.high is not None
+    assert worse.difference.high < 0
+
+
+def test_a_difference_that_chance_explains_does_not_stop_it(
+    gate_study: Study, gate_preprocessing: Preprocessing
+) -> None:
+    predictions = two_sites(federated=0.5, local=0.52)
+    verdict = judge(gate_study, rows_of(gate_study, gate_preprocessing, predictions), gate_preprocessing, predictions)
+    assert verdict.problems == ()
+
+
+def test_only_the_seed_of_the_released_model_is_judged(gate_study: Study, gate_preprocessing: Preprocessing) -> None:
+    good, bad = two_sites(0.9, 0.3), two_sites(0.0, 0.9).assign(seed=1)
+    rows = rows_of(gate_study, gate_preprocessing, good) + [
+        row | {"seed": 1, "n": 1} for row in rows_of(gate_study, gate_preprocessing, good)
+    ]
+    assert judge(gate_study, rows, gate_preprocessing, pd.concat([good, bad])).problems == ()
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    made = {"method": "federated", "task": "survival", "metric": "c_index", "hospital": "H1", "value": 0.7, "low": 0.6}
+    return made | {"high": 0.8, "n": 50, "seed": 0, "events": 20} | changes
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"n": 19}, "survival at H1 rests on 19 test cases, release.min_cases = 20"),
+        ({"events": 9}, "survival at H1 rests on 9 deaths, release.min_events = 10"),
+        ({"events": None}, "survival at H1 rests on fewer deaths than the hospital tells"),
+        ({"hospital": "all", "n": 3}, "survival at all hospitals rests on 3 test cases, release.min_cases = 20"),
+        ({"value": None}, "survival has no test score at any hospital"),
+        ({"method": "pooled"}, "survival has no test score at any hospital"),
+    ],
+)
+def test_a_metric_on_too_few_patients_stops_the_release(gate_study: Study, change: dict[str, Any], reason: str) -> None:
+    assert judge(gate_study, [row()], None, None).problems == ()
+    assert judge(gate_study, [row(**change)], None, None).problems == (reason,)
+
+
+def test_the_study_sets_the_thresholds(gate_study: Study) -> None:
+    release = gate_study.release.model_copy(update={"min_cases": 51})
+    verdict = judge(gate_study.model_copy(update={"release": release}), [row()], None, None)
+    assert verdict.problems == ("survival at H1 rests on 50 test cases, release.min_cases = 51",)
+
+
+def test_what_nobody_could_assess_is_said_and_stops_nothing(gate_study: Study) -> None:
+    found = row()
+    del found["events"]
+    verdict = judge(gate_study, [found], None, None)
+    assert verdict.problems == ()
+    assert verdict.not_assessed == (
+        "No hospital was compared with a model of its own: none was trained.",
+        "The number of deaths, or of cases of the rarest class, was not reported: survival at H1.",
+    )
+
+
+def test_a_hospital_without_a_model_of_its_own_is_named(gate_study: Study, gate_preprocessing: Preprocessing) -> None:
+    predictions = two_sites(0.6, 0.3)
+    predictions = predictions[(predictions["method"] != "local") | (predictions["model"] == "H1")]
+    verdict = judge(gate_study, rows_of(gate_study, gate_preprocessing, predictions), gate_preprocessing, predictions)
+    assert [sentence for sentence in verdict.not_assessed if "survival at H2" in sentence]
+    assert verdict.problems == ()
+
+
+def test_the_invented_cases_are_many_enough_for_the_defaults() -> None:
+    assert np.all(two_sites(0.5, 0.5).groupby(["method", "hospital"]).size() == CASES)
