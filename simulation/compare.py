@@ -101,7 +101,7 @@ class Hospitals:
 def run_jobs(
     scene: Scene, jobs: Sequence[Job], done: Callable[[Job], None] | None = None
 ) -> list[tuple[Job, pd.DataFrame]]:
-    """Train every job's model and predict all hospitals' test cases, in as many processes as there are :func:`cores`."""
+    """Train every job's model and predict all hospitals' test cases, in as many processes as :func:`cores`."""
     workers = max(1, min(len(jobs), cores()))
     out = []
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_open, initargs=(scene,)) as pool:

@@ -29,7 +29,7 @@ from simulation.sites import (
 from simulation.studies.features import SlideFiles, slide_files
 from simulation.studies.pancancer import pan_vocabulary, with_location
 from simulation.studies.spec import DataSpec
-from simulation.synthetic import HOSPITAL_SHARES, TASKS, draw_hospitals, gene_sets
+from simulation.synthetic import HOSPITAL_SHARES, draw_hospitals, gene_sets
 from simulation.tcga import GENE_SETS_FILE, MINIMUM_GENES
 
 _FEWEST_CASES = 12  # of a site that cases are dealt to

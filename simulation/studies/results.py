@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from modaltune.storage import write_bytes
-from server.report_data import metric_title, method_title, order_methods
+from server.report_data import method_title, metric_title, order_methods
 from server.tables import UNDEFINED
 from simulation.studies.cells import Cell
 from simulation.studies.runner import cell_folder

@@ -83,7 +83,7 @@ class MLflow:
             self.mlflow.log_params(dict(cell.settings))
             for number, values in cell.rounds:
                 self.mlflow.log_metrics(dict(values), step=number)
-            self.mlflow.log_metrics({name: value for name, value in cell.scores.items()})
+            self.mlflow.log_metrics(dict(cell.scores))
 
 
 class WeightsAndBiases:
