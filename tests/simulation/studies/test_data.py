@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modaltune.data.bags import write_bag
 from modaltune.data.cohort import Bag
 from modaltune.data.site import load_site
 from modaltune.errors import ConfigError, DataError
@@ -123,19 +124,13 @@ def test_pan_cancer_labels_are_distinct_and_carry_the_cancers_location() -> None
 
 
 def feature_file(path: Path) -> None:
-    bag = Bag(
-        features=np.ones((3, 4), dtype=np.float32), coords=np.arange(6).reshape(3, 2) * 256, patch_size_level0=256
-    )
-    write_site(
-        path.parent / ".made", name="made", tasks=["diagnosis"], expression=None, bags={"c": [(path.stem, bag)]},
-        cases=pd.DataFrame({"split": "train", "diagnosis": "x"}, index=pd.Index(["c"], name="case_id")),
-    )  # fmt: skip
-    (path.parent / ".made" / "features" / path.name).rename(path)
+    coords = np.arange(6).reshape(3, 2) * 256
+    write_bag(path, Bag(features=np.ones((3, 4), dtype=np.float32), coords=coords, patch_size_level0=256), encoder="x")
 
 
 def test_feature_files_are_found_by_slide_and_only_pointed_to(tmp_path: Path) -> None:
     folder = tmp_path / "BRCA" / "features" / "gigapath"
-    folder.mkdir(parents=True)
+    (tmp_path / "BRCA").mkdir()
     slides = pd.DataFrame({"case_id": ["a", "a", "b"], "slide_id": ["a-1", "a-2", "b-1"]})
     slides.to_parquet(tmp_path / "BRCA" / "slides.parquet")
     with pytest.raises(DataError, match="BRCA/features/gigapath: a feature file for none of 3 slides"):
