@@ -5,12 +5,10 @@ The process ends when its standard input does: a study that was killed leaves no
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import signal
-import sys
 import threading
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +25,7 @@ from server.report import write_report
 from simulation.experiment import COMPARISONS, ON_REQUEST, Experiment, Outcome, write_outcomes
 from simulation.runs import run_folder, versions
 from simulation.studies.cells import Cell
-from simulation.studies.data import SceneFolders, write_scene
+from simulation.studies.data import SYNTHETIC, SceneFolders, write_scene
 from simulation.studies.probe import probe_rows
 from simulation.studies.spec import ABLATIONS
 from simulation.study import draft_study, read_sites
@@ -74,10 +72,10 @@ def run_cell(cell: Cell, out: Path, data: Path | None) -> None:
 
 
 def group_rows(outcome: Outcome, study: Study, scene: SceneFolders, folder: Path) -> list[dict[str, Any]]:
-    """Rows of each cohort of several, and of each hospital that did not train."""
+    """Rows of each cohort, and of each hospital that did not train."""
     groups = {site: [site] for site in scene.truth if site not in scene.sites}
-    if len(cohorts := sorted(set(scene.cohorts.values()))) > 1:
-        groups |= {cohort: [site for site in scene.truth if scene.cohorts[site] == cohort] for cohort in cohorts}
+    for cohort in sorted(set(scene.cohorts.values()) - {SYNTHETIC}):
+        groups[cohort] = [site for site in scene.truth if scene.cohorts[site] == cohort]
     if not groups:
         return []
     preprocessing = Preprocessing.from_json((folder / "preprocessing.json").read_text(encoding="utf-8"))
@@ -110,8 +108,7 @@ def main(
 
 
 def _end_with_parent() -> None:
-    with contextlib.suppress(OSError):
-        sys.stdin.buffer.read()
+    os.read(0, 1)  # nothing is ever sent; not sys.stdin, whose lock a thread may not hold when Python ends
     os.kill(os.getpid(), signal.SIGINT)
     threading.Event().wait(_SECONDS_TO_END)
     os._exit(1)

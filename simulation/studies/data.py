@@ -32,6 +32,7 @@ from simulation.studies.spec import DataSpec
 from simulation.synthetic import HOSPITAL_SHARES, draw_hospitals, gene_sets
 from simulation.tcga import GENE_SETS_FILE, MINIMUM_GENES
 
+SYNTHETIC = "synthetic"
 _FEWEST_CASES = 12  # of a site that cases are dealt to
 _DRAWS = 200
 
@@ -154,7 +155,7 @@ def _synthetic(spec: DataSpec, seed: int) -> tuple[list[Share], Mapping[str, Seq
     shares = [
         Share(
             name=name,
-            cohort="synthetic",
+            cohort=SYNTHETIC,
             cases=drawn.cases,
             expression=drawn.expression if "expression" in spec.modalities else None,
             bags=drawn.bags if "slides" in spec.modalities else {},

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from modaltune.errors import ConfigError, DataError
+from modaltune.errors import ConfigError, DataError, RunFailed
 from simulation.engine import cores
 from simulation.runs import DONE
 from simulation.studies.cell import CELL_FILE, write_cell
@@ -25,6 +25,7 @@ Say = Callable[[str], None]
 Finished = Callable[[Cell, float], None]
 _LOCK_SECONDS = 60.0
 _POLL_SECONDS = 0.2
+_ATTEMPTS = 2  # on a busy machine the simulation engine may be too slow for its own patience
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Failure:
     """A cell that ended without a result.
 
     Attributes:
-        reason: the last line it said.
+        reason: the error in one line.
     """
 
     cell: str
@@ -44,6 +45,7 @@ class _Running:
     cell: Cell
     process: subprocess.Popen[bytes]
     log: Path
+    attempt: int
     started: float = field(default_factory=time.monotonic)
 
 
@@ -79,31 +81,37 @@ def run_cells(
         raise DataError(f"study {cells[0].study} cannot start, absent: {shown}; {HELP}")
     failures: list[Failure] = []
     with _alone(out, say) as lock:
-        waiting = []
-        for cell in cells:
-            state = state_of(out, cell)
-            if state != "done":
-                waiting.append(cell)
-                if state == "changed":
-                    say(f"{cell.name}: finished with other settings, runs again")
-        if skipped := len(cells) - len(waiting):
-            say(f"{skipped} of {len(cells)} cells are finished already")
+        waiting = [(cell, 1) for cell in _not_done(cells, out, say)]
         running: list[_Running] = []
         try:
             while waiting or running:
                 while waiting and len(running) < workers:
-                    running.append(_start(waiting.pop(0), out, data, max(1, cores() // workers), lock))
+                    running.append(_start(*waiting.pop(0), out, data, max(1, cores() // workers), lock))
                     say(f"{running[-1].cell.name}: started, {len(waiting)} to come")
                 time.sleep(_POLL_SECONDS)
                 for one in [one for one in running if one.process.poll() is not None]:
                     running.remove(one)
-                    _ended(one, out, failures, say, finished)
+                    if one.process.returncode == RunFailed.exit_code and one.attempt < _ATTEMPTS:
+                        say(f"{one.cell.name}: {_reason(one)}; once more")
+                        waiting.insert(0, (one.cell, one.attempt + 1))
+                    else:
+                        _ended(one, out, failures, say, finished)
         finally:
             _stop(running)
     return failures
 
 
-def _start(cell: Cell, out: Path, data: Path | None, threads: int, lock: IO[str]) -> _Running:
+def _not_done(cells: Sequence[Cell], out: Path, say: Say) -> list[Cell]:
+    states = {cell.name: state_of(out, cell) for cell in cells}
+    for name, state in states.items():
+        if state == "changed":
+            say(f"{name}: finished with other settings, runs again")
+    if skipped := sum(state == "done" for state in states.values()):
+        say(f"{skipped} of {len(cells)} cells are finished already")
+    return [cell for cell in cells if states[cell.name] != "done"]
+
+
+def _start(cell: Cell, attempt: int, out: Path, data: Path | None, threads: int, lock: IO[str]) -> _Running:
     log = out / "logs" / f"{cell.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     task = log.with_suffix(".json")
@@ -120,7 +128,7 @@ def _start(cell: Cell, out: Path, data: Path | None, threads: int, lock: IO[str]
             start_new_session=True,
             pass_fds=[lock.fileno()],
         )
-    return _Running(cell=cell, process=process, log=log)
+    return _Running(cell=cell, process=process, log=log, attempt=attempt)
 
 
 def _ended(one: _Running, out: Path, failures: list[Failure], say: Say, finished: Finished) -> None:
@@ -131,10 +139,15 @@ def _ended(one: _Running, out: Path, failures: list[Failure], say: Say, finished
         say(f"{one.cell.name}: finished after {seconds:.0f} s")
         finished(one.cell, seconds)
         return
-    lines = one.log.read_text(encoding="utf-8", errors="replace").split("\n")
-    last = next((line for line in reversed(lines) if line.strip()), f"ended with status {one.process.returncode}")
-    failures.append(Failure(cell=one.cell.name, reason=last.removeprefix("error: ")))
+    failures.append(Failure(cell=one.cell.name, reason=_reason(one)))
     say(f"{one.cell.name}: failed: {failures[-1].reason}")
+
+
+def _reason(one: _Running) -> str:
+    """The error that a cell named, or else how it ended."""
+    lines = one.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    named = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return named[-1] if named else f"ended with status {one.process.returncode}; see logs/{one.log.name}"
 
 
 def _stop(running: Sequence[_Running]) -> None:
