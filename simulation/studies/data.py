@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from modaltune.data.case_table import labelled, task_columns
 from modaltune.data.cohort import Bag
@@ -68,7 +69,7 @@ class Share:
             raise ConfigError(f"hospital {self.name} is left without a usable case; leave it out or keep a modality")
         return self if inside.all() else self.only(inside)
 
-    def only(self, inside: np.ndarray) -> Share:
+    def only(self, inside: NDArray[np.bool_]) -> Share:
         """Some of its cases."""
         cases = self.cases[inside]
         expression = None if self.expression is None else self.expression[self.expression.index.isin(cases.index)]
@@ -119,7 +120,7 @@ def write_scene(spec: DataSpec, seed: int, data: Path | None, out: Path) -> Scen
     tasks = vocabulary(spec.cohorts, shares)
     known = [share.name for share in shares]
     require_known("hospital", spec.leave_out, known)
-    held = disjoint_tasks(known, [task.name for task in tasks]) if spec.tasks == "disjoint" else spec.tasks
+    held = disjoint_tasks(known, [task.name for task in tasks]) if isinstance(spec.tasks, str) else spec.tasks
     check_overrides(known, [task.name for task in tasks], held, spec.without)
     shares = [share.without(spec.without.get(share.name, ())) for share in shares]
     shares = filled(shares) if spec.fill else [share.usable() for share in shares]
@@ -220,7 +221,7 @@ def deal(shares: Sequence[Share], sites: int, skew: float | None, seed: int) -> 
     )
 
 
-def _owners(cases: pd.DataFrame, sites: int, skew: float | None, draw: np.random.Generator) -> np.ndarray:
+def _owners(cases: pd.DataFrame, sites: int, skew: float | None, draw: np.random.Generator) -> NDArray[np.int64]:
     owner = np.zeros(len(cases), dtype=np.int64)
     strata = cases["split"] if skew is None else cases["diagnosis"].fillna("none")
     for value in sorted(strata.unique()):

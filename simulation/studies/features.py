@@ -30,7 +30,7 @@ def slide_files(data: Path, cohort: str, name: str) -> dict[str, tuple[tuple[str
         raise DataError(f"{where}: no such file; {HELP}")
     table = read_table(data / where, where=where, error=DataError)
     slides = identifiers(table, "slide_id", where=where, error=DataError, unique=True)
-    cases = identifiers(table, "case_id", where=where, error=DataError)
+    cases = identifiers(table, "case_id", where=where, error=DataError, unique=False)
     folder = data / cohort / "features" / name
     found: dict[str, tuple[tuple[str, Path], ...]] = {}
     for case, slide in zip(cases, slides, strict=True):

@@ -125,7 +125,12 @@ def _whiskers(block: pd.DataFrame, methods: Sequence[str], title: str, name: str
         found = block[(block["method"] == method) & block["value"].notna()]
         places = np.array([settings.index(setting) for setting in found[SETTING]]) + offset
         ax.hlines(places, found["low"], found["high"], color=colours[method], linewidth=1.8, alpha=0.75)
-        look = {"marker": marker(method), "color": colours[method], "edgecolor": "white", "linewidth": 0.8}
+        look: dict[str, Any] = {
+            "marker": marker(method),
+            "color": colours[method],
+            "edgecolor": "white",
+            "linewidth": 0.8,
+        }
         ax.scatter(found["value"], places, s=38, label=method_title(method), zorder=5, **look)
     _finish(ax, settings)
     said = ", ".join(f"{row.method} {row.setting} {row.value:.2f}" for row in block.itertuples())

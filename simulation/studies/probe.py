@@ -63,7 +63,10 @@ def _embeddings(learner: Learner) -> Features:
     """The embeddings of all tasks of a model side by side, ``[n, K O]``."""
 
     def features(cases: Sequence[CaseTensors], _: Study) -> Floats:
-        return np.concatenate([part.double().cpu().numpy() for part in embed_cases(learner, cases).values()], axis=1)
+        out: Floats = np.concatenate(
+            [part.double().cpu().numpy() for part in embed_cases(learner, cases).values()], axis=1
+        )
+        return out
 
     return features
 
