@@ -120,7 +120,8 @@ def result_table(rows: pd.DataFrame) -> Table:
     table.add_column("Setting")
     for method in methods:
         table.add_column(Text(method_title(method)), style="bold" if method == "federated" else "")
-    for (task, metric, hospital), block in rows.groupby(["task", "metric", "hospital"], sort=False):
+    for key, block in rows.groupby(["task", "metric", "hospital"], sort=False):
+        task, metric, hospital = map(str, key)
         cases = "-".join(str(count) for count in sorted({int(block["n"].min()), int(block["n"].max())}))
         where = "" if hospital == "all" else f", {hospital}"
         table.add_row(Text(f"{task}, {metric_title(metric)}{where}, n = {cases}", style="dim"))

@@ -178,7 +178,8 @@ def problem(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problem in one line; an unknown key is met with the known ones."""
     first = error.errors(include_input=False, include_url=False)[0]
     if first["type"] == "extra_forbidden":
-        owner = {"axes": Axis, "show": ShowSpec}.get(str(first["loc"][0]), model) if len(first["loc"]) > 1 else model
+        parts: dict[str, type[BaseModel]] = {"axes": Axis, "show": ShowSpec}
+        owner = parts.get(str(first["loc"][0]), model) if len(first["loc"]) > 1 else model
         place = ".".join(map(str, first["loc"]))
         return f"unknown key {place!r}; known keys: {', '.join(owner.model_fields)}"
     return first_problem(error)
