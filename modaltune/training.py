@@ -251,10 +251,14 @@ def fit_and_select(
     steps: int,
     seed: int,
     checks: int = 24,
+    start: float = 0.0,
 ) -> Outcome:
     """Train and keep the weights with the lowest validation loss among evenly spaced checks (ties: the earlier).
 
     Without validation cases the last weights are kept.
+
+    Args:
+        start: part of the whole training that the model has behind it; the weights it comes with are then a choice too.
     """
     interval = max(1, steps // checks)
     best: tuple[float, dict[str, Tensor]] | None = None
@@ -268,7 +272,10 @@ def fit_and_select(
         if count and math.isfinite(total) and (best is None or total / count < best[0]):
             best = total / count, {name: value.clone() for name, value in trainable_state(learner).items()}
 
-    outcome = fit(learner, train, spec, steps=steps, seed=seed, after_step=check if labelled(validation) else None)
+    chosen = check if labelled(validation) else None
+    if start and chosen:
+        chosen(0)
+    outcome = fit(learner, train, spec, steps=steps, seed=seed, start=start, after_step=chosen)
     if best is not None:
         _put(learner, best[1])
     return outcome

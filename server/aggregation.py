@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ class Gathering:
 
     def accept(self, site: str, update: Update) -> None:
         """Count a checked update in."""
+        if not self.spec.keywise:
+            update = replace(update, examples=dict.fromkeys(update.examples, max(update.examples.values(), default=0)))
         size = length(update, self.previous)
         kept = 1.0
         if self.usual and self.spec.clip and size > self.spec.clip * self.usual:

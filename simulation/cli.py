@@ -20,24 +20,18 @@ from modaltune.errors import ConfigError
 from server.cross_site import matrix_tables, read_matrices
 from server.report_data import leaves_out, load_run
 from server.tables import comparison_table, participation_table, traffic_table
-from simulation.experiment import COMPARISONS
+from simulation.experiment import COMPARISONS, ON_REQUEST
 from simulation.fetch.cohort import HOSPITALS, Say, Wanted, fetch_cohort
 from simulation.fetch.connection import Connection
 from simulation.fetch.gdc import GDC
 from simulation.fetch.xena import XENA
 from simulation.runs import Plan, simulate
-from simulation.sites import check_overrides, require_known
+from simulation.sites import check_overrides, disjoint_tasks, require_known
+from simulation.studies.command import study
 from simulation.synthetic import HOMOGENEOUS, HOSPITAL_SHARES, TASKS, build_synthetic
 from simulation.tcga import build_tcga
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
-
-DISJOINT: dict[str, tuple[str, ...]] = {
-    "H1": ("diagnosis",),
-    "H2": ("stage",),
-    "H3": ("survival",),
-    "H4": ("diagnosis", "survival"),
-}
 
 Out = Annotated[Path | None, typer.Option(help="Folder of the run; an earlier finished run there is replaced.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
@@ -282,8 +276,9 @@ def _changes(settings: Sequence[str] | None, rounds: int | None) -> dict[str, di
 
 def _comparisons(methods: str | None) -> tuple[str, ...]:
     chosen = COMPARISONS if methods is None else tuple(name.strip() for name in methods.split(",") if name.strip())
-    if unknown := [name for name in chosen if name not in COMPARISONS]:
-        raise ConfigError(f"--methods: unknown {unknown[0]!r}; choose from {', '.join(COMPARISONS)}")
+    known = (*COMPARISONS, *ON_REQUEST)
+    if unknown := [name for name in chosen if name not in known]:
+        raise ConfigError(f"--methods: unknown {unknown[0]!r}; choose from {', '.join(known)}")
     return chosen
 
 
@@ -306,12 +301,7 @@ def _overrides(
 ) -> dict[str, tuple[str, ...]]:
     if list(values or ()) != ["disjoint"]:
         return _pairs(values, "--tasks")
-    if absent := [name for name in DISJOINT if name not in hospitals]:
-        raise ConfigError(f"--tasks disjoint needs hospitals H1 to H4; {absent[0]} is absent")
-    level = next((task for task in tasks if task not in ("diagnosis", "survival")), None)
-    if level is None:
-        raise ConfigError("--tasks disjoint needs a cohort with diagnosis, survival and a third task")
-    return {name: tuple(level if task == "stage" else task for task in held) for name, held in DISJOINT.items()}
+    return disjoint_tasks(hospitals, tasks)
 
 
 def _run(plan: Plan, out: Path, seeds: Sequence[int], json: bool) -> None:
@@ -334,6 +324,9 @@ def _show(out: Path, rows: Sequence[dict[str, Any]]) -> None:
         console.print(table)
     console.print(participation_table(run.rounds, run.study.get("roster", ())))
     console.print(traffic_table(run.rounds))
+
+
+app.command()(study)
 
 
 def main() -> None:

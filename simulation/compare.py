@@ -5,7 +5,6 @@ Pooled data exist only in a simulation. Each model runs in a process of its own,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -21,13 +20,19 @@ from modaltune.data.batch import CaseTensors
 from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing, prepare
 from modaltune.data.site import load_site
-from modaltune.evaluation.linear import fit_linear
+from modaltune.evaluation.linear import fit_linear, linear_features
+from modaltune.evaluation.metrics import Floats
 from modaltune.evaluation.predictions import COLUMNS, predict, prediction_table
 from modaltune.federation.study import Study
-from modaltune.models.learner import build_learner
+from modaltune.models.learner import build_learner, load_trainable
 from modaltune.seeds import derive_seed
+from modaltune.storage import load_state
 from modaltune.training import epoch_steps, fit_and_average, fit_and_select, labelled
+from simulation.engine import cores
 from simulation.probes import probe_tables
+
+PERSONAL_SHARE = 0.25
+"""Of a hospital's own steps in the federation, the last ones, which ``personalised`` repeats on its own cases alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +43,22 @@ class Scene:
         sites: site name -> folder the hospital trains on.
         truth: site name -> folder with every label, for scoring test cases only.
         study, preprocessing: canonical JSON.
+        weights: of the federated model, for comparisons that go on from them.
     """
 
     sites: Mapping[str, Path]
     truth: Mapping[str, Path]
     study: str
     preprocessing: str
+    weights: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One model to train: ``pooled`` on everybody's training cases or ``local`` on one hospital's."""
+    """One model to train: ``pooled`` on everybody's training cases, ``local`` on one hospital's, or ``personalised``.
+
+    ``personalised`` goes on from the federated weights on one hospital's own cases.
+    """
 
     method: str
     hospital: str = ""
@@ -68,6 +78,7 @@ class Hospitals:
     def __init__(self, scene: Scene) -> None:
         self.study = Study.from_json(scene.study)
         self.preprocessing = Preprocessing.from_json(scene.preprocessing)
+        self.weights = scene.weights
         self.cohorts = {site: self._load(folder) for site, folder in scene.sites.items()}
         self.cases = {site: self._prepare(cohort) for site, cohort in self.cohorts.items()}
         same = scene.truth == scene.sites
@@ -81,9 +92,13 @@ class Hospitals:
 
     def budget(self) -> int:
         """Optimiser steps that the federated run takes, summed over hospitals."""
+        return sum(self.own_steps(site) for site in self.cohorts)
+
+    def own_steps(self, site: str) -> int:
+        """Optimiser steps that one hospital takes in the federated run."""
         spec = self.study.training
-        counts = [len(labelled(self.split(site, "train"))) for site in self.cohorts]
-        return sum(epoch_steps(count, spec.batch_size) for count in counts) * spec.local_epochs * spec.rounds
+        count = len(labelled(self.split(site, "train")))
+        return epoch_steps(count, spec.batch_size) * spec.local_epochs * spec.rounds
 
     def _load(self, folder: Path) -> Cohort:
         return load_site(folder, split_salt=self.study.digest)
@@ -95,8 +110,8 @@ class Hospitals:
 def run_jobs(
     scene: Scene, jobs: Sequence[Job], done: Callable[[Job], None] | None = None
 ) -> list[tuple[Job, Predicted]]:
-    """Train every job's model and predict all hospitals' test cases, in as many processes as there are cores."""
-    workers = max(1, min(len(jobs), os.cpu_count() or 1))
+    """Train every job's model and predict all hospitals' test cases, in as many processes as :func:`cores`."""
+    workers = max(1, min(len(jobs), cores()))
     out = []
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_open, initargs=(scene,)) as pool:
         for job, table in zip(jobs, pool.map(_run, jobs), strict=True):
@@ -123,8 +138,12 @@ def _run(job: Job) -> Predicted:
         everyone = [case for site in sorted(data.cohorts) for case in data.split(site, "train")]
         fit_and_average(learner, everyone, study.training, steps=job.steps, seed=seed)
     else:
+        start = 0.0
+        if job.method == "personalised" and data.weights is not None:
+            load_trainable(learner, load_state(data.weights))
+            start = 1 - PERSONAL_SHARE
         train, validation = data.split(job.hospital, "train"), data.split(job.hospital, "val")
-        fit_and_select(learner, train, validation, study.training, steps=job.steps, seed=seed)
+        fit_and_select(learner, train, validation, study.training, steps=job.steps, seed=seed, start=start)
     own = everybodys_test_cases(data, lambda site: predict_site(data, learner, site))
     fitted_on = [job.hospital] if job.hospital else sorted(data.cohorts)
     return Predicted(own, probe_tables(data, learner, fitted_on, together=True))
@@ -140,15 +159,23 @@ def everybodys_test_cases(data: Hospitals, predict_one: Callable[[str], pd.DataF
     return pd.concat([predict_one(site) for site in sorted(data.truth)], ignore_index=True)
 
 
-def linear_predictions(data: Hospitals, hospitals: Sequence[str]) -> pd.DataFrame:
-    """The linear models of some hospitals together, scored on everybody's test cases; unfitted tasks are absent."""
+def linear_predictions(
+    data: Hospitals,
+    hospitals: Sequence[str],
+    features: Callable[[Sequence[CaseTensors], Study], Floats] = linear_features,
+) -> pd.DataFrame:
+    """The linear models of some hospitals together, scored on everybody's test cases; unfitted tasks are absent.
+
+    Args:
+        features: what they see of a case: its inputs, or the embeddings of a frozen model.
+    """
     names = sorted(hospitals)
     train = [case for site in names for case in data.split(site, "train")]
     survival = [outcome for site in names for outcome in _survival(data.cohorts[site])]
     candidates = {task: space.candidates for task, space in data.preprocessing.tasks.items()}
     tests = {site: (data.truth[site].cases["split"] == "test").to_numpy() for site in sorted(data.truth)}
     asked = [case for site, keep in tests.items() for case, k in zip(data.truth_cases[site], keep, strict=True) if k]
-    scores = fit_linear(train, survival, asked, data.study, candidates)
+    scores = fit_linear(train, survival, asked, data.study, candidates, features)
     tables, start = [], 0
     for site, keep in tests.items():
         rows = slice(start, start + int(keep.sum()))

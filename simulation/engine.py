@@ -28,6 +28,11 @@ _OBJECT_STORE_BYTES = 160 * 1024 * 1024
 Progress = Callable[[Mapping[str, Any]], None]
 
 
+def cores() -> int:
+    """Processor cores that this process may keep busy: ``$MODALTUNE_CORES``, or all."""
+    return int(os.environ.get("MODALTUNE_CORES") or os.cpu_count() or 1)
+
+
 class FolderOfPartition:
     """Finds the site folder of a virtual node; its number is its only identity in a simulation."""
 
@@ -124,7 +129,7 @@ class _StoppableGrid:
 def _backend(sites: int) -> Any:
     return {
         "init_args": {
-            "num_cpus": max(1, min(sites, os.cpu_count() or 1)),
+            "num_cpus": max(1, min(sites, cores())),
             "num_gpus": 0,
             "object_store_memory": _OBJECT_STORE_BYTES,
             "include_dashboard": False,

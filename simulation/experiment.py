@@ -12,6 +12,7 @@ import pandas as pd
 from modaltune.errors import ConfigError, FederationError
 from modaltune.federation.study import Study
 from simulation.compare import (
+    PERSONAL_SHARE,
     Hospitals,
     Job,
     Scene,
@@ -26,6 +27,8 @@ from simulation.outcomes import Outcome, Scorer, embedding_map, training_risk_cu
 from simulation.probes import probe_tables
 
 COMPARISONS = ("pooled", "local", "linear", "linear_local")
+ON_REQUEST = ("personalised",)
+"""Comparisons that are made only when asked for."""
 Say = Callable[[str], None]
 
 
@@ -43,7 +46,11 @@ class Experiment:
         started = time.monotonic()
         result = run_federation(self.study, self.sites, self.out, self._round_line)
         scene = Scene(
-            sites=self.sites, truth=self.truth, study=self.study.to_json(), preprocessing=result.preprocessing.to_json()
+            sites=self.sites,
+            truth=self.truth,
+            study=self.study.to_json(),
+            preprocessing=result.preprocessing.to_json(),
+            weights=self.out / "model" / "weights.safetensors",
         )
         data = Hospitals(scene)
         if data.budget() != result.steps and result.status == "OK":
@@ -67,10 +74,13 @@ class Experiment:
         local = [site for site in sorted(self.sites) if self._trains(data, site)]
         jobs = [Job(method="pooled", steps=steps)] if "pooled" in comparisons else []
         jobs += [Job(method="local", hospital=site, steps=steps) for site in local if "local" in comparisons]
+        if "personalised" in comparisons:
+            own = {site: max(1, round(PERSONAL_SHARE * data.own_steps(site))) for site in local}
+            jobs += [Job(method="personalised", hospital=site, steps=count) for site, count in own.items()]
         tables: dict[str, dict[str, pd.DataFrame]] = {}
         probes: dict[str, dict[str, pd.DataFrame]] = {}
         if jobs:
-            self.say(f"training {len(jobs)} models for comparison, {steps} steps each")
+            self.say(f"training {len(jobs)} models for comparison, up to {max(job.steps for job in jobs)} steps each")
             for job, found in run_jobs(scene, jobs, lambda job: self.say(f"  {job.method} {job.hospital} done")):
                 tables.setdefault(job.method, {})[job.hospital] = found.table
                 probes.setdefault(job.method, {})[job.hospital] = found.probes

@@ -90,7 +90,7 @@ def simulate(plan: Plan, out: Path, seeds: Sequence[int], say: Say, command: str
             "simulated": True,
             "status": worst,
             "seeds": list(seeds),
-            "versions": _versions(),
+            "versions": versions(),
             "command": command,
             "notes": list(plan.notes),
         }
@@ -129,6 +129,7 @@ def _study(plan: Plan, cohorts: Mapping[str, Cohort], tasks: Any, folder: Path, 
     return draft_study(plan.name, cohorts, tasks, folder / "sites" / "gene_sets.gmt", settings, seed=seed)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Releases that a run was made with."""
     packages = {name: version(name) for name in _PACKAGES}
     return {"modaltune": __version__, "python": platform.python_version(), "platform": sys.platform} | packages

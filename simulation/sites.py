@@ -20,6 +20,13 @@ from modaltune.seeds import numpy_generator
 
 MODALITIES = ("expression", "slides")
 CLINICAL = ("age", "sex")
+DISJOINT: Mapping[str, tuple[str, ...]] = {
+    "H1": ("diagnosis",),
+    "H2": ("stage",),
+    "H3": ("survival",),
+    "H4": ("diagnosis", "survival"),
+}
+"""Hospitals that label different tasks; the others label everything."""
 
 Bags = Mapping[str, Sequence[tuple[str, Bag]]]
 """case_id -> (slide_id, bag) of its slides."""
@@ -33,6 +40,7 @@ def write_site(
     cases: pd.DataFrame,
     expression: pd.DataFrame | None,
     bags: Bags,
+    files: Mapping[str, Sequence[tuple[str, Path]]] | None = None,
     encoder: str = "simulated",
     min_cell: int = 5,
 ) -> Path:
@@ -45,6 +53,7 @@ def write_site(
         cases: index ``case_id``; ``split``, the labels of the tasks, ``age``, ``sex``.
         expression: ``[cases, genes]``, index ``case_id``; None = no genomics.
         bags: case_id -> its slides; empty = no slides.
+        files: case_id -> (slide_id, feature file) in place of bags; the site folder only points to them.
         encoder: name of the patch encoder, noted in the feature files.
         min_cell: smallest count that may leave the site.
     Returns:
@@ -57,7 +66,9 @@ def write_site(
     partial.mkdir(parents=True)
     wanted = ["split", *(column for task in tasks for column in task_columns(task)), *CLINICAL]
     paths = _write_tables(partial, cases[[column for column in wanted if column in cases]], expression)
-    if bags:
+    if files:
+        paths |= _link_slides(partial, files)
+    elif bags:
         paths |= _write_slides(partial, bags, encoder)
     (partial / SITE_FILE).write_text(_site_toml(name, tasks, paths, min_cell), encoding="utf-8")
     if folder.exists():
@@ -98,6 +109,16 @@ def require_known(what: str, names: Iterable[str], known: Collection[str]) -> No
         raise ConfigError(f"unknown {what} {unknown[0]!r}; choose from {', '.join(known)}")
 
 
+def disjoint_tasks(hospitals: Collection[str], tasks: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """The layout ``DISJOINT`` for a cohort; its third task takes the place of ``stage``."""
+    if absent := [name for name in DISJOINT if name not in hospitals]:
+        raise ConfigError(f"disjoint tasks need hospitals H1 to H4; {absent[0]} is absent")
+    level = next((task for task in tasks if task not in ("diagnosis", "survival")), None)
+    if level is None:
+        raise ConfigError("disjoint tasks need a cohort with diagnosis, survival and a third task")
+    return {name: tuple(level if task == "stage" else task for task in held) for name, held in DISJOINT.items()}
+
+
 def check_overrides(
     hospitals: Collection[str],
     known_tasks: Collection[str],
@@ -129,8 +150,21 @@ def _write_slides(folder: Path, bags: Bags, encoder: str) -> dict[str, str]:
     slides = [(slide, case, f"{slide}.h5", bag) for case, pairs in bags.items() for slide, bag in pairs]
     for slide, _, file, bag in slides:
         write_bag(folder / "features" / file, bag, encoder=encoder, name=slide)
-    table = pd.DataFrame([row[:3] for row in slides], columns=["slide_id", "case_id", "file"])
-    table.to_csv(folder / "slides.csv", index=False)
+    return _slide_table(folder, [row[:3] for row in slides])
+
+
+def _link_slides(folder: Path, files: Mapping[str, Sequence[tuple[str, Path]]]) -> dict[str, str]:
+    (folder / "features").mkdir()
+    rows = []
+    for case, pairs in files.items():
+        for slide, path in pairs:
+            (folder / "features" / path.name).symlink_to(path.resolve())
+            rows.append((slide, case, path.name))
+    return _slide_table(folder, rows)
+
+
+def _slide_table(folder: Path, rows: Sequence[tuple[str, str, str]]) -> dict[str, str]:
+    pd.DataFrame(rows, columns=["slide_id", "case_id", "file"]).to_csv(folder / "slides.csv", index=False)
     return {"slides": "slides.csv", "features": "features"}
 
 

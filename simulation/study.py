@@ -12,11 +12,10 @@ from pydantic import ValidationError
 from modaltune.data.cohort import Cohort
 from modaltune.data.genesets import read_gene_sets
 from modaltune.data.site import load_site
-from modaltune.encoders.small import small_slide_encoder
+from modaltune.encoders.registry import encoder_digest
 from modaltune.encoders.text import text_encoder
 from modaltune.errors import CaseTableError, ConfigError, FeatureFileError
 from modaltune.federation.study import SlideSpec, Study, TaskSpec, TextSpec, first_problem
-from modaltune.storage import digest_state
 
 _NO_SLIDES_WIDTH = 8
 
@@ -90,7 +89,7 @@ def draft_study(
             slides=_slides(cohorts, settings.get("slides", {})),
             text=TextSpec(sha256=text_encoder().sha256),
             gene_sets=sets,
-            **{part: settings[part] for part in ("model", "training", "privacy") if part in settings},
+            **{part: settings[part] for part in ("model", "training", "aggregation", "privacy") if part in settings},
         )
     except ValidationError as error:
         raise ConfigError(f"study {name}: {first_problem(error)}") from error
@@ -106,6 +105,7 @@ def _slides(cohorts: Mapping[str, Cohort], settings: Mapping[str, Any]) -> Slide
     if options.get("standardise") == "position":
         bags = (bag for cohort in cohorts.values() for case in cohort.bags.values() for bag in case)
         options["rows"] = len(next(bags).features)
-    sizes = {key: options[key] for key in ("width", "depth") if key in options}
-    encoder = small_slide_encoder(width or _NO_SLIDES_WIDTH, **sizes)
-    return SlideSpec(in_width=width or _NO_SLIDES_WIDTH, sha256=digest_state(encoder.state_dict()), **options)
+    fields, in_width = SlideSpec.model_fields, width or _NO_SLIDES_WIDTH
+    sizes = {key: options.get(key, fields[key].default) for key in ("width", "depth")}
+    digest = encoder_digest(options.get("encoder", fields["encoder"].default), in_width=in_width, **sizes)
+    return SlideSpec(in_width=in_width, sha256=digest, **options)

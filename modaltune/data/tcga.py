@@ -6,7 +6,7 @@ A case is eligible when it has a row in the expression table or in the image tab
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,13 +90,14 @@ def cohort_tasks(cohort: str) -> tuple[str, ...]:
     return ("diagnosis", "grade" if cohort in GRADED else "stage", "survival")
 
 
-def read_tcga(data: Path, cohort: str, *, expression: str = "rna") -> TcgaTables:
+def read_tcga(data: Path, cohort: str, *, expression: str = "rna", slides: Collection[str] = ()) -> TcgaTables:
     """Read one cohort.
 
     Args:
         data: folder with one folder a cohort.
         cohort: its name in any letter case.
         expression: name of the expression table, without ``.parquet``.
+        slides: cases that have patch features elsewhere, and so are eligible too.
     Returns:
         The eligible cases and their tables.
     Raises:
@@ -112,7 +113,8 @@ def read_tcga(data: Path, cohort: str, *, expression: str = "rna") -> TcgaTables
     table = f"{expression}.parquet"
     genes = clean_numbers(_read(folder / table), key="case_id", where=f"{name}/{table}")
     image = _image(folder)
-    measured = genes.index if image is None else genes.index.union(image.index)
+    measured = genes.index.union(pd.Index(list(slides)))
+    measured = measured if image is None else measured.union(image.index)
     cases, counts = _eligible(_canonical(clinical, name), measured, table)
     if cases.empty:
         raise DataError(f"{name}: no case has a hospital and a row in {table} or an image table; {_HELP}")

@@ -1,0 +1,119 @@
+"""One cell, in a process of its own: ``python -m simulation.studies.cell CELL.json OUT [DATA]``.
+
+The process ends when its standard input does: a study that was killed leaves no cell behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+
+from modaltune.console import progress_line, run_app
+from modaltune.data.preprocessing import Preprocessing
+from modaltune.evaluation.predictions import metric_rows
+from modaltune.federation.study import Study
+from modaltune.storage import write_json
+from server.report import write_report
+from simulation.experiment import COMPARISONS, ON_REQUEST, Experiment
+from simulation.outcomes import Outcome, write_outcomes
+from simulation.runs import run_folder, versions
+from simulation.studies.cells import Cell
+from simulation.studies.data import SYNTHETIC, SceneFolders, write_scene
+from simulation.studies.probe import probe_rows
+from simulation.studies.spec import ABLATIONS
+from simulation.study import draft_study, read_sites
+
+CELL_FILE = "cell.json"
+_SECONDS_TO_END = 20.0
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def read_cell(path: Path) -> Cell:
+    """The cell that a file describes."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content.pop("digest")
+    return Cell(**content | {"methods": tuple(content["methods"])})
+
+
+def write_cell(path: Path, cell: Cell) -> None:
+    """A cell and its digest."""
+    write_json(path, vars(cell) | {"methods": list(cell.methods), "digest": cell.digest})
+
+
+def run_cell(cell: Cell, out: Path, data: Path | None) -> None:
+    """Run a cell into its run folder, which appears when it is complete."""
+    say = progress_line(False)
+    with run_folder(out) as folder:
+        scene = write_scene(cell.spec, cell.seed, data, folder)
+        study = _study(cell, scene)
+        say(f"{cell.name}: {len(scene.sites)} hospitals train, {len(scene.truth)} are tested")
+        experiment = Experiment(study, scene.sites, scene.truth, folder, say)
+        chosen = tuple(name for name in cell.methods if name in (*COMPARISONS, *ON_REQUEST))
+        outcome = experiment.run(comparisons=chosen, ablations=any(name in ABLATIONS for name in cell.methods))
+        outcome.rows = [row for row in outcome.rows if row["method"] in cell.methods]
+        outcome.rows += group_rows(outcome, study, scene, folder)
+        if cell.data["probe"]:
+            say(f"probing on {', '.join(cell.data['probe'])}")
+            outcome.rows += probe_rows(cell.spec, cell.seed, data, folder, study)
+        for name in ("sites", "truth", "probe"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        more = {"title": f"{cell.title}: {cell.name}", "simulated": True, "seeds": [cell.seed], "versions": versions()}
+        write_outcomes(folder, [outcome], outcome.summary | more)
+        write_cell(folder / CELL_FILE, cell)
+        write_report(folder)
+
+
+def group_rows(outcome: Outcome, study: Study, scene: SceneFolders, folder: Path) -> list[dict[str, Any]]:
+    """Rows of each cohort, and of each hospital that did not train."""
+    groups = {site: [site] for site in scene.truth if site not in scene.sites}
+    for cohort in sorted(set(scene.cohorts.values()) - {SYNTHETIC}):
+        groups[cohort] = [site for site in scene.truth if scene.cohorts[site] == cohort]
+    if not groups:
+        return []
+    preprocessing = Preprocessing.from_json((folder / "preprocessing.json").read_text(encoding="utf-8"))
+    tables = pd.concat(outcome.predictions, ignore_index=True)
+    rows = []
+    for method, found in tables.groupby("method", sort=False):
+        if method not in {row["method"] for row in outcome.rows}:
+            continue
+        for group, sites in groups.items():
+            parts = [table[table["hospital"].isin(sites)] for _, table in found.groupby("model", sort=False)]
+            by_task = {task.name: [p for p in parts if (p["task"] == task.name).any()] for task in study.tasks}
+            rows += metric_rows(by_task, study, preprocessing, method=str(method), hospital=group, seed=study.seed)
+    return [row for row in rows if row["n"]]
+
+
+def _study(cell: Cell, scene: SceneFolders) -> Study:
+    cohorts = read_sites(list(scene.sites.values()), scene.tasks, cell.study)
+    return draft_study(cell.study, cohorts, scene.tasks, scene.gene_sets, cell.settings, seed=cell.seed)
+
+
+@app.command()
+def main(
+    cell: Annotated[Path, typer.Argument(help="Cell as JSON.")],
+    out: Annotated[Path, typer.Argument(help="Its run folder.")],
+    data: Annotated[Path | None, typer.Argument(help="TCGA tables.")] = None,
+) -> None:
+    """Run one cell of a study."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    run_cell(read_cell(cell), out, data)
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)  # nothing is ever sent; not sys.stdin, whose lock a thread may not hold when Python ends
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Event().wait(_SECONDS_TO_END)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    run_app(app)

@@ -1,0 +1,67 @@
+"""One federation over several cancers: the cancer's site enters through the texts of the labels alone.
+
+Diagnoses have other values in each cancer. Stages are shared by name but not in meaning, so they become a value each
+(``breast III``). Survival is one task with one set of times; grade exists for gliomas only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from modaltune.federation.study import Label, TaskSpec
+from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
+
+LOCATIONS: Mapping[str, str] = {
+    "BLCA": "bladder",
+    "BRCA": "breast",
+    "COADREAD": "bowel",
+    "GBMLGG": "brain",
+    "NSCLC": "lung",
+    "RCC": "kidney",
+}
+_LEVELS = ("stage", "grade")
+
+
+def pan_vocabulary(cohorts: Sequence[str]) -> tuple[TaskSpec, ...]:
+    """The tasks of all cohorts; ``cancer location breast; ...`` stands before the text of each label."""
+    merged: dict[str, TaskSpec] = {}
+    for cohort in cohorts:
+        for task in load_vocabulary(configs_folder() / "labels" / f"{cohort.lower()}.toml"):
+            placed = _placed(task, LOCATIONS[cohort])
+            known = merged.get(task.name)
+            merged[task.name] = placed if known is None else _joined(known, placed)
+    return tuple(merged.values())
+
+
+def with_location(cases: pd.DataFrame, cohort: str) -> pd.DataFrame:
+    """Cases whose stage or grade carries the location, as in :func:`pan_vocabulary`."""
+    change = {
+        name: cases[name].map(lambda level: None if pd.isna(level) else _value(LOCATIONS[cohort], str(level)))
+        for name in _LEVELS
+        if name in cases
+    }
+    return cases.assign(**{name: column.astype(object) for name, column in change.items()})
+
+
+def _value(location: str, level: str) -> str:
+    return f"{location} {level}"
+
+
+def _placed(task: TaskSpec, location: str) -> TaskSpec:
+    if task.kind == "survival":
+        return task
+    named = (lambda value: _value(location, value)) if task.kind == "ordinal" else str
+    labels = [
+        Label(value=named(label.value), text=f"cancer location {location}; {label.text}") for label in task.labels
+    ]
+    return task.model_copy(update={"labels": tuple(labels), "positive": tuple(map(named, task.positive))})
+
+
+def _joined(first: TaskSpec, second: TaskSpec) -> TaskSpec:
+    if first.kind == "survival":
+        return first
+    return first.model_copy(
+        update={"labels": first.labels + second.labels, "positive": first.positive + second.positive}
+    )

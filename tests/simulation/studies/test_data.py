@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modaltune.data.bags import write_bag
+from modaltune.data.cohort import Bag
+from modaltune.data.site import load_site
+from modaltune.errors import ConfigError, DataError
+from simulation.sites import write_site
+from simulation.studies.data import Share, deal, filled, write_scene
+from simulation.studies.features import slide_files
+from simulation.studies.pancancer import pan_vocabulary, with_location
+from simulation.studies.spec import DataSpec
+from simulation.synthetic import draw_hospitals
+
+
+@pytest.fixture(scope="module")
+def shares() -> list[Share]:
+    return [
+        Share(name=n, cohort="synthetic", cases=h.cases, expression=h.expression, bags=h.bags, files={})
+        for n, h in draw_hospitals(0, 120).items()
+    ]
+
+
+def scene(tmp_path: Path, **data: object):
+    return write_scene(DataSpec(kind="synthetic", cases=100, **data), 0, None, tmp_path)
+
+
+def test_a_hospital_that_is_left_out_is_tested_and_does_not_train(tmp_path: Path) -> None:
+    found = scene(tmp_path, leave_out=["H2"])
+    assert list(found.sites) == ["H1", "H3", "H4", "H5"]
+    assert list(found.truth) == ["H1", "H2", "H3", "H4", "H5"]
+
+
+def test_disjoint_tasks_are_labelled_by_different_hospitals_and_tested_on_all(tmp_path: Path) -> None:
+    found = scene(tmp_path, tasks="disjoint")
+    tasks = {site: load_site(folder, split_salt="").tasks for site, folder in found.sites.items()}
+    assert tasks["H1"] == ("diagnosis",)
+    assert tasks["H4"] == ("diagnosis", "survival")
+    assert len(tasks["H5"]) == 3
+    assert len(load_site(found.truth["H1"], split_salt="").tasks) == 3
+
+
+def test_modalities_can_be_taken_from_a_hospital_or_from_all(tmp_path: Path) -> None:
+    one = scene(tmp_path / "one", without={"H2": ["slides"]})
+    assert not load_site(one.sites["H2"], split_salt="").bags
+    every = scene(tmp_path / "all", modalities=["expression"])
+    assert not any(load_site(folder, split_salt="").bags for folder in every.sites.values())
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"leave_out": ["H9"]}, "unknown hospital 'H9'; choose from H1"),
+        ({"leave_out": ["H1", "H2", "H3", "H4", "H5"]}, "nobody is left to train"),
+        ({"hospitals": ["H1"], "tasks": "disjoint"}, "disjoint tasks need hospitals H1 to H4; H2 is absent"),
+        ({"without": {"H1": ["slides", "expression"]}}, "left without a modality"),
+        ({"tasks": {"H1": ["grade"]}}, "unknown task 'grade'"),
+    ],
+)
+def test_what_the_data_does_not_have_is_an_error(tmp_path: Path, data: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        scene(tmp_path, **data)
+
+
+def test_tcga_without_a_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--data names the folder"):
+        write_scene(DataSpec(kind="tcga", cohorts=("BRCA",)), 0, None, tmp_path)
+
+
+@given(sites=st.integers(1, 6), seed=st.integers(0, 50))
+def test_dealing_gives_every_case_to_one_site_and_keeps_its_split(shares: list[Share], sites: int, seed: int) -> None:
+    dealt = deal(shares, sites, None, seed)
+    together = pd.concat([share.cases for share in dealt])
+    before = pd.concat([share.cases for share in shares])
+    assert sorted(together.index) == sorted(before.index)
+    pd.testing.assert_series_equal(together["split"].sort_index(), before["split"].sort_index())
+    sizes = [len(share.cases) for share in dealt]
+    assert max(sizes) - min(sizes) <= 3  # at most one case a split
+    assert sum(len(share.bags) for share in dealt) == sum(len(share.bags) for share in shares)
+
+
+def test_a_small_concentration_deals_the_diagnoses_unevenly(shares: list[Share]) -> None:
+    def spread(skew: float | None) -> float:
+        parts = [deal(shares, 3, skew, seed) for seed in range(5)]
+        rates = [[(s.cases["diagnosis"] == "ductal-like carcinoma").mean() for s in part] for part in parts]
+        return float(np.std(rates, axis=1).mean())
+
+    assert spread(0.5) > 2 * spread(100.0)
+
+
+def test_more_sites_than_the_cases_allow_are_refused(shares: list[Share]) -> None:
+    with pytest.raises(ConfigError, match="120 cases cannot be dealt to 20 sites of at least 12"):
+        deal(shares, 20, None, 0)
+
+
+def test_filling_leaves_no_modality_missing_and_sees_training_cases_only(shares: list[Share]) -> None:
+    lacking = [shares[0].without(["expression"]), shares[1].without(["slides"]), *shares[2:]]
+    whole = filled(lacking)
+    assert all(share.expression is not None and len(share.expression) == len(share.cases) for share in whole)
+    assert all(set(share.bags) == set(share.cases.index) for share in whole)
+    known = pd.concat([share.expression for share in lacking if share.expression is not None])
+    train = [case for share in shares for case in share.cases.index[share.cases["split"] == "train"]]
+    mean = known[known.index.isin(train)].mean()
+    np.testing.assert_allclose(whole[0].expression.iloc[0].to_numpy(), mean.to_numpy(), rtol=1e-5)
+
+
+def test_pan_cancer_labels_are_distinct_and_carry_the_cancers_location() -> None:
+    tasks = {task.name: task for task in pan_vocabulary(["BRCA", "GBMLGG", "RCC"])}
+    for name in ("diagnosis", "stage"):
+        assert len(set(tasks[name].values)) == len(tasks[name].values)
+        assert all("cancer location" in label.text for label in tasks[name].labels)
+    assert set(tasks["stage"].positive) == {"breast III", "breast IV", "kidney III", "kidney IV"}
+    assert tasks["grade"].positive == ("brain G3",)
+    cases = with_location(pd.DataFrame({"stage": ["II", None], "diagnosis": ["x", "y"]}), "BRCA")
+    assert cases["stage"].tolist() == ["breast II", None]
+    assert cases["stage"][0] in tasks["stage"].values
+
+
+def feature_file(path: Path) -> None:
+    coords = np.arange(6).reshape(3, 2) * 256
+    write_bag(path, Bag(features=np.ones((3, 4), dtype=np.float32), coords=coords, patch_size_level0=256), encoder="x")
+
+
+def test_feature_files_are_found_by_slide_and_only_pointed_to(tmp_path: Path) -> None:
+    folder = tmp_path / "BRCA" / "features" / "gigapath"
+    (tmp_path / "BRCA").mkdir()
+    slides = pd.DataFrame({"case_id": ["a", "a", "b"], "slide_id": ["a-1", "a-2", "b-1"]})
+    slides.to_parquet(tmp_path / "BRCA" / "slides.parquet")
+    with pytest.raises(DataError, match="BRCA/features/gigapath: a feature file for none of 3 slides"):
+        slide_files(tmp_path, "BRCA", "gigapath")
+    for slide in ("a-1", "a-2"):
+        feature_file(folder / f"{slide}.h5")
+    files = slide_files(tmp_path, "BRCA", "gigapath")
+    assert {case: [slide for slide, _ in pairs] for case, pairs in files.items()} == {"a": ["a-1", "a-2"]}
+    cases = pd.DataFrame({"split": "train", "diagnosis": "x"}, index=pd.Index(["a"], name="case_id"))
+    site = write_site(
+        tmp_path / "H1", name="H1", tasks=["diagnosis"], cases=cases, expression=None, bags={}, files=files
+    )
+    assert (site / "features" / "a-1.h5").is_symlink()
+    assert len(load_site(site, split_salt="").bags["a"]) == 2
