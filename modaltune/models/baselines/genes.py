@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from modaltune.encoders.gene import GeneEncoderConfig, PaperGeneEncoder
 from modaltune.encoders.slide import Places
 from modaltune.models.baselines.base import Inputs, Trunk
-from modaltune.models.baselines.layers import SparseLayers
+from modaltune.models.baselines.layers import SparseLayers, self_normalising
 
 _DROPOUT = 0.1
 
@@ -52,6 +52,7 @@ class GeneMixer(Trunk):
         self.width = self.token_width = inputs.width(768)
         config = GeneEncoderConfig(kind="paper", latent=inputs.width(256), depth=3, tokens=64, dropout=0.25)
         self.encoder = PaperGeneEncoder(inputs.sets(), self.width, config)
+        self_normalising(self.encoder)
         self.norm = nn.LayerNorm(self.width)
 
     def forward(self, patches: Tensor, places: Places, expression: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from copy import deepcopy
 
 from torch import Tensor, nn
 
+from modaltune.encoders.longnet import DropPath, LongNetViT
 from modaltune.encoders.slide import Places
 from modaltune.models.baselines.base import Inputs, Trunk
 
@@ -22,6 +23,11 @@ class TunedEncoder(Trunk):
         for part in self.encoder.modules():
             if isinstance(part, nn.Dropout):
                 part.p = _DROPOUT
+            elif isinstance(part, DropPath):
+                part.rate = 0.0
+        if isinstance(self.encoder, LongNetViT):  # the vector is the last layer's CLS, before these
+            self.encoder.norm.requires_grad_(False)
+            self.encoder.encoder.layer_norm.requires_grad_(False)
 
     def forward(self, patches: Tensor, places: Places, expression: Tensor) -> Tensor:
         """See :meth:`Trunk.forward`; expression is not read."""

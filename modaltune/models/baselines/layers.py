@@ -53,16 +53,20 @@ class GatedAttention(nn.Module):
         return out
 
 
+def self_normalising(networks: SetNetworks) -> None:
+    """Fresh weights of variance 1 / inputs, as the activation asks: a small signal drowns in its dropout."""
+    with torch.no_grad():
+        for weight in networks.first.weight.split(networks.first.sizes):
+            nn.init.normal_(weight, std=len(weight) ** -0.5)
+    nn.init.normal_(networks.second_weight, std=networks.second_weight.shape[1] ** -0.5)
+
+
 class PathwayNetworks(SetNetworks):
     """Two self-normalising layers for each gene set: ``[B, G] -> [B, P, D]``."""
 
     def __init__(self, indices: Sequence[Sequence[int]], width: int, dropout: float) -> None:
         super().__init__(indices, width, dropout)
-        sizes = torch.tensor(self.first.sizes)
-        spread = sizes.repeat_interleave(sizes, output_size=len(self.first.weight)).float().rsqrt()
-        with torch.no_grad():  # variance 1 / inputs, as the activation asks
-            self.first.weight.copy_(torch.randn(self.first.weight.shape) * spread[:, None])
-        nn.init.normal_(self.second_weight, std=width**-0.5)
+        self_normalising(self)
 
     def forward(self, expression: Tensor) -> Tensor:
         """Pathway tokens."""
