@@ -87,7 +87,8 @@ def _show_progress(training: LocalTraining, *, disable: bool) -> None:
 @app.command()
 def bench(
     what: Annotated[
-        str, typer.Argument(help="kernels, genes, positions, growth, build, step, wire, bags, aggregate or all")
+        str,
+        typer.Argument(help="kernels, genes, positions, growth, build, step, wire, bags, aggregate, baselines or all"),
     ] = "all",
     patches: Annotated[int, typer.Option(min=1, help="step: patches of the case.")] = 1024,
     tasks: Annotated[int, typer.Option(min=1, help="step: tasks of the case.")] = 3,
@@ -96,6 +97,7 @@ def bench(
     """Measure this machine, one thread: ratios to the plain path, memory, bags, message size (all: about 6 min)."""
     from modaltune.benchmarks.aggregate import bench_aggregate
     from modaltune.benchmarks.bags import bench_bags
+    from modaltune.benchmarks.baselines import bench_baselines
     from modaltune.benchmarks.parts import bench_genes, bench_growth, bench_kernels, bench_positions
     from modaltune.benchmarks.step import bench_build, bench_step
     from modaltune.benchmarks.table import bench_table
@@ -111,6 +113,7 @@ def bench(
         "wire": bench_wire,
         "bags": bench_bags,
         "aggregate": bench_aggregate,
+        "baselines": bench_baselines,
     }
     chosen = list(parts) if what == "all" else [what]
     if unknown := [name for name in chosen if name not in parts]:

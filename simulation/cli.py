@@ -19,6 +19,7 @@ from modaltune.data.tcga import read_tcga
 from modaltune.errors import ConfigError
 from server.report_data import load_run
 from server.tables import comparison_table, participation_table, traffic_table
+from simulation.baselines import chosen_methods
 from simulation.experiment import COMPARISONS
 from simulation.fetch.cohort import HOSPITALS, Say, Wanted, fetch_cohort
 from simulation.fetch.connection import Connection
@@ -53,7 +54,11 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Another setting, e.g. training.objective=distillation (repeat).")
 ]
 Methods = Annotated[
-    str | None, typer.Option(help="Which comparisons, e.g. pooled,linear; default local,pooled,linear,linear_local.")
+    str | None,
+    typer.Option(
+        help="Which comparisons, e.g. pooled,linear; default local,pooled,linear,linear_local. Baselines"
+        " (docs/baselines.md): abmil/federated, abmil for all three ways, baselines for every row."
+    ),
 ]
 
 
@@ -257,10 +262,9 @@ def _changes(settings: Sequence[str] | None, rounds: int | None) -> dict[str, di
 
 
 def _comparisons(methods: str | None) -> tuple[str, ...]:
-    chosen = COMPARISONS if methods is None else tuple(name.strip() for name in methods.split(",") if name.strip())
-    if unknown := [name for name in chosen if name not in COMPARISONS]:
-        raise ConfigError(f"--methods: unknown {unknown[0]!r}; choose from {', '.join(COMPARISONS)}")
-    return chosen
+    if methods is None:
+        return COMPARISONS
+    return chosen_methods([name.strip() for name in methods.split(",") if name.strip()], COMPARISONS)
 
 
 def _pairs(values: Sequence[str] | None, option: str) -> dict[str, tuple[str, ...]]:

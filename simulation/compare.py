@@ -16,16 +16,28 @@ import numpy as np
 import pandas as pd
 import torch
 
-from modaltune.data.batch import CaseTensors
+from modaltune.data.batch import CaseTensors, readable
 from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing, prepare
 from modaltune.data.site import load_site
 from modaltune.evaluation.linear import fit_linear
+from modaltune.evaluation.metrics import Floats
 from modaltune.evaluation.predictions import COLUMNS, predict, prediction_table
 from modaltune.federation.study import Study
 from modaltune.models.learner import build_learner
 from modaltune.seeds import derive_seed
 from modaltune.training import epoch_steps, fit_and_average, fit_and_select, labelled
+
+FitLinear = Callable[
+    [
+        Sequence[CaseTensors],
+        Sequence[tuple[float, bool] | None],
+        Sequence[CaseTensors],
+        Study,
+        Mapping[str, Sequence[str]],
+    ],
+    dict[str, Floats],
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +82,10 @@ class Hospitals:
         inside = self.cohorts[site].cases["split"] == split
         return [case for case, keep in zip(self.cases[site], inside, strict=True) if keep]
 
-    def budget(self) -> int:
-        """Optimiser steps that the federated run takes, summed over hospitals."""
+    def budget(self, needs: Sequence[str] = ()) -> int:
+        """Optimiser steps of the federated run, summed over hospitals, for a model that needs some modalities."""
         spec = self.study.training
-        counts = [len(labelled(self.split(site, "train"))) for site in self.cohorts]
+        counts = [sum(readable(case, needs) for case in labelled(self.split(site, "train"))) for site in self.cohorts]
         return sum(epoch_steps(count, spec.batch_size) for count in counts) * spec.local_epochs * spec.rounds
 
     def _load(self, folder: Path) -> Cohort:
@@ -129,7 +141,7 @@ def everybodys_test_cases(data: Hospitals, predict_one: Callable[[str], pd.DataF
     return pd.concat([predict_one(site) for site in sorted(data.truth)], ignore_index=True)
 
 
-def linear_predictions(data: Hospitals, hospitals: Sequence[str]) -> pd.DataFrame:
+def linear_predictions(data: Hospitals, hospitals: Sequence[str], fit: FitLinear = fit_linear) -> pd.DataFrame:
     """The linear models of some hospitals together, scored on everybody's test cases; unfitted tasks are absent."""
     names = sorted(hospitals)
     train = [case for site in names for case in data.split(site, "train")]
@@ -137,7 +149,7 @@ def linear_predictions(data: Hospitals, hospitals: Sequence[str]) -> pd.DataFram
     candidates = {task: space.candidates for task, space in data.preprocessing.tasks.items()}
     tests = {site: (data.truth[site].cases["split"] == "test").to_numpy() for site in sorted(data.truth)}
     asked = [case for site, keep in tests.items() for case, k in zip(data.truth_cases[site], keep, strict=True) if k]
-    scores = fit_linear(train, survival, asked, data.study, candidates)
+    scores = fit(train, survival, asked, data.study, candidates)
     tables, start = [], 0
     for site, keep in tests.items():
         rows = slice(start, start + int(keep.sum()))

@@ -17,6 +17,7 @@ from modaltune.evaluation.predictions import embed_cases, metric_rows
 from modaltune.federation.study import Study
 from modaltune.models.learner import Learner
 from modaltune.storage import write_json
+from simulation.baselines import run_baselines
 from simulation.compare import (
     Hospitals,
     Job,
@@ -35,12 +36,13 @@ Tables = Mapping[str, pd.DataFrame]  # hospital whose model it is ("" = one mode
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What one seed leaves: metric rows, prediction tables, the summary of the run."""
+    """What one seed leaves: metric rows, prediction tables, the summary of the run, sentences for the report."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     predictions: list[pd.DataFrame] = field(default_factory=list)
     embeddings: pd.DataFrame | None = None
     summary: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 class Experiment:
@@ -65,12 +67,15 @@ class Experiment:
         )
         if ablations:
             self._ablations(data, result.steps)
-        self._baselines(data, scene, result.steps, comparisons)
+        self._comparisons(data, scene, result.steps, comparisons)
+        for found in run_baselines(comparisons, data, scene, lambda study: self._other(study, data), self.say):
+            self._record(data, found.method, found.tables)
+            self.outcome.notes += [note for note in found.notes if note not in self.outcome.notes]
         self.outcome.embeddings = embedding_map(data, result.learner)
         self.outcome.summary = self._summary(data, result, time.monotonic() - started)
         return self.outcome
 
-    def _baselines(self, data: Hospitals, scene: Scene, steps: int, comparisons: Sequence[str]) -> None:
+    def _comparisons(self, data: Hospitals, scene: Scene, steps: int, comparisons: Sequence[str]) -> None:
         local = [site for site in sorted(self.sites) if self._trains(data, site)]
         jobs = [Job(method="pooled", steps=steps)] if "pooled" in comparisons else []
         jobs += [Job(method="local", hospital=site, steps=steps) for site in local if "local" in comparisons]
