@@ -89,7 +89,10 @@ def _show_progress(training: LocalTraining, *, disable: bool) -> None:
 @app.command()
 def bench(
     what: Annotated[
-        str, typer.Argument(help="kernels, genes, positions, growth, build, step, wire, bags, aggregate, probes or all")
+        str,
+        typer.Argument(
+            help="kernels, genes, positions, growth, build, step, wire, bags, aggregate, probes, baselines or all"
+        ),
     ] = "all",
     patches: Annotated[int, typer.Option(min=1, help="step: patches of the case.")] = 1024,
     tasks: Annotated[int, typer.Option(min=1, help="step: tasks of the case.")] = 3,
@@ -99,6 +102,7 @@ def bench(
     """Measure this machine, one thread: ratios to the plain path, memory, bags, message size (all: about 6 min)."""
     from modaltune.benchmarks.aggregate import bench_aggregate
     from modaltune.benchmarks.bags import bench_bags
+    from modaltune.benchmarks.baselines import bench_baselines
     from modaltune.benchmarks.parts import bench_genes, bench_growth, bench_kernels, bench_positions
     from modaltune.benchmarks.probes import bench_probes
     from modaltune.benchmarks.step import bench_build, bench_step
@@ -116,6 +120,7 @@ def bench(
         "bags": bench_bags,
         "aggregate": bench_aggregate,
         "probes": lambda: bench_probes(partitions),
+        "baselines": bench_baselines,
     }
     chosen = list(parts) if what == "all" else [what]
     if unknown := [name for name in chosen if name not in parts]:

@@ -53,7 +53,7 @@ def case_groups(
     Args:
         passes: how many passes each case takes.
     """
-    width = learner.modaltune.slide_encoder.width
+    width = learner.modaltune.token_width
     start, longest, total = 0, 0, 0
     for row, case in enumerate(cases):
         longest, total = max(longest, case.patch_count + 1), total + passes[row]

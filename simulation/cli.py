@@ -20,6 +20,7 @@ from modaltune.errors import ConfigError
 from server.cross_site import matrix_tables, read_matrices
 from server.report_data import leaves_out, load_run
 from server.tables import comparison_table, participation_table, traffic_table
+from simulation.baselines import chosen_methods
 from simulation.experiment import COMPARISONS, ON_REQUEST
 from simulation.fetch.cohort import HOSPITALS, Say, Wanted, fetch_cohort
 from simulation.fetch.connection import Connection
@@ -48,7 +49,11 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Another setting, e.g. training.objective=distillation (repeat).")
 ]
 Methods = Annotated[
-    str | None, typer.Option(help="Which comparisons, e.g. pooled,linear; default local,pooled,linear,linear_local.")
+    str | None,
+    typer.Option(
+        help="Which comparisons, e.g. pooled,linear; default local,pooled,linear,linear_local. Baselines"
+        " (docs/baselines.md): abmil/federated, abmil for all three ways, baselines for every row."
+    ),
 ]
 CrossSite = Annotated[
     bool, typer.Option("--cross-site", help="Federate without each hospital in turn too: matrix and influence.")
@@ -275,11 +280,9 @@ def _changes(settings: Sequence[str] | None, rounds: int | None) -> dict[str, di
 
 
 def _comparisons(methods: str | None) -> tuple[str, ...]:
-    chosen = COMPARISONS if methods is None else tuple(name.strip() for name in methods.split(",") if name.strip())
-    known = (*COMPARISONS, *ON_REQUEST)
-    if unknown := [name for name in chosen if name not in known]:
-        raise ConfigError(f"--methods: unknown {unknown[0]!r}; choose from {', '.join(known)}")
-    return chosen
+    if methods is None:
+        return COMPARISONS
+    return chosen_methods([name.strip() for name in methods.split(",") if name.strip()], (*COMPARISONS, *ON_REQUEST))
 
 
 def _pairs(values: Sequence[str] | None, option: str) -> dict[str, tuple[str, ...]]:

@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from modaltune.data.batch import CaseTensors
+from modaltune.data.batch import CaseTensors, readable
 from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing, prepare
 from modaltune.data.site import load_site
-from modaltune.evaluation.linear import fit_linear, linear_features
+from modaltune.evaluation.linear import fit_linear
 from modaltune.evaluation.metrics import Floats
 from modaltune.evaluation.predictions import COLUMNS, predict, prediction_table
 from modaltune.federation.study import Study
@@ -29,10 +29,21 @@ from modaltune.seeds import derive_seed
 from modaltune.storage import load_state
 from modaltune.training import epoch_steps, fit_and_average, fit_and_select, labelled
 from simulation.engine import cores
-from simulation.probes import probe_tables
+from simulation.probes import embeddings_of, probe_tables
 
 PERSONAL_SHARE = 0.25
 """Of a hospital's own steps in the federation, the last ones, which ``personalised`` repeats on its own cases alone."""
+
+FitLinear = Callable[
+    [
+        Sequence[CaseTensors],
+        Sequence[tuple[float, bool] | None],
+        Sequence[CaseTensors],
+        Study,
+        Mapping[str, Sequence[str]],
+    ],
+    dict[str, Floats],
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +101,14 @@ class Hospitals:
         inside = self.cohorts[site].cases["split"] == split
         return [case for case, keep in zip(self.cases[site], inside, strict=True) if keep]
 
-    def budget(self) -> int:
-        """Optimiser steps that the federated run takes, summed over hospitals."""
-        return sum(self.own_steps(site) for site in self.cohorts)
+    def budget(self, needs: Sequence[str] = ()) -> int:
+        """Optimiser steps of the federated run, summed over hospitals, for a model that needs some modalities."""
+        return sum(self.own_steps(site, needs) for site in self.cohorts)
 
-    def own_steps(self, site: str) -> int:
+    def own_steps(self, site: str, needs: Sequence[str] = ()) -> int:
         """Optimiser steps that one hospital takes in the federated run."""
         spec = self.study.training
-        count = len(labelled(self.split(site, "train")))
+        count = sum(readable(case, needs) for case in labelled(self.split(site, "train")))
         return epoch_steps(count, spec.batch_size) * spec.local_epochs * spec.rounds
 
     def _load(self, folder: Path) -> Cohort:
@@ -145,8 +156,10 @@ def _run(job: Job) -> Predicted:
         train, validation = data.split(job.hospital, "train"), data.split(job.hospital, "val")
         fit_and_select(learner, train, validation, study.training, steps=job.steps, seed=seed, start=start)
     own = everybodys_test_cases(data, lambda site: predict_site(data, learner, site))
+    if study.model.kind != "modaltune":
+        return Predicted(own, pd.DataFrame(columns=list(COLUMNS)))
     fitted_on = [job.hospital] if job.hospital else sorted(data.cohorts)
-    return Predicted(own, probe_tables(data, learner, fitted_on, together=True))
+    return Predicted(own, probe_tables(data, embeddings_of(learner), fitted_on, together=True))
 
 
 def predict_site(data: Hospitals, learner: torch.nn.Module, site: str) -> pd.DataFrame:
@@ -159,23 +172,15 @@ def everybodys_test_cases(data: Hospitals, predict_one: Callable[[str], pd.DataF
     return pd.concat([predict_one(site) for site in sorted(data.truth)], ignore_index=True)
 
 
-def linear_predictions(
-    data: Hospitals,
-    hospitals: Sequence[str],
-    features: Callable[[Sequence[CaseTensors], Study], Floats] = linear_features,
-) -> pd.DataFrame:
-    """The linear models of some hospitals together, scored on everybody's test cases; unfitted tasks are absent.
-
-    Args:
-        features: what they see of a case: its inputs, or the embeddings of a frozen model.
-    """
+def linear_predictions(data: Hospitals, hospitals: Sequence[str], fit: FitLinear = fit_linear) -> pd.DataFrame:
+    """The linear models of some hospitals together, scored on everybody's test cases; unfitted tasks are absent."""
     names = sorted(hospitals)
     train = [case for site in names for case in data.split(site, "train")]
     survival = [outcome for site in names for outcome in _survival(data.cohorts[site])]
     candidates = {task: space.candidates for task, space in data.preprocessing.tasks.items()}
     tests = {site: (data.truth[site].cases["split"] == "test").to_numpy() for site in sorted(data.truth)}
     asked = [case for site, keep in tests.items() for case, k in zip(data.truth_cases[site], keep, strict=True) if k]
-    scores = fit_linear(train, survival, asked, data.study, candidates, features)
+    scores = fit(train, survival, asked, data.study, candidates)
     tables, start = [], 0
     for site, keep in tests.items():
         rows = slice(start, start + int(keep.sum()))

@@ -11,6 +11,7 @@ import pandas as pd
 
 from modaltune.errors import ConfigError, FederationError
 from modaltune.federation.study import Study
+from simulation.baselines import run_baselines
 from simulation.compare import (
     PERSONAL_SHARE,
     Hospitals,
@@ -24,7 +25,7 @@ from simulation.compare import (
 from simulation.cross_site import Trained, influence_rows, matrix_rows, study_without
 from simulation.engine import run_federation
 from simulation.outcomes import Outcome, Scorer, embedding_map, training_risk_cuts
-from simulation.probes import probe_tables
+from simulation.probes import embeddings_of, probe_tables
 
 COMPARISONS = ("pooled", "local", "linear", "linear_local")
 ON_REQUEST = ("personalised",)
@@ -58,13 +59,16 @@ class Experiment:
         scorer = Scorer(data, self.outcome)
         federated = everybodys_test_cases(data, lambda s: predict_site(data, result.learner, s))
         scorer.record("federated", {"": federated})
-        probed = probe_tables(data, result.learner, sorted(self.sites), together=False)
+        probed = probe_tables(data, embeddings_of(result.learner), sorted(self.sites), together=False)
         scorer.record_probes("federated", {"": probed})
         if cross_site:
             self._cross_site(data, Trained(study=self.study, preprocessing=data.preprocessing, table=federated))
         if ablations:
             self._ablations(scorer)
         self._comparisons(scorer, scene, result.steps, comparisons)
+        for found in run_baselines(comparisons, data, scene, lambda study: self._other(study).table, self.say):
+            scorer.record(found.method, found.tables)
+            self.outcome.notes += [note for note in found.notes if note not in self.outcome.notes]
         self.outcome.embeddings = embedding_map(data, result.learner)
         self.outcome.summary = self._summary(data, result, time.monotonic() - started)
         return self.outcome

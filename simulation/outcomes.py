@@ -35,6 +35,7 @@ class Outcome:
     differences: list[tuple[int, Pairing, Differences]] = field(default_factory=list)
     embeddings: pd.DataFrame | None = None
     summary: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 class Scorer:

@@ -92,7 +92,7 @@ def simulate(plan: Plan, out: Path, seeds: Sequence[int], say: Say, command: str
             "seeds": list(seeds),
             "versions": versions(),
             "command": command,
-            "notes": list(plan.notes),
+            "notes": [*plan.notes, *dict.fromkeys(note for outcome in outcomes for note in outcome.notes)],
         }
         rows = write_outcomes(folder, outcomes, summary)
         say("writing the report")

@@ -5,7 +5,7 @@ Shapes: B cases, N patches (the longest bag), W patch features, G genes, C clini
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
 
@@ -137,6 +137,11 @@ def modalities_of(case: CaseTensors) -> list[str]:
     """Names of the modalities that a case has; the clinical row, always there, does not count."""
     slides = ["slides"] if case.patch_count else []
     return [*slides, *(["expression"] if case.has_expression else []), *sorted(case.vectors)]
+
+
+def readable(case: CaseTensors, needs: Collection[str]) -> bool:
+    """Whether a case has every modality that a model needs."""
+    return set(needs) <= set(modalities_of(case))
 
 
 def without_modality(case: CaseTensors, modality: str) -> CaseTensors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from modaltune.data.batch import CaseTensors
+from modaltune.data.batch import CaseTensors, readable
 from modaltune.data.cohort import Cohort
 from modaltune.data.loading import held
 from modaltune.data.modalities import modality_vectors
@@ -129,6 +130,8 @@ def prepare(
 ) -> list[CaseTensors]:
     """Every case of a cohort as model input, in the order of ``cohort.cases``.
 
+    A case that the study's model cannot read has no target: it is not trained on.
+
     Args:
         memory_limit: bytes of patches to hold in memory, see :func:`modaltune.data.loading.held`.
     """
@@ -138,11 +141,6 @@ def prepare(
     rows: list[dict[str, Any]] = cohort.cases.to_dict(orient="records")  # type: ignore[assignment]
     out = []
     for number, (case_id, row) in enumerate(zip(cohort.cases.index, rows, strict=True), start=1):
-        targets = {}
-        for task in study.tasks:
-            target = target_of(row, task, preprocessing.tasks[task.name]) if task.name in cohort.tasks else None
-            if target is not None:
-                targets[task.name] = target
         out.append(
             CaseTensors(
                 patches=torch.zeros(0, study.slides.in_width),
@@ -150,12 +148,25 @@ def prepare(
                 expression=torch.from_numpy(expression.get(str(case_id), absent)),
                 has_expression=str(case_id) in expression,
                 clinical=torch.tensor(_clinical_row(row, study, preprocessing)),
-                targets=targets,
+                targets=_targets(row, cohort, study, preprocessing),
                 vectors={name: rows[str(case_id)] for name, rows in vectors.items() if str(case_id) in rows},
                 stored=_patches(cohort, study, preprocessing, str(case_id), number),
             )
         )
-    return held(out, memory_limit)
+    return held(
+        [case if readable(case, study.model.needs) else replace(case, targets={}) for case in out], memory_limit
+    )
+
+
+def _targets(
+    row: Mapping[str, object], cohort: Cohort, study: Study, preprocessing: Preprocessing
+) -> dict[str, tuple[int, bool]]:
+    found = {
+        task.name: target_of(row, task, preprocessing.tasks[task.name])
+        for task in study.tasks
+        if task.name in cohort.tasks
+    }
+    return {name: target for name, target in found.items() if target is not None}
 
 
 def _patches(cohort: Cohort, study: Study, preprocessing: Preprocessing, case_id: str, row: int) -> CasePatches | None:

@@ -128,20 +128,34 @@ class SetLinear(nn.Module):
         return torch.cat(parts)[self.inverse].transpose(0, 1) + self.bias
 
 
-class PaperGeneEncoder(nn.Module):
+class SetNetworks(nn.Module):
+    """Two layers that each gene set has for itself, computed for all sets together."""
+
+    def __init__(self, indices: Sequence[Sequence[int]], latent: int, dropout: float) -> None:
+        super().__init__()
+        self.first = SetLinear(indices, latent)
+        self.second_weight = nn.Parameter(torch.empty(len(indices), latent, latent))  # [P, in, out]
+        self.second_bias = nn.Parameter(torch.zeros(len(indices), latent))
+        for weight in (self.first.weight, self.second_weight):
+            nn.init.trunc_normal_(weight, std=0.02)
+        self.dropout = nn.AlphaDropout(dropout)
+
+    def pathways(self, expression: Tensor) -> Tensor:
+        """``[B, G]`` -> ``[B, P, H]``."""
+        z = self.dropout(F.elu(self.first(expression)))
+        z = torch.einsum("bph,pho->bpo", z, self.second_weight) + self.second_bias
+        out: Tensor = self.dropout(F.elu(z))
+        return out
+
+
+class PaperGeneEncoder(SetNetworks):
     """The published gene mixer: two own layers per gene set, then a mixer over sets.
 
     All sets are computed at once; the state dict has the published names (``gene_networks.<set>.<layer>.0``).
     """
 
     def __init__(self, indices: Sequence[Sequence[int]], width: int, config: GeneEncoderConfig) -> None:
-        super().__init__()
-        self.first = SetLinear(indices, config.latent)
-        self.second_weight = nn.Parameter(torch.empty(len(indices), config.latent, config.latent))  # [P, in, out]
-        self.second_bias = nn.Parameter(torch.zeros(len(indices), config.latent))
-        for weight in (self.first.weight, self.second_weight):
-            nn.init.trunc_normal_(weight, std=0.02)
-        self.dropout = nn.AlphaDropout(config.dropout)
+        super().__init__(indices, config.latent, config.dropout)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.latent)) if config.cls_token else None
         sets = len(indices) + int(config.cls_token)
         self.mlp_mixer = _mixer(sets, config, width)
@@ -155,13 +169,6 @@ class PaperGeneEncoder(nn.Module):
         if self.cls_token is not None:
             z = torch.cat([self.cls_token.expand(len(z), -1, -1), z], dim=1)
         out: Tensor = self.pathway_compression(self.mlp_mixer(z).transpose(1, 2)).transpose(1, 2)
-        return out
-
-    def pathways(self, expression: Tensor) -> Tensor:
-        """The layers that each set has for itself: ``[B, G]`` -> ``[B, P, H]``."""
-        z = self.dropout(F.elu(self.first(expression)))
-        z = torch.einsum("bph,pho->bpo", z, self.second_weight) + self.second_bias
-        out: Tensor = self.dropout(F.elu(z))
         return out
 
     def published(self, state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """Predictions of a model and the metric rows made of them.
 
-A prediction table has one row per (case, task): ``hospital, task, label, probabilities, time_months, event, risk``.
-Probabilities are over the task's candidates, in their order; risk higher = worse. Tables carry no patient identifier.
+A prediction table has one row per (case, task), with the columns :data:`COLUMNS`.
+Probabilities are over the task's candidates, in their order; risk higher = worse. Tables carry no patient identifier:
+``row`` is a case's place among the hospital's cases that were asked for, so that tables of two methods can be paired.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from modaltune.data.batch import CaseTensors, collate
+from modaltune.data.batch import CaseTensors, collate, readable
 from modaltune.data.cohort import Cohort
 from modaltune.data.loading import loaded_ahead
 from modaltune.data.preprocessing import Preprocessing, TaskSpace
@@ -34,6 +35,8 @@ from modaltune.evaluation.survival import Censoring, auc_at, brier_at, c_index_i
 from modaltune.federation.study import FURTHER, HEADLINES, Study, TaskSpec
 from modaltune.models.learner import Learner
 from modaltune.step import case_groups, device_of, precision_of
+from modaltune.tasks.hazards import hazard_risk
+from modaltune.tasks.head import HazardHeads
 
 _OF_CLASSES: Mapping[str, Callable[[NDArray[np.int64], NDArray[np.int64], Floats], Floats]] = {
     "balanced_accuracy": balanced_accuracy,
@@ -44,7 +47,7 @@ _OF_PROBABILITIES: Mapping[str, Callable[[NDArray[np.int64], Floats, Floats], Fl
     "brier": brier,
     "ece": calibration_error,
 }
-COLUMNS = ("hospital", "task", "label", "probabilities", "time_months", "event", "risk")
+COLUMNS = ("hospital", "row", "task", "label", "probabilities", "time_months", "event", "risk")
 
 
 @torch.no_grad()
@@ -73,25 +76,46 @@ def probabilities_of(learner: Learner, embeddings: Mapping[str, Tensor], task: s
     return out
 
 
+@torch.no_grad()
+def _hazard_risk(learner: Learner, embeddings: Mapping[str, Tensor], task: str) -> Floats | None:
+    """Risk ``[n]`` of a survival task whose head gives hazards."""
+    head = learner.head
+    if not isinstance(head, HazardHeads) or task not in head.survival:
+        return None
+    out: Floats = hazard_risk(head.logits(embeddings[task], task)).double().cpu().numpy()
+    return out
+
+
 def prediction_table(
-    frame: pd.DataFrame, hospital: str, spec: TaskSpec, space: TaskSpace, probabilities: Floats
+    frame: pd.DataFrame,
+    hospital: str,
+    spec: TaskSpec,
+    space: TaskSpace,
+    probabilities: Floats,
+    risk: Floats | None = None,
 ) -> pd.DataFrame:
-    """Predictions of one task for the cases of ``frame`` that carry its label."""
+    """Predictions of one task for the cases of ``frame`` that carry its label.
+
+    Args:
+        risk: ``[n]`` of survival; None = from the probabilities.
+    """
     survival = spec.kind == "survival"
     columns = ["time_months", "event"] if survival else [spec.name]
     frame = frame.reindex(columns=columns)
     known = frame.notna().all(axis=1).to_numpy()
     inside = frame[known]
-    risk = expected_risk(probabilities[known], space) if survival else np.full(int(known.sum()), np.nan)
+    if risk is None:
+        risk = expected_risk(probabilities, space) if survival else np.full(len(frame), np.nan)
     return pd.DataFrame(
         {
             "hospital": hospital,
+            "row": np.flatnonzero(known),
             "task": spec.name,
             "label": None if survival else inside[spec.name].to_numpy(),
             "probabilities": list(probabilities[known]),
             "time_months": inside["time_months"].to_numpy(np.float64) if survival else np.nan,
             "event": inside["event"].to_numpy(np.float64) if survival else np.nan,
-            "risk": risk,
+            "risk": risk[known],
         }
     )
 
@@ -106,6 +130,8 @@ def predict(
 ) -> pd.DataFrame:
     """Predictions for a cohort's cases of one split (None = all), for every task of the study that the site labels.
 
+    A case without a modality that the model cannot do without is left out.
+
     Args:
         cases: all cases of the cohort, prepared, in the order of ``cohort.cases``.
     """
@@ -115,12 +141,24 @@ def predict(
     embeddings = embed_cases(learner, chosen)
     tables = [
         prediction_table(
-            frame, cohort.site, task, preprocessing.tasks[task.name], probabilities_of(learner, embeddings, task.name)
+            frame,
+            cohort.site,
+            task,
+            preprocessing.tasks[task.name],
+            probabilities_of(learner, embeddings, task.name),
+            _hazard_risk(learner, embeddings, task.name),
         )
         for task in study.tasks
         if task.name in cohort.tasks
     ]
-    return pd.concat(tables, ignore_index=True)
+    return readable_rows(pd.concat(tables, ignore_index=True), chosen, study.model.needs)
+
+
+def readable_rows(table: pd.DataFrame, cases: Sequence[CaseTensors], needs: Sequence[str]) -> pd.DataFrame:
+    """The rows of a prediction table whose cases a model can read; ``cases`` are those that were asked for."""
+    can = np.array([readable(case, needs) for case in cases], dtype=bool)
+    out: pd.DataFrame = table[can[table["row"].to_numpy(np.int64)]].reset_index(drop=True)
+    return out
 
 
 def metric_values(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from modaltune.data.batch import CaseTensors, collate
+from modaltune.errors import ConfigError
 from modaltune.evaluation.metrics import Floats
 from modaltune.models.adapters import Extractor, Interaction
 from modaltune.models.learner import Learner
@@ -52,6 +53,17 @@ def _layers(model: ModalTune) -> list[nn.MultiheadAttention]:
     return layers
 
 
+def explained(learner: Learner) -> ModalTune:
+    """The network inside, where it is one whose attention means something here.
+
+    Raises:
+        ConfigError: the model is a baseline.
+    """
+    if not isinstance(learner.modaltune, ModalTune):
+        raise ConfigError("this model is a baseline; only ModalTune models can be explained")
+    return learner.modaltune
+
+
 @torch.no_grad()
 def patch_attention(learner: Learner, case: CaseTensors, task: str) -> Floats:
     """What the token of a task attends to in each extractor: ``[E, H, N]``, each head's row sums to 1.
@@ -59,7 +71,7 @@ def patch_attention(learner: Learner, case: CaseTensors, task: str) -> Floats:
     Args:
         case: with its patches in memory, at least one.
     """
-    model, device = learner.modaltune, device_of(learner)
+    model, device = explained(learner), device_of(learner)
     with precision_of(device), watched(model) as found:
         model.embed(collate([case]).to(device), [task])
     token = int(model.clinical_encoder is not None)

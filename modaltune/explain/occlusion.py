@@ -22,6 +22,7 @@ from modaltune.encoders.gene import set_indices
 from modaltune.encoders.slide import Places
 from modaltune.evaluation.metrics import Floats
 from modaltune.evaluation.predictions import embed_cases, expected_risk, probabilities_of
+from modaltune.explain.attention import explained
 from modaltune.federation.study import TaskSpec
 from modaltune.models.learner import Learner
 from modaltune.step import GRAPH_LIMIT, device_of, precision_of
@@ -83,7 +84,7 @@ def _without_sets(
     learner: Learner, case: CaseTensors, variants: Tensor, whole: Mapping[str, Floats], say: Callable[[int], None]
 ) -> dict[str, Floats]:
     """Probabilities ``[P, C]`` of each variant; the frozen layers before the first adapter run once for all."""
-    model, device, tasks = learner.modaltune, device_of(learner), list(learner.kinds)
+    model, device, tasks = explained(learner), device_of(learner), list(learner.kinds)
     out = {task: np.tile(whole[task], (len(variants), 1)) for task in tasks}
     changed = (variants != case.expression).any(dim=1).nonzero()[:, 0]  # a set at the mean already changes nothing
     if not len(changed):

@@ -25,6 +25,18 @@ FURTHER = {
 }
 METRICS = {kind: HEADLINES[kind] + FURTHER[kind] for kind in HEADLINES}
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Kind = Literal[
+    "modaltune", "abmil", "transmil", "gigapath_tuned", "mlp", "s_mlp", "gene_mixer", "mcat", "survpath", "abmil_cat",
+    "transmil_cat", "gigapath_cat",
+]  # fmt: skip
+_IMAGE, _GENES = ("slides",), ("expression",)
+NEEDS: dict[str, tuple[str, ...]] = {
+    "modaltune": (),
+    **dict.fromkeys(("abmil", "transmil", "gigapath_tuned", "gigapath_lp"), _IMAGE),
+    **dict.fromkeys(("mlp", "s_mlp", "gene_mixer"), _GENES),
+    **dict.fromkeys(("mcat", "survpath", "abmil_cat", "transmil_cat", "gigapath_cat"), _IMAGE + _GENES),
+}
+"""Modalities that a model cannot do without: a case that lacks one is neither trained on nor scored."""
 
 
 class _Part(BaseModel):
@@ -150,8 +162,15 @@ class ModalitySpec(_Part):
 
 
 class ModelSpec(_Part):
-    """What is trained."""
+    """What is trained.
 
+    Attributes:
+        kind: ``modaltune``, or a baseline (docs/baselines.md), which reads ``width_scale`` and no other field.
+        width_scale: hidden widths of a baseline, times its published ones.
+    """
+
+    kind: Kind = "modaltune"
+    width_scale: Annotated[float, Field(gt=0)] = 1.0
     groups: tuple[tuple[int, int], ...] = ((0, 0), (1, 1))
     heads: int = 4
     width_ratio: float = 1.0
@@ -174,11 +193,16 @@ class ModelSpec(_Part):
     expression_dropout: float = 0.3  # single genes hidden in training
     gene_minimum: int = 3  # measured genes a set needs
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Modalities that the model cannot do without."""
+        return NEEDS[self.kind]
+
 
 class TrainingSpec(_Part):
     """Local training and rounds; the learning rate warms up and then follows a cosine over the whole run."""
 
-    objective: Literal["contrastive", "distillation"] = "contrastive"
+    objective: Literal["contrastive", "distillation", "hazards"] = "contrastive"
     rounds: Annotated[int, Field(gt=0)] = 32
     local_epochs: Annotated[int, Field(gt=0)] = 1
     batch_size: Annotated[int, Field(gt=0)] = 16
@@ -311,6 +335,12 @@ class Study(_Part):
             raise ValueError(
                 "slides.resample needs adapters from the first layer on: with later ones the frozen layers before them"
                 " are computed once for each case"
+            )
+        baseline = self.model.kind != "modaltune"
+        if baseline != (self.training.objective == "hazards") or (baseline and self.model.head != "separate"):
+            raise ValueError(
+                'a baseline needs model.head = "separate" and training.objective = "hazards", and only a baseline has'
+                " hazards"
             )
         if strangers := sorted(set(self.site_cases) - set(self.roster)):
             raise ValueError(f"site_cases names {strangers[0]}, which the roster does not")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from modaltune.data.batch import Batch, CaseTensors
-from modaltune.data.preprocessing import Preprocessing, clinical_width
+from modaltune.data.preprocessing import Preprocessing, clinical_width, gene_columns
 from modaltune.encoders.gene import GeneEncoderConfig, set_indices
 from modaltune.encoders.registry import blank_slide_encoder, slide_encoder
 from modaltune.encoders.slide import SlideEncoder
@@ -17,18 +17,22 @@ from modaltune.encoders.text import verified_text_encoder
 from modaltune.errors import ModelFileError
 from modaltune.federation.study import Study
 from modaltune.models.adapters import AdapterConfig
+from modaltune.models.baselines.base import Baseline, Inputs
+from modaltune.models.baselines.registry import build_baseline
 from modaltune.models.modaltune import ModalTune, ModalTuneConfig, trainable_state
 from modaltune.seeds import derive_seed
 from modaltune.storage import load_state, save_state, write_text
-from modaltune.tasks.head import SeparateHeads, TextHead, candidate_targets
+from modaltune.tasks.head import HazardHeads, SeparateHeads, TextHead, candidate_targets
 from modaltune.tasks.projector import seeded_projector
 from modaltune.trust.release import check_release
 
 
 class Learner(nn.Module):
-    """ModalTune plus the head that scores a task's candidate labels."""
+    """ModalTune, or a baseline in its place, plus the head that scores a task's candidate labels."""
 
-    def __init__(self, modaltune: ModalTune, head: TextHead | SeparateHeads, kinds: Mapping[str, str]) -> None:
+    def __init__(
+        self, modaltune: ModalTune | Baseline, head: TextHead | SeparateHeads, kinds: Mapping[str, str]
+    ) -> None:
         super().__init__()
         self.modaltune = modaltune
         self.head = head
@@ -41,6 +45,8 @@ class Learner(nn.Module):
 
     def exercised_by(self, case: CaseTensors) -> set[str]:
         """Optional modules and parameters that a training case reaches; all others are reached by every case."""
+        if isinstance(self.modaltune, Baseline):
+            return {f"head.classifiers.{task}" for task in case.targets}
         tokens = self.kinds if self.modaltune.config.task_pass == "joint" else case.targets
         out = {f"modaltune.task_tokens.vectors.{task}" for task in tokens}
         out |= {f"head.{part}.{task}" for task in case.targets for part in ("scale", "classifiers")}
@@ -112,6 +118,8 @@ def build_learner(
         frozen: load the frozen slide encoder; without it the model can be averaged, not run.
     """
     spec = study.model
+    if spec.kind != "modaltune":
+        return _baseline_learner(study, preprocessing, frozen=frozen)
     sets = dict(sorted(preprocessing.gene_sets.items()))  # as in canonical JSON: copies that travelled agree
     config = ModalTuneConfig(
         tasks=tuple(task.name for task in study.tasks),
@@ -134,13 +142,42 @@ def build_learner(
         frozen_dropout=spec.frozen_dropout,
     )
     encoder = _frozen_encoder(study) if frozen else _blank_encoder(study)
-    classes = {task.name: len(preprocessing.tasks[task.name].candidates) for task in study.tasks}
+    classes = _classes(study, preprocessing)
     if spec.head == "text" and targets is None:
         targets = label_targets(study, preprocessing)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(study.seed, "initial-weights"))
         head = SeparateHeads(classes, spec.output_width) if spec.head == "separate" else TextHead(targets or {})
         model = ModalTune(encoder, config)
+    return Learner(model, head, {task.name: task.kind for task in study.tasks})
+
+
+def _classes(study: Study, preprocessing: Preprocessing) -> dict[str, int]:
+    return {task.name: len(preprocessing.tasks[task.name].candidates) for task in study.tasks}
+
+
+def _baseline_learner(study: Study, preprocessing: Preprocessing, *, frozen: bool) -> Learner:
+    def encoder() -> SlideEncoder:
+        if not frozen:
+            raise ModelFileError(
+                f"model {study.model.kind!r} trains the slide encoder {study.slides.encoder!r}, so its weights are"
+                " needed here too; put them where the sites have them (MODALTUNE_ENCODERS)"
+            )
+        return _frozen_encoder(study)
+
+    sets = dict(sorted(preprocessing.gene_sets.items()))
+    inputs = Inputs(
+        features=study.slides.in_width,
+        genes=gene_columns(study, preprocessing.genes),
+        gene_indices=_gene_inputs(study, sets, preprocessing.genes),
+        slide_encoder=encoder,
+        scale=study.model.width_scale,
+    )
+    survival = [task.name for task in study.tasks if task.kind == "survival"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(study.seed, "initial-weights"))
+        model = build_baseline(study.model.kind, inputs)
+        head = HazardHeads(_classes(study, preprocessing), model.config.output_width, survival)
     return Learner(model, head, {task.name: task.kind for task in study.tasks})
 
 

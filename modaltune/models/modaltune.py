@@ -136,6 +136,11 @@ class ModalTune(nn.Module):
         if self.gene_cls is not None:
             nn.init.trunc_normal_(self.gene_cls, std=0.02)
 
+    @property
+    def token_width(self) -> int:
+        """D, the numbers per patch that a pass keeps."""
+        return self.slide_encoder.width
+
     def train(self, mode: bool = True) -> ModalTune:
         """Training mode for what is trained; the frozen slide encoder stays deterministic unless asked otherwise."""
         super().train(mode)

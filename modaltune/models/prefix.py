@@ -18,6 +18,7 @@ from torch import Tensor
 
 from modaltune.data.batch import CaseTensors, collate
 from modaltune.data.loading import held
+from modaltune.models.baselines.base import Baseline
 from modaltune.models.modaltune import ModalTune
 from modaltune.storage import load_state, save_state
 
@@ -46,15 +47,24 @@ class CachedTokens:
 
 
 def with_cached_prefix(
-    model: ModalTune, encoder_sha256: str, cases: Sequence[CaseTensors], folder: Path, *, embedding: bool = False
+    model: ModalTune | Baseline,
+    encoder_sha256: str,
+    cases: Sequence[CaseTensors],
+    folder: Path,
+    *,
+    embedding: bool = False,
 ) -> list[CaseTensors]:
-    """The cases with cached tokens in place of patches; unchanged when adapters start at the first layer.
+    """The cases with cached tokens in place of patches.
+
+    Unchanged when adapters start at the first layer, and for a baseline, which reads patches.
 
     Args:
         encoder_sha256: of the frozen weights, part of each file's name.
         folder: receives one safetensors file a case that has slides.
         embedding: also where adapters start at the first layer.
     """
+    if isinstance(model, Baseline):
+        return list(cases)
     layers = model.config.adapter.groups[0][0]
     if layers == 0 and not embedding:
         return list(cases)

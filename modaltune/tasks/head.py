@@ -5,11 +5,13 @@ Shapes: Q cases of one task, C candidates, O embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from modaltune.tasks.hazards import bin_log_probabilities
 
 _FIRST_SCALE = 4.0
 _LARGEST_SCALE = 100.0
@@ -59,3 +61,20 @@ class SeparateHeads(nn.Module):
         """``[Q, O] -> [Q, C]`` logits."""
         out: Tensor = self.classifiers[task](embeddings)
         return out
+
+
+class HazardHeads(SeparateHeads):
+    """Separate heads of which those of survival tasks give hazards of the time bins."""
+
+    def __init__(self, classes: Mapping[str, int], width: int, survival: Collection[str]) -> None:
+        super().__init__(classes, width)
+        self.survival = frozenset(survival)
+
+    def logits(self, embeddings: Tensor, task: str) -> Tensor:
+        """``[Q, O] -> [Q, C]`` of the classes, or of the hazards."""
+        return super().forward(embeddings, task)
+
+    def forward(self, embeddings: Tensor, task: str) -> Tensor:
+        """``[Q, O] -> [Q, C]`` whose softmax are probabilities of the candidates, for survival as hazards have them."""
+        logits = self.logits(embeddings, task)
+        return bin_log_probabilities(logits) if task in self.survival else logits

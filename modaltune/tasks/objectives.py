@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modaltune.errors import ConfigError
-from modaltune.tasks.head import SeparateHeads, TextHead
+from modaltune.tasks.hazards import hazard_nll
+from modaltune.tasks.head import HazardHeads, SeparateHeads, TextHead
 
 Head = TextHead | SeparateHeads
 Objective = Callable[[Head, Tensor, str, str, Tensor, Tensor], Tensor]
@@ -62,4 +63,12 @@ def distillation(head: Head, embeddings: Tensor, task: str, kind: str, index: Te
     return 10 * F.kl_div(z.log_softmax(-1), wanted.softmax(-1), reduction="sum") / len(z)
 
 
-OBJECTIVES: dict[str, Objective] = {"contrastive": contrastive, "distillation": distillation}
+def hazards(head: Head, embeddings: Tensor, task: str, kind: str, index: Tensor, observed: Tensor) -> Tensor:
+    """The loss of the baselines: cross-entropy, for survival the likelihood of discrete hazards."""
+    if not isinstance(head, HazardHeads):
+        raise ConfigError("training.objective 'hazards' needs a baseline as model.kind")
+    logits = head.logits(embeddings, task)
+    return hazard_nll(logits, index, observed) if kind == "survival" else F.cross_entropy(logits, index)
+
+
+OBJECTIVES: dict[str, Objective] = {"contrastive": contrastive, "distillation": distillation, "hazards": hazards}

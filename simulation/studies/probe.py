@@ -7,6 +7,7 @@ representation. ``linear`` is the same probe on the inputs themselves, ``untrain
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from modaltune.data.batch import CaseTensors
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.errors import FeatureFileError
-from modaltune.evaluation.linear import linear_features
+from modaltune.evaluation.linear import fit_linear, linear_features
 from modaltune.evaluation.metrics import Floats
 from modaltune.evaluation.predictions import embed_cases, metric_rows
 from modaltune.federation.statistics import pooled_preprocessing, site_statistics
@@ -50,7 +51,7 @@ def probe_rows(spec: DataSpec, seed: int, data: Path | None, folder: Path, study
     for cohort in spec.probe:
         hospitals = _hospitals(spec, cohort, seed, data, folder / "probe" / cohort, study, preprocessing)
         for method, features in seen.items():
-            table = linear_predictions(hospitals, sorted(hospitals.cohorts), features)
+            table = linear_predictions(hospitals, sorted(hospitals.cohorts), partial(fit_linear, features=features))
             by_task = {task.name: [table] for task in hospitals.study.tasks}
             found = metric_rows(
                 by_task, hospitals.study, hospitals.preprocessing, method=method, hospital=cohort, seed=seed

@@ -19,7 +19,7 @@ from modaltune.models.learner import Learner, build_learner
 from simulation import compare
 from simulation.compare import Hospitals, Scene
 from simulation.experiment import Experiment
-from simulation.probes import fit_probes, probe_tables
+from simulation.probes import embeddings_of, fit_probes, probe_tables
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def training_cases(data: Hospitals, learner: Learner, name: str) -> SiteCases:
 
 
 def test_a_federated_probe_is_scikit_learns_on_pooled_embeddings(data: Hospitals, learner: Learner) -> None:
-    probe = fit_probes(data, learner, list(data.cohorts), together=False)["diagnosis"]
+    probe = fit_probes(data, embeddings_of(learner), list(data.cohorts), together=False)["diagnosis"]
     cases = training_cases(data, learner, "diagnosis")
     model = LogisticRegression(solver="newton-cholesky", tol=1e-12)
     model.fit(StandardScaler().fit_transform(cases.features), cases.group)
@@ -54,14 +54,16 @@ def test_a_federated_probe_is_scikit_learns_on_pooled_embeddings(data: Hospitals
 
 
 def test_cases_in_one_place_or_at_their_hospitals_give_the_same_classes(data: Hospitals, learner: Learner) -> None:
-    apart, together = (fit_probes(data, learner, list(data.cohorts), together=one) for one in (False, True))
+    apart, together = (
+        fit_probes(data, embeddings_of(learner), list(data.cohorts), together=one) for one in (False, True)
+    )
     for task in ("diagnosis", "stage"):
         np.testing.assert_allclose(apart[task].optimum.coefficients, together[task].optimum.coefficients, atol=1e-6)
     assert set(apart) == {task.name for task in data.study.tasks}
 
 
 def test_probes_predict_the_cases_that_the_model_predicts(data: Hospitals, learner: Learner) -> None:
-    probed = probe_tables(data, learner, list(data.cohorts), together=False)
+    probed = probe_tables(data, embeddings_of(learner), list(data.cohorts), together=False)
     assert tuple(probed.columns) == COLUMNS
     for site in data.cohorts:
         own = predict(learner, data.study, data.preprocessing, data.truth[site], data.truth_cases[site])
@@ -72,7 +74,7 @@ def test_probes_predict_the_cases_that_the_model_predicts(data: Hospitals, learn
 
 
 def test_rows_of_probes_have_names_of_their_own(data: Hospitals, learner: Learner) -> None:
-    probed = probe_tables(data, learner, list(data.cohorts), together=False)
+    probed = probe_tables(data, embeddings_of(learner), list(data.cohorts), together=False)
     tables = {task.name: [probed] for task in data.study.tasks}
     rows = metric_rows(tables, data.study, data.preprocessing, method="federated", hospital="all", seed=0)
     assert {as_probe_row(row)["metric"] for row in rows} == {"auc_probe", "balanced_accuracy_probe", "c_index_probe"}
@@ -87,15 +89,17 @@ def test_a_hospital_with_one_death_is_left_out_of_the_federation_only(
     train = data.cohorts["H4"].cases.query("split == 'train'")
     assert train["event"].sum() == 1
     sites = list(data.cohorts)
-    assert "H4" in fit_probes(data, learner, sites, together=False)["survival"].left_out
-    assert not fit_probes(data, learner, sites, together=True)["survival"].left_out
+    assert "H4" in fit_probes(data, embeddings_of(learner), sites, together=False)["survival"].left_out
+    assert not fit_probes(data, embeddings_of(learner), sites, together=True)["survival"].left_out
 
 
 def test_an_experiment_has_probe_rows_for_every_hospital_and_all(
     data: Hospitals, learner: Learner, hospitals: dict[str, Path], tmp_path: Path
 ) -> None:
     experiment = Experiment(data.study, hospitals, hospitals, tmp_path, print)
-    experiment._record_probes(data, "federated", {"": probe_tables(data, learner, sorted(hospitals), together=False)})
+    experiment._record_probes(
+        data, "federated", {"": probe_tables(data, embeddings_of(learner), sorted(hospitals), together=False)}
+    )
     rows = experiment.outcome.rows
     assert {row["hospital"] for row in rows} == {*hospitals, "all"}
     assert {row["metric"] for row in rows} == {"auc_probe", "balanced_accuracy_probe", "c_index_probe"}

@@ -1,0 +1,182 @@
+"""Rows of the published baselines: federated, local and pooled, on the same sites with the same number of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from modaltune.data.batch import CaseTensors, readable
+from modaltune.errors import ConfigError
+from modaltune.evaluation.linear_probe import fit_linear_probe, frozen_encoder, slide_vectors
+from modaltune.evaluation.metrics import Floats
+from modaltune.evaluation.predictions import readable_rows
+from modaltune.federation.study import NEEDS, Study
+from modaltune.models.baselines.registry import ROWS, baseline_study
+from simulation.compare import Hospitals, Job, Scene, linear_predictions, run_jobs
+from simulation.probes import probe_tables
+
+PROBE = "gigapath_lp"
+NAMES = (PROBE, *ROWS)
+WAYS = ("federated", "local", "pooled")
+ALL = "baselines"
+_READS_SLIDE_ENCODER = (PROBE, "gigapath_tuned", "gigapath_cat")
+Say = Callable[[str], None]
+Federate = Callable[[Study], pd.DataFrame]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """One row of the comparison: predictions by the hospital whose model it is ("" = one for all), and what to know."""
+
+    method: str
+    tables: Mapping[str, pd.DataFrame]
+    notes: tuple[str, ...] = ()
+
+
+def baseline_methods(name: str) -> tuple[str, ...]:
+    """``abmil`` -> its federated, local and pooled row; ``abmil/local`` -> that; ``baselines`` -> all; else ()."""
+    kind, _, way = name.partition("/")
+    kinds = NAMES if name == ALL else (kind,) if kind in NAMES else ()
+    if way and way not in WAYS:
+        return ()
+    return tuple(f"{kind}/{chosen}" for kind in kinds for chosen in ([way] if way else WAYS))
+
+
+def run_baselines(
+    methods: Sequence[str], data: Hospitals, scene: Scene, federate: Federate, say: Say
+) -> Iterator[Found]:
+    """Train and score baselines one kind after the other.
+
+    Args:
+        methods: as :func:`baseline_methods` gives them; others are passed over.
+        data: the hospitals, prepared for the study's own model.
+        federate: runs a variant of the study and predicts everybody's test cases.
+    """
+    for kind in NAMES:
+        ways = [way for way in WAYS if f"{kind}/{way}" in methods]
+        if not ways:
+            continue
+        if reason := _reason(kind, data):
+            yield from (Found(method=f"{kind}/{way}", tables={}, notes=(f"{kind}: n/a: {reason}.",)) for way in ways)
+            continue
+        notes = (*_unread(kind, data), *_stand_in(kind, data))
+        run = _probe if kind == PROBE else _trained
+        for found in run(kind, ways, data, scene, federate, say):
+            yield replace(found, notes=(*found.notes, *notes))
+
+
+def _reason(kind: str, data: Hospitals) -> str | None:
+    """Why a baseline has no row in this federation."""
+    train = [case for site in data.cohorts for case in data.split(site, "train")]
+    if any(readable(case, NEEDS[kind]) for case in train):
+        return None
+    return f"no training case has {' and '.join(NEEDS[kind])}"
+
+
+def _unread(kind: str, data: Hospitals) -> tuple[str, ...]:
+    """How many test cases its rows leave out."""
+    test = [case for site in data.truth for case in _test_cases(data, site)]
+    left_out = sum(not readable(case, NEEDS[kind]) for case in test)
+    if not left_out:
+        return ()
+    needs = " or ".join(NEEDS[kind])
+    return (f"{kind}: {left_out} of {len(test)} test cases lack {needs} and are left out of its rows.",)
+
+
+def _stand_in(kind: str, data: Hospitals) -> tuple[str, ...]:
+    encoder = data.study.slides.encoder
+    if kind not in _READS_SLIDE_ENCODER or encoder == "longnet":
+        return ()
+    return (f"{kind}: stand-in: the slide encoder is {encoder!r} in place of Prov-GigaPath.",)
+
+
+def _trained(
+    kind: str, ways: Sequence[str], data: Hospitals, scene: Scene, federate: Federate, say: Say
+) -> Iterator[Found]:
+    study = baseline_study(data.study, kind)
+    if "federated" in ways:
+        say(f"federating {kind}")
+        yield Found(method=f"{kind}/federated", tables={"": federate(study)})
+    steps = data.budget(study.model.needs)
+    jobs = [Job(method="pooled", steps=steps)] if "pooled" in ways else []
+    if "local" in ways:
+        jobs += [Job(method="local", hospital=site, steps=steps) for site in _trainable(kind, data)]
+    if not jobs:
+        return
+    say(f"training {len(jobs)} models of {kind} for comparison, {steps} steps each")
+    tables: dict[str, dict[str, pd.DataFrame]] = {}
+    for job, predicted in run_jobs(replace(scene, study=study.to_json()), jobs):
+        tables.setdefault(job.method, {})[job.hospital] = predicted.table
+    for way, found in tables.items():
+        yield Found(method=f"{kind}/{way}", tables=found)
+
+
+def _trainable(kind: str, data: Hospitals) -> list[str]:
+    """Hospitals with a labelled training case that the model can read."""
+    return [
+        site
+        for site in sorted(data.cohorts)
+        if any(case.targets and readable(case, NEEDS[kind]) for case in data.split(site, "train"))
+    ]
+
+
+def _probe(
+    kind: str, ways: Sequence[str], data: Hospitals, scene: Scene, federate: Federate, say: Say
+) -> Iterator[Found]:
+    """The linear probe on the frozen slide encoder."""
+    say(f"fitting {kind}")
+    for way in ways:
+        if way == "federated":
+            yield Found(method=f"{kind}/federated", tables={"": _federated_probe(data)})
+        else:
+            groups = {"": sorted(data.cohorts)} if way == "pooled" else {s: [s] for s in _trainable(kind, data)}
+            tables = {owner: _probe_predictions(data, sites) for owner, sites in groups.items()}
+            yield Found(method=f"{kind}/{way}", tables=tables)
+
+
+def _federated_probe(data: Hospitals) -> pd.DataFrame:
+    """Probes fitted by sums over hospitals, exactly; survival is stratified by hospital."""
+    encoder = frozen_encoder(data.study)
+
+    def embed(cases: Sequence[CaseTensors]) -> dict[str, Floats]:
+        return dict.fromkeys((task.name for task in data.study.tasks), slide_vectors(cases, encoder))
+
+    table = probe_tables(data, embed, sorted(data.cohorts), together=False, needs=NEEDS[PROBE])
+    return _readable(table, data)
+
+
+def _probe_predictions(data: Hospitals, sites: Sequence[str]) -> pd.DataFrame:
+    return _readable(linear_predictions(data, sites, fit_linear_probe), data)
+
+
+def _readable(table: pd.DataFrame, data: Hospitals) -> pd.DataFrame:
+    parts = [
+        readable_rows(table[table["hospital"] == site], _test_cases(data, site), NEEDS[PROBE]) for site in data.truth
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _test_cases(data: Hospitals, site: str) -> list[CaseTensors]:
+    keep = (data.truth[site].cases["split"] == "test").to_numpy(np.bool_)
+    return [case for case, inside in zip(data.truth_cases[site], keep, strict=True) if inside]
+
+
+def chosen_methods(methods: Sequence[str], comparisons: Sequence[str]) -> tuple[str, ...]:
+    """Names of ``--methods`` as rows, each once.
+
+    Raises:
+        ConfigError: a name that is neither a comparison nor a baseline.
+    """
+    out: dict[str, None] = {}
+    for name in methods:
+        rows = (name,) if name in comparisons else baseline_methods(name)
+        if not rows:
+            raise ConfigError(
+                f"--methods: unknown {name!r}; choose from {', '.join((*comparisons, ALL, *NAMES))}; a baseline may"
+                f" be followed by {', '.join('/' + way for way in WAYS)}"
+            )
+        out |= dict.fromkeys(rows)
+    return tuple(out)
