@@ -10,15 +10,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from modaltune.data.cohort import Cohort
-from modaltune.evaluation.predictions import COLUMNS, metric_rows, predict
-from modaltune.evaluation.probes.embeddings import as_probe_row, embedded, labelled_cases
+from modaltune.evaluation.predictions import COLUMNS, predict
+from modaltune.evaluation.probes.embeddings import embedded, labelled_cases
 from modaltune.evaluation.probes.sums import SiteCases
 from modaltune.federation.statistics import pooled_preprocessing, site_statistics
 from modaltune.federation.study import Study
 from modaltune.models.learner import Learner, build_learner
 from simulation import compare
 from simulation.compare import Hospitals, Scene
-from simulation.experiment import Experiment
+from simulation.outcomes import Outcome, Scorer
 from simulation.probes import embeddings_of, fit_probes, probe_tables
 
 
@@ -73,14 +73,6 @@ def test_probes_predict_the_cases_that_the_model_predicts(data: Hospitals, learn
     assert probed.loc[probed["task"] == "survival", "risk"].notna().all()
 
 
-def test_rows_of_probes_have_names_of_their_own(data: Hospitals, learner: Learner) -> None:
-    probed = probe_tables(data, embeddings_of(learner), list(data.cohorts), together=False)
-    tables = {task.name: [probed] for task in data.study.tasks}
-    rows = metric_rows(tables, data.study, data.preprocessing, method="federated", hospital="all", seed=0)
-    assert {as_probe_row(row)["metric"] for row in rows} == {"auc_probe", "balanced_accuracy_probe", "c_index_probe"}
-    assert all(row["value"] is not None for row in rows)
-
-
 def test_a_hospital_with_one_death_is_left_out_of_the_federation_only(
     data: Hospitals, learner: Learner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,17 +85,16 @@ def test_a_hospital_with_one_death_is_left_out_of_the_federation_only(
     assert not fit_probes(data, embeddings_of(learner), sites, together=True)["survival"].left_out
 
 
-def test_an_experiment_has_probe_rows_for_every_hospital_and_all(
+def test_a_scorer_gives_probe_rows_for_every_hospital_and_all(
     data: Hospitals, learner: Learner, hospitals: dict[str, Path], tmp_path: Path
 ) -> None:
-    experiment = Experiment(data.study, hospitals, hospitals, tmp_path, print)
-    experiment._record_probes(
-        data, "federated", {"": probe_tables(data, embeddings_of(learner), sorted(hospitals), together=False)}
-    )
-    rows = experiment.outcome.rows
+    probed = probe_tables(data, embeddings_of(learner), sorted(hospitals), together=False)
+    outcome = Outcome()
+    Scorer(data, outcome).record_probes("federated", {"": probed})
+    rows = outcome.rows
     assert {row["hospital"] for row in rows} == {*hospitals, "all"}
     assert {row["metric"] for row in rows} == {"auc_probe", "balanced_accuracy_probe", "c_index_probe"}
-    assert not experiment.outcome.predictions
+    assert not outcome.predictions
 
 
 def test_a_model_trained_for_comparison_comes_back_with_probes(
