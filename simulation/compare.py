@@ -25,7 +25,7 @@ from modaltune.evaluation.predictions import COLUMNS, predict, prediction_table
 from modaltune.federation.study import Study
 from modaltune.models.learner import build_learner
 from modaltune.seeds import derive_seed
-from modaltune.training import epoch_steps, fit_and_average, fit_and_select, labelled
+from modaltune.training import fit_and_average, fit_and_select, labelled, round_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Hospitals:
         """Optimiser steps that the federated run takes, summed over hospitals."""
         spec = self.study.training
         counts = [len(labelled(self.split(site, "train"))) for site in self.cohorts]
-        return sum(epoch_steps(count, spec.batch_size) for count in counts) * spec.local_epochs * spec.rounds
+        return sum(round_steps(count, spec) for count in counts) * spec.rounds
 
     def _load(self, folder: Path) -> Cohort:
         return load_site(folder, split_salt=self.study.digest)
