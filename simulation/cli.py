@@ -28,6 +28,7 @@ from simulation.runs import Plan, simulate
 from simulation.sites import check_overrides, require_known
 from simulation.synthetic import HOMOGENEOUS, HOSPITAL_SHARES, TASKS, build_synthetic
 from simulation.tcga import build_tcga
+from simulation.unlabelled import unlabelled_rows, unlabelled_table
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
@@ -51,6 +52,9 @@ Without = Annotated[
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Another setting, e.g. training.objective=distillation (repeat).")
+]
+Ablations = Annotated[
+    bool, typer.Option(help="With --tasks: also separate heads, and one federation a task with the same traffic.")
 ]
 Methods = Annotated[
     str | None, typer.Option(help="Which comparisons, e.g. pooled,linear; default local,pooled,linear,linear_local.")
@@ -93,7 +97,8 @@ def tcga(
     cohort: Annotated[str, typer.Option(help="BRCA, GBMLGG, NSCLC, RCC, COADREAD or BLCA.")],
     hospitals: Annotated[str | None, typer.Option(help="Which hospitals, e.g. H1,H2; default all.")] = None,
     rounds: Rounds = None, seed: Seed = 0, seeds: Seeds = None, tasks: Tasks = None, without: Without = None,
-    settings: Settings = None, methods: Methods = None, out: Out = None, json: Json = False,
+    settings: Settings = None, methods: Methods = None, ablations: Ablations = True, out: Out = None,
+    json: Json = False,
 ) -> None:  # fmt: skip
     """Real TCGA cases, split by the hospital that contributed them."""
     tables = read_tcga(data, cohort)
@@ -111,14 +116,27 @@ def tcga(
         name=f"tcga-{tables.cohort.lower()}",
         title=f"TCGA {tables.cohort}: {len(chosen)} hospitals",
         vocabulary=tables.cohort.lower(),
-        settings="tcga",
+        settings="tcga" if tasks is None else "tcga-disjoint",
         build=build,
         changes=_changes(settings, rounds),
         comparisons=_comparisons(methods),
-        ablations=tasks is not None,
+        ablations=ablations and tasks is not None,
         notes=tuple(f"{count} cases: {reason}." for reason, count in tables.counts.items()),
     )
     _run(plan, out or Path(f"runs/tcga-{tables.cohort.lower()}"), _seeds(seed, seeds), json)
+
+
+@app.command()
+def unlabelled(
+    runs: Annotated[list[Path], typer.Argument(help="Finished runs with --tasks, each of other seeds.")],
+    json: Json = False,
+) -> None:
+    """Score runs with --tasks at the hospitals that labelled a task and at those that never did."""
+    rows = unlabelled_rows(runs)
+    if json:
+        emit_json([vars(row) for row in rows])
+    else:
+        console.print(unlabelled_table(rows))
 
 
 @app.command()
