@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
 
 from client.runtime import Site
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.errors import ConfigError, ModalTuneError
-from modaltune.federation.wire import Packed
+from modaltune.federation.wire import Packed, seal, unseal
 
 logger = logging.getLogger(__name__)
 Locate = Callable[[Context], Path]
@@ -55,7 +57,7 @@ def statistics(site: Site, message: Message) -> RecordDict:
     """Sums over training cases for the gene panel in the message."""
     genes = message.content.config_records["study"].get("genes", [])
     sums = site.statistics([str(gene) for gene in genes] if isinstance(genes, list) else [])
-    return RecordDict({"statistics": ArrayRecord({name: Array(value) for name, value in sums.items()})})
+    return RecordDict({"statistics": _record(sums)})
 
 
 def train(site: Site, message: Message) -> RecordDict:
@@ -64,7 +66,7 @@ def train(site: Site, message: Message) -> RecordDict:
     reply = site.train(_preprocessing(message), _arrays(message), int(str(config["round"])))
     return RecordDict(
         {
-            "arrays": ArrayRecord({name: Array(value) for name, value in reply.arrays.items()}),
+            "arrays": _record(reply.arrays),
             "examples": MetricRecord(dict(reply.examples)),
             "metrics": MetricRecord(dict(reply.metrics)),
         }
@@ -85,7 +87,11 @@ def _preprocessing(message: Message) -> Preprocessing:
 
 
 def _arrays(message: Message) -> Packed:
-    return {name: value.numpy() for name, value in message.content.array_records["arrays"].items()}
+    return unseal(message.content.array_records["arrays"], "the server")
+
+
+def _record(arrays: Mapping[str, NDArray[np.generic]]) -> ArrayRecord:
+    return ArrayRecord({name: Array(value) for name, value in seal(arrays).items()})
 
 
 def site_folder(context: Context) -> Path:

@@ -26,6 +26,7 @@ _COMMENTS = {
     "runtime_host": "where the daemon listens for the client app; 0.0.0.0 only inside a container",
     "runtime_port": "for the client app",
     "app_user": "account that runs the client app when root starts the daemon; it needs the site folder only",
+    "keep_sent": "keep every message that is sent in the folder sent, to be looked at",
     "rounds": "training rounds answered in one study, repeated ones included",
     "bytes_per_day": "received and sent together",
 }

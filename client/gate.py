@@ -26,7 +26,7 @@ from modaltune.federation.manifest import (
     evaluation_metrics,
     statistics_manifest,
 )
-from modaltune.federation.wire import decode_update, message_manifest
+from modaltune.federation.wire import decode_update, message_manifest, seal
 from modaltune.training import round_steps
 
 UNEXPECTED = "UnexpectedError"
@@ -197,7 +197,7 @@ def _require(approval: Approval, condition: object, otherwise: str) -> None:
 
 
 def _arrays(values: Mapping[str, Any]) -> ArrayRecord:
-    return ArrayRecord({name: Array(value) for name, value in values.items()})
+    return ArrayRecord({name: Array(value) for name, value in seal(values).items()})
 
 
 def _known_code(content: RecordDict) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode, Status
+from flwr.common.serde import message_to_proto
 from flwr.supercore.constant import TaskType
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
@@ -39,7 +40,7 @@ from client.home import Home
 from client.questions import KINDS, TRAIN, Question, largest_message, read_question, study_of
 from client.usage import Usage
 from modaltune.errors import MessageRefused
-from modaltune.storage import write_json
+from modaltune.storage import write_bytes, write_json
 from modaltune.trust.audit import AuditLog
 
 Fetch = Callable[[list[str]], dict[str, bytes]]
@@ -67,7 +68,8 @@ class Guard:
     def __init__(self, home: Home, audit: AuditLog) -> None:
         self.home, self.audit = home, audit
         self.approvals = Approvals(home.approvals)
-        self.usage = Usage(home.usage, home.settings().limits)
+        settings = home.settings()
+        self.usage, self.keep_sent = Usage(home.usage, settings.limits), settings.keep_sent
         self.asked: Asked | None = None
         self.answer: Message | None = None
         self._told, self._ended = 0.0, math.inf
@@ -122,6 +124,9 @@ class Guard:
             with no_object_id_recompute():
                 tree, pieces = get_object_tree(answer), get_all_nested_objects(answer)
             seconds = round(state.get_message_processing_duration(message_id=question))
+            if self.keep_sent:
+                sent = self.home.sent / f"{answer.object_id}.message"
+                write_bytes(sent, message_to_proto(answer).SerializeToString())
             wanted, session = send(answer, tree, seconds)
             push_objects(pieces, partial(push_object, run_id, session), object_ids_to_push=wanted)
         except Exception as problem:  # noqa: BLE001 - the coordinator asks again; the daemon goes on

@@ -56,6 +56,7 @@ class Settings(_Section):
         runtime_host, runtime_port: where the daemon listens for the client app; loopback, unless a container's network
             is shared by the two alone.
         app_user: account that runs the client app when the daemon is started by root; empty = the daemon's own.
+        keep_sent: keep every message that is sent, byte for byte, in ``HOME/sent``, to be looked at.
     """
 
     site: Name
@@ -64,6 +65,7 @@ class Settings(_Section):
     runtime_host: str = "127.0.0.1"
     runtime_port: Port
     app_user: str = ""
+    keep_sent: bool = False
     limits: Limits = Limits()
 
 
@@ -81,6 +83,7 @@ class Home:
         self.secret, self.cache = folder / "runtime.secret", folder / "cache"
         self.paused_file, self.status = self.state / "paused", self.state / "status.json"
         self.usage = self.state / "usage.json"
+        self.sent = folder / "sent"
 
     @classmethod
     def find(cls, given: Path | None) -> Home:

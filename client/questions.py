@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,15 +18,15 @@ from modaltune.federation.average import State
 from modaltune.federation.manifest import Manifest
 from modaltune.federation.statistics import statistics_shapes
 from modaltune.federation.study import Study
-from modaltune.federation.wire import Packed, decode_weights, message_manifest
+from modaltune.federation.wire import Packed, decode_weights, message_manifest, unseal
 from modaltune.models.learner import build_learner
 from modaltune.models.modaltune import trainable_state
 from modaltune.storage import canonical_json, digest_state, digest_text
 
 CAPABILITY, STATISTICS, TRAIN, EVALUATE = "query.capability", "query.statistics", "train", "evaluate"
 KINDS = (CAPABILITY, STATISTICS, TRAIN, EVALUATE)
-_HEADER, _RECORDS, _DIGITS = 4096, 16, 64
-"""Bytes that an array may take beyond its numbers, other records than arrays, bytes of a number as text."""
+_HEADER, _ENTRY, _RECORDS, _DIGITS = 4096, 96, 16, 64
+"""Bytes beyond a record's content, bytes that describe one array, other records than arrays, digits of a number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,30 +102,10 @@ def read_arrays(record: Mapping[str, Array], manifest: Manifest, sender: str) ->
     Raises:
         ReplyRefused: they do not. The reason quotes the manifest, never the message.
     """
-    if set(record) != set(manifest.shapes):
-        missing = len(set(manifest.shapes) - set(record))
-        raise ReplyRefused(
-            sender, f"{len(set(record) - set(manifest.shapes))} array(s) outside the manifest, {missing} missing"
-        )
-    out = {
-        name: _numpy(record[name], name, shape, manifest.type_of(name), sender)
-        for name, shape in manifest.shapes.items()
-    }
-    manifest.check(sender, out)
-    return out
-
-
-def _numpy(array: Array, name: str, shape: tuple[int, ...], dtype: str, sender: str) -> Any:
-    expected = np.dtype(dtype)
-    if len(array.data) > int(np.prod(shape)) * expected.itemsize + _HEADER:
-        raise ReplyRefused(sender, f"{name} is larger than {dtype}{shape}")
-    try:
-        value: Any = array.numpy()
-    except Exception:  # noqa: BLE001 - NumPy meets rubbish with a dozen kinds
-        raise ReplyRefused(sender, f"{name} is unreadable") from None
-    if not isinstance(value, np.ndarray) or value.shape != shape or value.dtype != expected:
-        raise ReplyRefused(sender, f"{name} is not {dtype}{shape}")
-    return np.ascontiguousarray(value).reshape(shape)
+    header = sum(len(name) + _ENTRY for name in manifest.shapes)
+    found = unseal(record, sender, manifest.megabytes * 1e6 + header)
+    manifest.check(sender, found)
+    return {name: np.ascontiguousarray(found[name]).reshape(shape) for name, shape in manifest.shapes.items()}
 
 
 @lru_cache(maxsize=2)

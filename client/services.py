@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from modaltune.errors import ConfigError
 from modaltune.processes import Program, State, foreground, start, states, stop, write_config
 
 SUPERNODE, APP = "supernode", "app"
+_POLL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}  # seconds
 UNIT, UNIT_APP = "modaltune-client", "modaltune-client-app"
 DEFAULT_APP_USER = "modaltune-app"
 _UNIT = """\
@@ -73,17 +73,14 @@ def _daemon(home: Home) -> Program:
 
 def _app(settings: Settings, home: Home, place: Path, secret: str) -> Program:
     """The starter of client apps, which keep what they write in a place of their own."""
-    command = shutil.which("flower-superexec", path=_path())
-    if command is None:
-        raise ConfigError("flower-superexec is not installed; install the whole distribution modaltune-federated")
     folders = {CACHE_VARIABLE: place / "cache", READ_CACHE_VARIABLE: home.cache, STATE_VARIABLE: place / "state"}
     return Program(
         name=APP,
         command=[
-            *(command, "--insecure", "--runtime-api-address", f"{settings.runtime_host}:{settings.runtime_port}"),
-            *("--superexec-auth-secret-file", secret),
+            *(sys.executable, "-P", "-m", "client.starter"),
+            *("--address", f"{settings.runtime_host}:{settings.runtime_port}", "--secret", secret),
         ],
-        environment=_environment(place) | {name: str(folder) for name, folder in folders.items()},
+        environment=_environment(place) | _POLL | {name: str(folder) for name, folder in folders.items()},
         folder=place,
         user=settings.app_user or None,
     )

@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
@@ -184,20 +182,6 @@ def _records(site: str, reply: Reply) -> RecordDict:
     if "failure" in reply.content:
         raise ReplyRefused(site, f"site reported {_code(reply.content)}")
     return reply.content
-
-
-def arrays_of(site: str, content: RecordDict, name: str) -> dict[str, Any]:
-    """Arrays of a record; anything else in it is refused."""
-    record = content.array_records[name]
-    try:
-        arrays: dict[str, Any] = {key: value.numpy() for key, value in record.items()}
-    except (ValueError, TypeError, EOFError, OSError, MemoryError, BadZipFile):
-        raise ReplyRefused(site, f"record {name!r} holds an unreadable array") from None
-    if not all(isinstance(value, np.ndarray) for value in arrays.values()):
-        raise ReplyRefused(site, f"record {name!r} holds something that is no array")
-    if any(len(record[key].data) > value.nbytes + _HEADER for key, value in arrays.items()):
-        raise ReplyRefused(site, f"record {name!r} holds more than its arrays: one is larger than its shape")
-    return arrays
 
 
 def _size(content: RecordDict) -> int:

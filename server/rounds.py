@@ -30,12 +30,12 @@ from modaltune.federation.manifest import (
 )
 from modaltune.federation.statistics import pooled_preprocessing
 from modaltune.federation.study import Study
-from modaltune.federation.wire import decode_update, encode_weights, message_manifest
+from modaltune.federation.wire import decode_update, encode_weights, message_manifest, seal, unseal
 from modaltune.models.learner import Learner, build_learner, load_trainable, save_model
 from modaltune.models.modaltune import trainable_state
 from modaltune.storage import append_json_line, digest_state, write_json, write_text
 from server.aggregation import Gathering, ServerOptimiser
-from server.exchange import Exchange, Round, arrays_of
+from server.exchange import Exchange, Round
 from server.state import Progress, ServerState
 
 logger = logging.getLogger(__name__)
@@ -205,7 +205,7 @@ class Federation:
             accepted = {}
             for site, reply in self._ask(this, "query.statistics", self._message(**named)):
                 with this.judging(site):
-                    sums = arrays_of(site, reply, "statistics")
+                    sums = unseal(reply.array_records["statistics"], site)
                     manifest.check(site, sums)
                     accepted[site] = {name: value.astype(np.float64) for name, value in sums.items()}
             if self._enough(this, accepted):
@@ -247,7 +247,7 @@ class Federation:
     def _update(self, site: str, reply: RecordDict, weights: State) -> tuple[Update, dict[str, float]]:
         """A site's reply to a training round, checked."""
         form = self.study.training.wire
-        arrays = arrays_of(site, reply, "arrays")
+        arrays = unseal(reply.array_records["arrays"], site)
         message_manifest(form, self.manifest).check(site, arrays)
         trained = decode_update(form, arrays, weights)
         self.manifest.check(site, trained)
@@ -273,7 +273,7 @@ class Federation:
     def _weights_message(self, weights: State, **config: Any) -> RecordDict:
         packed = encode_weights(self.study.training.wire, weights, self.start)
         records = self._message(preprocessing=self.preprocessing.to_json(), **config)
-        records["arrays"] = ArrayRecord({name: Array(value) for name, value in packed.items()})
+        records["arrays"] = ArrayRecord({name: Array(value) for name, value in seal(packed).items()})
         return records
 
     def _ask(self, this: Round, kind: str, question: RecordDict) -> Iterable[tuple[str, RecordDict]]:

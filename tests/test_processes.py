@@ -75,6 +75,7 @@ def test_a_program_that_is_killed_is_started_again(home: Path) -> None:
     before = pid_of(config, "sleeper")
     os.kill(before, signal.SIGKILL)
     wait(lambda: pid_of(config, "sleeper") not in (0, before))
+    assert alive(pid_of(config, "sleeper"))
 
 
 def test_a_program_that_does_not_stay_up_is_tried_again_and_again(home: Path) -> None:
@@ -86,13 +87,19 @@ def test_a_program_that_does_not_stay_up_is_tried_again_and_again(home: Path) ->
     restart(config, "brief")
 
 
-def test_programs_of_a_supervisord_that_was_killed_do_not_run_twice(home: Path) -> None:
+def orphaned(home: Path) -> tuple[Path, int]:
+    """A program whose supervisord was killed."""
     config = write_config(home, [sleeper(home)])
     start(config)
     wait(lambda: pid_of(config, "sleeper"))
     orphan = pid_of(config, "sleeper")
     os.kill(int((home / "run" / "supervisor.pid").read_text()), signal.SIGKILL)
     wait(lambda: states(config) == [])
+    return config, orphan
+
+
+def test_programs_of_a_supervisord_that_was_killed_do_not_run_twice(home: Path) -> None:
+    config, orphan = orphaned(home)
     assert alive(orphan)
     start(config)
     assert not alive(orphan)
@@ -100,12 +107,7 @@ def test_programs_of_a_supervisord_that_was_killed_do_not_run_twice(home: Path) 
 
 
 def test_stop_ends_the_programs_of_a_supervisord_that_was_killed(home: Path) -> None:
-    config = write_config(home, [sleeper(home)])
-    start(config)
-    wait(lambda: pid_of(config, "sleeper"))
-    orphan = pid_of(config, "sleeper")
-    os.kill(int((home / "run" / "supervisor.pid").read_text()), signal.SIGKILL)
-    wait(lambda: states(config) == [])
+    config, orphan = orphaned(home)
     assert stop(config)
     assert not alive(orphan)
 

@@ -11,9 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from modaltune.console import console, emit_json
-from modaltune.doctor import installation, site
 from modaltune.doctor.finding import Finding, as_document, run_checks, worst
-from modaltune.doctor.site_files import SiteFiles
 from modaltune.federation.study import Study
 
 COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
@@ -37,6 +35,9 @@ def title(folder: Path | None) -> str:
 
 def examine(folder: Path | None, study: Path | None) -> list[Finding]:
     """Findings on a site folder, or on the installation; a study file that cannot be read is a usage error."""
+    from modaltune.doctor import installation, site  # these load pandas, which takes as long as the other commands
+    from modaltune.doctor.site_files import SiteFiles
+
     if folder is None:
         if study is not None:
             raise typer.BadParameter("--study needs a site folder to hold against it")

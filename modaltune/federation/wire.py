@@ -12,23 +12,41 @@ int8  change since the start  change of the weights received, and what
 The server adds changes to its own fp32 weights, so rounding on the way down is not lost, and a site keeps what rounding
 took from its reply and adds it to the next one (error feedback). Every message stands alone: a site that missed rounds
 needs nothing from them.
+
+All arrays of a record travel as one, a safetensors file in memory: Flower stores, counts and transfers every array of a
+message by itself, which costs far more than the bytes of small ones.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
-from modaltune.errors import ConfigError
+from modaltune.errors import ConfigError, ReplyRefused
 from modaltune.federation.average import State
 from modaltune.federation.manifest import Manifest
 
 FORMS = ("fp32", "fp16", "int8")
-SCALES = "scales"
-_BLOCK = 512
+SCALES, SEALED = "scales", "safetensors"
+_BLOCK, _HEADER = 512, 4096
+_UNREADABLE = (
+    SafetensorError,
+    AttributeError,
+    LookupError,
+    ValueError,
+    TypeError,
+    EOFError,
+    OSError,
+    MemoryError,
+    BadZipFile,
+)
 Packed = dict[str, NDArray[np.generic]]
 _DTYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 
@@ -110,6 +128,34 @@ def decode_update(form: str, packed: Packed, weights: State) -> State:
     """A site's trained weights as the server counts them; ``weights`` are the server's own before the round."""
     values = unpack(form, packed, {name: value.shape for name, value in weights.items()})
     return values if form == "fp32" else _plus(weights, values)
+
+
+def seal(arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.uint8]]:
+    """All arrays of a record as the one array that travels."""
+    return {SEALED: np.frombuffer(save({name: np.asarray(arrays[name], order="C") for name in arrays}), np.uint8)}
+
+
+def unseal(record: Mapping[str, Any], sender: str, most_bytes: float = math.inf) -> Packed:
+    """The arrays of a record that :func:`seal` made.
+
+    Args:
+        record: Flower's: name -> something with ``numpy()`` and ``data``.
+        most_bytes: a larger record is refused before it is read.
+    Raises:
+        ReplyRefused: it is not one; nothing of its content is quoted.
+    """
+    if set(record) != {SEALED}:
+        raise ReplyRefused(sender, "a record of arrays is not one safetensors file")
+    sealed = record[SEALED]
+    if len(sealed.data) > most_bytes + _HEADER:
+        raise ReplyRefused(sender, f"a record of arrays is larger than {most_bytes:.0f} bytes")
+    try:
+        content = sealed.numpy()
+        if content.dtype != np.uint8 or content.ndim != 1 or len(sealed.data) > content.nbytes + _HEADER:
+            raise ReplyRefused(sender, "a record of arrays holds more than its arrays")
+        return dict(load(content.tobytes()))
+    except (*_UNREADABLE, BadZipFile):
+        raise ReplyRefused(sender, "a record of arrays is unreadable") from None
 
 
 def _blocks(value: NDArray[np.float32]) -> NDArray[np.float32]:

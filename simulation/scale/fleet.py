@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,19 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_connection import http_request_response
+from numpy.typing import NDArray
 
 from modaltune.federation.capability import versions
 from modaltune.federation.manifest import TRAIN_METRICS
 from modaltune.federation.statistics import statistics_shapes
 from modaltune.federation.study import Study
+from modaltune.federation.wire import seal, unseal
 from modaltune.seeds import numpy_generator
 
 CASES = 20
 _WORKERS = 4
-_POLL_SECONDS = 0.2
+_POLL_SECONDS, _REQUESTS_A_SECOND = 3.0, 33.0
+"""How often a SuperNode asks for messages, and how often all sites together ask at most: hundreds ask less often."""
 
 
 def run_fleet(address: str, keys: Path, authority: Path) -> None:
@@ -45,9 +49,11 @@ def run_fleet(address: str, keys: Path, authority: Path) -> None:
         ]
         sys.stdout.write("connected\n")
         sys.stdout.flush()
+        pause = max(_POLL_SECONDS, len(nodes) / _REQUESTS_A_SECOND)
         while True:
-            if not any(pool.map(Node.answer, nodes)):
-                time.sleep(_POLL_SECONDS)
+            now = time.monotonic()
+            list(pool.map(partial(Node.answer, pause=pause), [node for node in nodes if node.due <= now]))
+            time.sleep(0.02)
 
 
 def connection(address: str, key: Path, authority: Path, **options: Any) -> Any:
@@ -61,12 +67,13 @@ class Node:
     """One site."""
 
     def __init__(self, site: str, line: Any) -> None:
-        self.site = site
+        self.site, self.due = site, 0.0
         _, self.receive, self.send, _, _, self.pull, self.push, self.confirm = line
 
-    def answer(self) -> bool:
-        """Answer one question, if there is one."""
+    def answer(self, pause: float = 0.0) -> bool:
+        """Answer one question, if there is one; the next look is due in ``pause`` seconds."""
         received = self.receive()
+        self.due = time.monotonic() + pause
         if received is None:
             return False
         header, tree = received
@@ -117,23 +124,27 @@ def _capability(site: str, content: RecordDict) -> RecordDict:
 def _statistics(site: str, content: RecordDict) -> RecordDict:
     genes = [str(gene) for gene in content.config_records["study"].get("genes", [])]  # type: ignore[union-attr]
     sums = {name: np.full(shape, float(CASES)) for name, shape in statistics_shapes(_study(content), genes).items()}
-    return RecordDict({"statistics": ArrayRecord({name: Array(value) for name, value in sums.items()})})
+    return RecordDict({"statistics": _record(sums)})
 
 
 def _train(site: str, content: RecordDict) -> RecordDict:
     """A change of full size; no two sites send the same bytes, or Flower would keep one copy for all."""
     draw = numpy_generator(0, "scale", site, str(content.config_records["study"]["round"]))
-    arrays = {}
-    for name, value in content.array_records["arrays"].items():
-        change = np.asarray(0.01 * draw.standard_normal(value.shape, dtype=np.float32), dtype=np.float16)
-        arrays[name] = Array(change)
+    arrays = {
+        name: np.asarray(0.01 * draw.standard_normal(value.shape, dtype=np.float32), dtype=np.float16)
+        for name, value in unseal(content.array_records["arrays"], "the server").items()
+    }
     return RecordDict(
         {
-            "arrays": ArrayRecord(arrays),
+            "arrays": _record(arrays),
             "examples": MetricRecord(dict.fromkeys(arrays, CASES)),
             "metrics": MetricRecord(dict.fromkeys(TRAIN_METRICS, 1.0)),
         }
     )
+
+
+def _record(arrays: Mapping[str, NDArray[np.generic]]) -> ArrayRecord:
+    return ArrayRecord({name: Array(value) for name, value in seal(arrays).items()})
 
 
 def _evaluate(site: str, content: RecordDict) -> RecordDict:

@@ -160,7 +160,7 @@ class Stack:
         with suppress(psutil.NoSuchProcess):
             for child in psutil.Process(pid).children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
-                    if f"flwr-{name}" in " ".join(child.cmdline()):
+                    if f"flwr-{name}" in " ".join(child.cmdline()) or (name == "clientapp" and child.ppid() != pid):
                         return child
         return None
 

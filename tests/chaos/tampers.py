@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import Array, Message, RecordDict
+from safetensors.numpy import load, save
 
 PATIENT = "SYN-H5-0003"
 FILE = f"/data/features/{PATIENT}.h5"
@@ -22,13 +23,44 @@ class Tamper:
     refused: str
 
 
+SEALED = "safetensors"
+
+
+class Arrays(MutableMapping[str, np.ndarray]):
+    """The arrays in a record of a message, to look at and to change."""
+
+    def __init__(self, content: RecordDict, record: str = "arrays") -> None:
+        self.record = content.array_records[record]
+
+    def _all(self) -> dict[str, np.ndarray]:
+        return dict(load(self.record[SEALED].numpy().tobytes()))
+
+    def _seal(self, arrays: dict[str, np.ndarray]) -> None:
+        self.record[SEALED] = Array(np.frombuffer(save(arrays), np.uint8))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._all()[name]
+
+    def __setitem__(self, name: str, value: np.ndarray) -> None:
+        self._seal({**self._all(), name: np.asarray(value, order="C")})
+
+    def __delitem__(self, name: str) -> None:
+        self._seal({key: value for key, value in self._all().items() if key != name})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+
 def _first(content: RecordDict) -> tuple[str, np.ndarray]:
-    name = min(content.array_records["arrays"])
-    return name, content.array_records["arrays"][name].numpy().copy()
+    name = min(Arrays(content))
+    return name, Arrays(content)[name].copy()
 
 
 def _put(content: RecordDict, name: str, value: np.ndarray) -> None:
-    content.array_records["arrays"][name] = Array(value)
+    Arrays(content)[name] = value
 
 
 def extra_key(_: RecordDict, reply: RecordDict) -> None:
@@ -36,7 +68,7 @@ def extra_key(_: RecordDict, reply: RecordDict) -> None:
 
 
 def missing_key(_: RecordDict, reply: RecordDict) -> None:
-    del reply.array_records["arrays"][_first(reply)[0]]
+    del Arrays(reply)[_first(reply)[0]]
 
 
 def wrong_shape(_: RecordDict, reply: RecordDict) -> None:
@@ -56,8 +88,9 @@ def above_bound(_: RecordDict, reply: RecordDict) -> None:
 
 
 def times_1000(question: RecordDict, reply: RecordDict) -> None:
-    for name, sent in question.array_records["arrays"].items():
-        before, after = sent.numpy(), reply.array_records["arrays"][name].numpy()
+    trained = dict(Arrays(reply))
+    for name, before in dict(Arrays(question)).items():
+        after = trained[name]
         _put(reply, name, np.asarray(before + 1000 * (after - before), np.float32))
 
 
@@ -78,13 +111,10 @@ def patient_metric(_: RecordDict, reply: RecordDict) -> None:
 
 
 def oversize(_: RecordDict, reply: RecordDict) -> None:
-    """A valid array with a long tail that NumPy does not read."""
-    name, value = _first(reply)
-    honest = Array(value)
-    tail = np.random.default_rng(0).bytes(HUGE)
-    reply.array_records["arrays"][name] = Array(
-        dtype=honest.dtype, shape=honest.shape, stype=honest.stype, data=honest.data + tail
-    )
+    """Valid arrays with a long tail that NumPy does not read."""
+    record = reply.array_records["arrays"]
+    honest, tail = record[SEALED], np.random.default_rng(0).bytes(HUGE)
+    record[SEALED] = Array(dtype=honest.dtype, shape=honest.shape, stype=honest.stype, data=honest.data + tail)
 
 
 def exception(_: RecordDict, reply: RecordDict) -> None:

@@ -19,7 +19,7 @@ from modaltune.data.preprocessing import Preprocessing
 from modaltune.federation.average import State
 from modaltune.federation.statistics import pooled_preprocessing
 from modaltune.federation.study import Study
-from modaltune.federation.wire import encode_weights
+from modaltune.federation.wire import encode_weights, seal
 from modaltune.models.learner import build_learner
 from modaltune.models.modaltune import trainable_state
 from tests.integration.grids import pack, unpack
@@ -55,7 +55,7 @@ class Conversation:
         if kind in (TRAIN, EVALUATE):
             fields["preprocessing"] = self.preprocessing.to_json()
             packed = encode_weights(self.study.training.wire, weights or self.start, self.start)
-            records["arrays"] = ArrayRecord({name: Array(value) for name, value in packed.items()})
+            records["arrays"] = ArrayRecord({name: Array(value) for name, value in seal(packed).items()})
         if kind == TRAIN:
             fields["round"] = 1
         records["study"] = ConfigRecord(fields | config)

@@ -132,6 +132,7 @@ def probe_bundle(variant: str = "one") -> Bundle:
     files: dict[str, Any] = {
         path.relative_to(PROBE).as_posix(): path for path in PROBE.rglob("*") if path.suffix in (".py", ".toml")
     }
+    files["probe/tampers.py"] = PROBE.parents[1] / "chaos" / "tampers.py"
     files["probe/variant.py"] = f'NAME = "{variant}"\n'.encode()
     content, _ = build_fab_from_files(files)
     return Bundle(content, _sha256(content))

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from modaltune.errors import ConfigError, ReplyRefused
 from modaltune.federation.average import State
@@ -11,6 +14,7 @@ from modaltune.federation.manifest import Manifest
 from modaltune.federation.wire import (
     FORMS,
     SCALES,
+    SEALED,
     Packed,
     decode_update,
     decode_weights,
@@ -18,7 +22,9 @@ from modaltune.federation.wire import (
     encode_weights,
     message_manifest,
     pack,
+    seal,
     unpack,
+    unseal,
 )
 
 SHAPES = {"weight": (7, 300), "bias": (513,), "scale": (), "empty": (0,)}
@@ -50,6 +56,43 @@ def test_what_comes_back_is_as_near_as_the_form_allows(form: str, seed: int, siz
     for name, value in values.items():
         allowed = 1.01 * RELATIVE[form] * np.abs(value).max(initial=0) + 2.0**-25  # fp16 steps are never below 2^-24
         assert np.abs(back[name] - value).max(initial=0) <= allowed, name
+
+
+def record(content: bytes, **changes: object) -> dict[str, object]:
+    """What Flower hands over: the array of a record, with the bytes that it came in."""
+    whole = np.frombuffer(content, np.uint8)
+    return {SEALED: SimpleNamespace(**{"data": bytes(whole.nbytes), "numpy": lambda: whole} | changes)}
+
+
+def test_arrays_travel_as_one_and_come_back_as_they_were() -> None:
+    arrays = {"scale": np.float32(3).reshape(()), "weight": np.arange(6, dtype=np.float16).reshape(2, 3).T}
+    sealed = seal(arrays)
+    assert set(sealed) == {SEALED}
+    found = unseal(record(sealed[SEALED].tobytes()), "H1")
+    assert {name: (value.shape, value.dtype) for name, value in found.items()} == {
+        name: (value.shape, value.dtype) for name, value in arrays.items()
+    }
+    assert all(np.array_equal(found[name], value) for name, value in arrays.items())
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({}, "not one safetensors file"),
+        ({"weight": None}, "not one safetensors file"),
+        (record(b"rubbish"), "unreadable"),
+        (record(b"\xff" * 8 + b"{}"), "unreadable"),
+        (record(save({"weight": np.zeros(3)})[:-1]), "unreadable"),
+        (record(save({"weight": np.zeros(3)}) + b"more"), "unreadable"),
+        (record(save({"weight": np.zeros(3)}), data=bytes(9000)), "holds more than its arrays"),
+        (record(save({"weight": np.zeros(3)}), data=bytes(99000)), "larger than 10000 bytes"),
+        (record(b"", numpy=lambda: "text"), "unreadable"),
+        (record(b"", numpy=lambda: np.zeros((2, 2), np.uint8)), "holds more than its arrays"),
+    ],
+)
+def test_a_record_that_is_no_sealed_one_is_refused(broken: dict[str, object], message: str) -> None:
+    with pytest.raises(ReplyRefused, match=message):
+        unseal(broken, "H1", most_bytes=10_000)
 
 
 def test_zeros_stay_zeros() -> None:

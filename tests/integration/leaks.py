@@ -14,9 +14,10 @@ from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing, prepare
 from modaltune.federation.manifest import TRAIN_METRICS, evaluation_metrics, statistics_manifest
 from modaltune.federation.study import Study
+from modaltune.models.learner import Learner
 from modaltune.models.modaltune import trainable_state
+from tests.chaos.tampers import Arrays
 from tests.integration.grids import Passed
-from tests.integration.helpers import Finished
 
 RUN = 3  # this many neighbouring values in a row are somebody's measurements, not chance
 STRIDE = 4  # a run is looked for at every 4th place of a row, so 6 neighbours that leak are always found
@@ -125,9 +126,9 @@ class Rules:
         return out
 
     def _arrays(self, message: Passed, name: str, shapes: Mapping[str, tuple[int, ...]], kind: str) -> list[str]:
-        record = message.content.array_records[name]
+        record = dict(Arrays(message.content, name))
         out = _same("arrays", set(record), set(shapes))
-        wrong = [k for k, v in record.items() if k in shapes and (tuple(v.shape), v.dtype) != (shapes[k], kind)]
+        wrong = [k for k, v in record.items() if k in shapes and (tuple(v.shape), str(v.dtype)) != (shapes[k], kind)]
         return out + [f"{k} has another shape or type" for k in wrong]
 
 
@@ -139,9 +140,10 @@ def _inside(what: str, found: set[str], allowed: set[str]) -> list[str]:
     return [f"{what}: {sorted(found - allowed)}"] if not found <= allowed else []
 
 
-def rules_of(federation: Finished, study: Study, cohorts: Mapping[str, Cohort], folders: Iterable[Path]) -> Rules:
-    preprocessing = federation.result.preprocessing
-    state = trainable_state(federation.result.learner)
+def rules_of(
+    learner: Learner, preprocessing: Preprocessing, study: Study, cohorts: Mapping[str, Cohort], folders: Iterable[Path]
+) -> Rules:
+    state = trainable_state(learner)
     return Rules(
         identifiers=set().union(*map(identifiers, folders)),
         measurements=measurements(cohorts, study, preprocessing),

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Array, ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from modaltune.data.cohort import Cohort
 from modaltune.federation.study import Study
+from tests.chaos.tampers import Arrays
 from tests.integration.grids import Passed, pack, unpack
 from tests.integration.helpers import Finished
 from tests.integration.leaks import Rules, rules_of
@@ -23,7 +24,8 @@ FROZEN = ("slide_encoder", "candidates")
 
 @pytest.fixture(scope="module")
 def rules(federation: Finished, study: Study, cohorts: dict[str, Cohort], hospitals: dict[str, Path]) -> Rules:
-    return rules_of(federation, study, cohorts, hospitals.values())
+    result = federation.result
+    return rules_of(result.learner, result.preprocessing, study, cohorts, hospitals.values())
 
 
 def test_every_phase_passes_once_down_and_up_for_every_hospital(federation: Finished, study: Study) -> None:
@@ -44,17 +46,16 @@ def test_no_frozen_weight_travels(federation: Finished) -> None:
     frozen = [name for name, parameter in learner.named_parameters() if not parameter.requires_grad]
     assert all(any(part in name for name in frozen) for part in FROZEN)
     for message in federation.passed:
-        travelled = {key for record in message.content.array_records.values() for key in record}
+        travelled = {key for record in message.content.array_records for key in Arrays(message.content, record)}
         assert not travelled & set(frozen)
         assert not [key for key in travelled if any(part in key for part in FROZEN)]
 
 
 def test_weights_that_come_back_differ_from_those_that_went_out(federation: Finished) -> None:
     sent, returned = (
-        [m.content.array_records["arrays"] for m in federation.passed if m.kind == "train" and m.down is down]
-        for down in (True, False)
+        [Arrays(m.content) for m in federation.passed if m.kind == "train" and m.down is down] for down in (True, False)
     )
-    values = [b"".join(array.numpy().tobytes() for array in record.values()) for record in (sent[0], *returned)]
+    values = [b"".join(array.tobytes() for array in record.values()) for record in (sent[0], *returned)]
     assert len(set(values)) == len(values)
 
 
@@ -75,12 +76,12 @@ def leak_slide_name(content: RecordDict, cohort: Cohort) -> None:
 
 def hide(values: np.ndarray, place: int) -> Callable[[RecordDict], None]:
     def change(content: RecordDict) -> None:
-        record = content.array_records["arrays"]
+        record = Arrays(content)
         name = max(record, key=lambda key: np.prod(record[key].shape))
-        array = record[name].numpy().copy()
+        array = record[name].copy()
         flat = array.reshape(-1)
         flat[place : place + len(values)] = values
-        record[name] = Array(array)
+        record[name] = array
 
     return change
 
@@ -102,7 +103,7 @@ def leak_survival(content: RecordDict, cohort: Cohort) -> None:
 
 
 def leak_frozen_weight(content: RecordDict, cohort: Cohort) -> None:
-    content.array_records["arrays"]["modaltune.slide_encoder.patch_embed.proj.weight"] = Array(np.zeros(3, np.float32))
+    Arrays(content)["modaltune.slide_encoder.patch_embed.proj.weight"] = np.zeros(3, np.float32)
 
 
 def leak_metric(content: RecordDict, cohort: Cohort) -> None:

@@ -7,6 +7,7 @@ import json
 import shutil
 import socket
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,12 @@ from typing import Any
 import pytest
 
 from modaltune.federation.study import Study
+from modaltune.models.learner import load_model
 from modaltune.storage import write_text
 from simulation.study import read_sites
+from tests.integration.grids import Passed, unpack
 from tests.integration.helpers import make_study, run_script, vocabulary
+from tests.integration.leaks import REPLIES, rules_of
 
 pytestmark = [
     pytest.mark.integration,
@@ -81,6 +85,8 @@ def _enrol(stack: Stack, hospitals: dict[str, Path]) -> None:
         )
         admitted = stack.server("admit", stack.folder / f"{site}.pub")
         assert made["fingerprint"] == admitted["fingerprint"]
+        settings = stack.folder / site / "client.toml"
+        settings.write_text(settings.read_text().replace("keep_sent = false", "keep_sent = true"))
         stack.client(site, "approve", stack.folder / "study.json")
         ran = run_script("modaltune-client", "start", "--home", stack.folder / site)
         assert ran.code == 0, ran.err
@@ -110,8 +116,29 @@ def test_three_hospitals_train_a_model_that_is_released_with_a_signature(stack: 
     assert json.loads(checked.out)["study"] == stack.study.digest
 
 
-def test_both_sides_have_written_down_what_happened(stack: Stack) -> None:
+def test_both_sides_have_written_down_what_happened_and_name_the_same_replies(stack: Stack) -> None:
     events = stack.server("audit", "verify")["events"]
     assert {"run-started", "run-ended", "model-released"} <= set(events)
+    exchanges = [line["facts"]["replies"] for line in _audit(stack, "s") if line["event"] == "round"]
+    assert len(exchanges) == 5  # capability, preprocessing, two rounds, evaluation
     for site in SITES:
         assert stack.client(site, "audit", "verify")["lines"] > 0
+        sent = [line["facts"]["sha256"] for line in _audit(stack, site) if line["event"] == "reply"]
+        assert [replies[site] for replies in exchanges] == sent
+
+
+def test_what_left_each_hospital_holds_nothing_of_a_patient_and_nothing_frozen(
+    stack: Stack, hospitals: dict[str, Path]
+) -> None:
+    learner, study, preprocessing = load_model(stack.folder / "s" / "runs" / "first" / "model")
+    folders = [hospitals[site] for site in SITES]
+    rules = rules_of(learner, preprocessing, study, read_sites(folders, vocabulary(), study.digest), folders)
+    for site in SITES:
+        sent = [path.read_bytes() for path in (stack.folder / site / "sent").iterdir()]
+        replies = [Passed(down=False, kind=unpack(data).metadata.message_type, data=data) for data in sent]
+        assert Counter(reply.kind for reply in replies) == {**dict.fromkeys(REPLIES, 1), "train": 2}
+        assert [(reply.kind, found) for reply in replies if (found := rules.problems(reply))] == []
+
+
+def _audit(stack: Stack, home: str) -> list[Any]:
+    return [json.loads(line) for line in (stack.folder / home / "audit.jsonl").read_text().splitlines()]

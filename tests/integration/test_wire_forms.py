@@ -12,6 +12,7 @@ from modaltune.federation.study import Study
 from modaltune.federation.wire import SCALES
 from modaltune.models.modaltune import trainable_state
 from server.rounds import Federation
+from tests.chaos.tampers import Arrays
 from tests.integration.grids import LocalGrid, Passed, RecordingGrid
 from tests.integration.helpers import Finished
 
@@ -31,7 +32,7 @@ def weights(finished: Finished) -> torch.Tensor:
 
 
 def payload(message: Passed) -> int:
-    return sum(array.numpy().nbytes for array in message.content.array_records["arrays"].values())
+    return sum(array.nbytes for array in Arrays(message.content).values())
 
 
 @pytest.mark.parametrize("form", ["fp16", "int8"])
@@ -45,9 +46,9 @@ def test_a_smaller_message_gives_nearly_the_same_model(
     for kind, down in (("train", True), ("train", False), ("evaluate", True)):
         ours, whole = (next(m for m in run.passed if m.kind == kind and m.down is down) for run in (small, federation))
         assert payload(ours) == pytest.approx(SHARE[form] * payload(whole), rel=0.1)
-    record = next(m for m in small.passed if m.kind == "train" and not m.down).content.array_records["arrays"]
+    record = Arrays(next(m for m in small.passed if m.kind == "train" and not m.down).content)
     assert set(record) - {SCALES} == set(trainable_state(small.result.learner))
-    types = {str(array.numpy().dtype) for name, array in record.items() if name != SCALES}
+    types = {str(array.dtype) for name, array in record.items() if name != SCALES}
     assert types == {"float16" if form == "fp16" else "int8"}
 
 

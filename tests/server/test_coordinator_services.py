@@ -202,6 +202,7 @@ def test_a_service_that_is_killed_comes_back(home: Home, healthy: Callable[[], b
 
     wait_for(back)
     wait_for(healthy)
+    assert pid_of(home, name) != before
 
 
 def test_a_renewed_certificate_is_shown_without_restarting_the_proxy(home: Home, healthy: Callable[[], bool]) -> None:

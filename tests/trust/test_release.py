@@ -110,8 +110,8 @@ def test_with_a_key_neither_another_signer_nor_no_signature_is_accepted(
 
 def test_a_folder_can_be_signed_again_after_a_change(released: Path, key: SigningKey) -> None:
     (released / "card" / "README.md").write_text("# Better\n")
-    sign_folder(released, key)
-    verify_folder(released, key.public_pem)
+    again = sign_folder(released, key)
+    assert verify_folder(released, key.public_pem) == again
 
 
 def test_a_folder_without_a_study_is_not_signed(tmp_path: Path, key: SigningKey) -> None:

@@ -6,10 +6,11 @@ import os
 import signal
 
 import numpy as np
-from flwr.app import Array, ConfigRecord, Context, Message
+from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from client.app import app as honest
+from probe.tampers import Arrays
 
 PATIENT = "SYN-H1-0007"
 
@@ -25,11 +26,11 @@ class Misbehaving(ClientApp):
             os._exit(0)
         reply = honest(message, context)
         if told == "extra key":
-            reply.content.array_records["arrays"][PATIENT] = Array(np.zeros(1, np.float32))
+            Arrays(reply.content)[PATIENT] = np.zeros(1, np.float32)
         if told == "not a number":
-            record = reply.content.array_records["arrays"]
+            record = Arrays(reply.content)
             name = next(iter(record))
-            record[name] = Array(np.full_like(record[name].numpy(), np.nan))
+            record[name] = np.full_like(record[name], np.nan)
         if told == "patient as metric":
             reply.content.metric_records["metrics"][PATIENT] = 1.0
         if told == "text":
