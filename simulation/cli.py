@@ -53,9 +53,7 @@ Without = Annotated[
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Another setting, e.g. training.objective=distillation (repeat).")
 ]
-Ablations = Annotated[
-    bool, typer.Option(help="With --tasks: also separate heads, and one federation a task with the same traffic.")
-]
+Ablations = Annotated[bool, typer.Option(help="With --tasks: also separate heads, and one federation a task.")]
 Methods = Annotated[
     str | None, typer.Option(help="Which comparisons, e.g. pooled,linear; default local,pooled,linear,linear_local.")
 ]
@@ -116,7 +114,7 @@ def tcga(
         name=f"tcga-{tables.cohort.lower()}",
         title=f"TCGA {tables.cohort}: {len(chosen)} hospitals",
         vocabulary=tables.cohort.lower(),
-        settings="tcga" if tasks is None else "tcga-disjoint",
+        settings="tcga",
         build=build,
         changes=_changes(settings, rounds),
         comparisons=_comparisons(methods),

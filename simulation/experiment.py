@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 
 from modaltune.errors import ConfigError
 from modaltune.evaluation.predictions import embed_cases, metric_rows
-from modaltune.federation.study import Study, TrainingSpec
+from modaltune.federation.study import Study
 from modaltune.models.learner import Learner
 from modaltune.storage import write_json
 from simulation.compare import (
@@ -95,15 +95,11 @@ class Experiment:
         spec = spec.model_copy(update={"model": self.study.model.model_copy(update={"head": "separate"})})
         self.say("federating once more with separate heads")
         self._record(data, "separate_heads", {"": self._other(spec, data)})
-        holders = {
-            task: tuple(site for site in self.study.roster if task.name in data.cohorts[site].tasks)
-            for task in self.study.tasks
-        }
-        training = same_traffic(self.study.training, len(self.study.roster), sum(map(len, holders.values())))
         tables = []
-        for task, sites in holders.items():
-            self.say(f"federating {task.name} alone over {', '.join(sites)}, {training.rounds} rounds")
-            alone = {"name": f"{self.study.name}-{task.name}", "tasks": (task,), "roster": sites, "training": training}
+        for task in self.study.tasks:
+            holders = tuple(site for site in self.study.roster if task.name in data.cohorts[site].tasks)
+            self.say(f"federating {task.name} alone over {', '.join(holders)}")
+            alone = {"name": f"{self.study.name}-{task.name}", "tasks": (task,), "roster": holders}
             tables.append(self._other(self.study.model_copy(update=alone), data))
         self._record(data, "per_task", {"": pd.concat(tables, ignore_index=True)})
 
@@ -167,19 +163,6 @@ class Experiment:
             "weights": result.weights_hash,
             "budget": {"steps": result.steps},
         }
-
-
-def same_traffic(spec: TrainingSpec, sites: int, holders: int) -> TrainingSpec:
-    """Settings of one federation per task that together exchange as many models as one federation for all tasks.
-
-    Each site takes as many steps for a task as it takes for all of them in the shared model.
-
-    Args:
-        sites: of the shared federation.
-        holders: sites of the federations per task, summed over tasks.
-    """
-    rounds = max(1, round(spec.rounds * sites / holders))
-    return spec.model_copy(update={"rounds": rounds, "local_epochs": spec.local_epochs * spec.rounds / rounds})
 
 
 def embedding_map(data: Hospitals, learner: Learner) -> pd.DataFrame:
