@@ -12,8 +12,10 @@ from rich.progress import Progress, TextColumn
 
 from modaltune.console import console, emit_json, progress_line, run_app
 from modaltune.doctor.command import doctor
+from modaltune.explain.command import explain
 from modaltune.federation.study import Study
 from modaltune.onboarding.commands import init, labels
+from modaltune.prediction.command import predict
 from modaltune.slides.cli import app as slides_app
 from modaltune.trust.commands import release_check
 from modaltune.trust.keys import read_public
@@ -122,7 +124,7 @@ def bench(
         console.print(bench_table(results))
 
 
-for command in (doctor, init, labels, release_check):
+for command in (doctor, explain, init, labels, predict, release_check):
     app.command()(command)
 
 

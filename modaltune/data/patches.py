@@ -87,6 +87,11 @@ class CasePatches:
             "cells": torch.from_numpy(np.concatenate(cells)),
         }
 
+    def corners(self) -> list[NDArray[np.int64]]:
+        """Level-0 corners ``[n, 2]`` (x, y) of the patches that :meth:`load` gives, slide by slide."""
+        bags = self.bags[self.case_id]
+        return [bag.coords[self._subset(number, len(bag.coords))] for number, bag in enumerate(bags)]
+
     @property
     def _where(self) -> str:
         return f"site {self.site}, case row {self.row}"

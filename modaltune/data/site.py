@@ -175,19 +175,24 @@ def read_site_config(folder: Path) -> SiteConfig:
         raise SiteFolderError(f"{path}: {_first_problem(error)}") from error
 
 
-def load_site(folder: Path, *, split_salt: str, labels: Mapping[str, Collection[str]] | None = None) -> Cohort:
+def load_site(
+    folder: Path, *, split_salt: str, labels: Mapping[str, Collection[str]] | None = None, with_labels: bool = True
+) -> Cohort:
     """Read and check everything in a site folder.
 
     Args:
         folder: folder with ``site.toml``.
         split_salt: salt of the hash split, used when the cases table has no ``split`` column.
         labels: per task, the vocabulary values; a task that is absent takes any text.
+        with_labels: without them no label column is read, and the cohort has no task.
     Returns:
         The usable cases: those with at least one modality. Others are left out and counted in the log.
     Raises:
         DataError: one line that says what is wrong where, and how to correct it.
     """
     config = read_site_config(folder)
+    if not with_labels:
+        config = config.model_copy(update={"tasks": ()})
     every = _load_cases(folder, config, labels or {})
     cases = with_splits(folder, config, every)
     expression = read_expression(folder, config, cases.index)

@@ -65,12 +65,14 @@ def _cohort(tables: TcgaTables, hospital: str, study: Study, preprocessing: Prep
         site=hospital,
         tasks=tasks,
         cases=share.cases.assign(split="test"),
-        expression=_panel(share.expression, preprocessing, hospital),
+        expression=panel_expression(share.expression, preprocessing, hospital),
         bags={case: (bag,) for case, bag in share.bags.items()},
     )
 
 
-def _panel(expression: pd.DataFrame | None, preprocessing: Preprocessing, hospital: str) -> pd.DataFrame | None:
+def panel_expression(
+    expression: pd.DataFrame | None, preprocessing: Preprocessing, hospital: str
+) -> pd.DataFrame | None:
     """The table, when it has some of the model's genes; one that was not measured counts as average."""
     if expression is None or preprocessing.expression is None:
         return None

@@ -1,0 +1,1 @@
+"""What a released model says about the cases of one site; everything stays in the site's folder."""
