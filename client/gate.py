@@ -29,7 +29,7 @@ from modaltune.federation.manifest import (
     statistics_manifest,
 )
 from modaltune.federation.wire import decode_update, message_manifest, seal
-from modaltune.training import epoch_steps
+from modaltune.training import round_steps
 
 UNEXPECTED = "UnexpectedError"
 _DECIMALS = 4
@@ -152,8 +152,7 @@ def _training_metrics(question: Question, approval: Approval, content: RecordDic
     _check_count(approval, "train-cases", cases, approval.cases.train)
     _check_count(approval, "val-cases", metrics["val-cases"], approval.cases.val)
     _require(approval, metrics["steps"].is_integer(), "steps is not a whole number")
-    steps = epoch_steps(int(cases), spec.batch_size) * spec.local_epochs
-    _require(approval, metrics["steps"] <= steps, "steps is more than the study wants")
+    _require(approval, metrics["steps"] <= round_steps(int(cases), spec), "steps is more than the study wants")
     _require(approval, metrics["loss"] <= (_LARGEST_LOSS if cases else 0), "loss is out of range")
     _require(approval, metrics["val-loss-sum"] <= _LARGEST_LOSS * metrics["val-cases"], "val-loss-sum is out of range")
     return metrics

@@ -35,13 +35,13 @@ from modaltune.models.prefix import with_cached_prefix
 from modaltune.seeds import derive_seed
 from modaltune.storage import canonical_json, digest_state, digest_text
 from modaltune.training import (
-    epoch_steps,
     evaluation_loss,
     fit,
     labelled,
     make_optimiser,
     optimiser_state,
     restore_optimiser,
+    round_steps,
     training_device,
 )
 
@@ -156,7 +156,7 @@ class Site:
             learner,
             train,
             spec,
-            steps=epoch_steps(len(train), spec.batch_size) * spec.local_epochs,
+            steps=round_steps(len(train), spec),
             seed=derive_seed(self.study.seed, "train", self.cohort.site, round_number),
             start=(round_number - 1) / rounds,
             end=round_number / rounds,

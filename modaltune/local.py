@@ -31,13 +31,13 @@ from modaltune.seeds import derive_seed
 from modaltune.step import loss_of
 from modaltune.storage import append_json_line, load_state, save_state, write_text
 from modaltune.training import (
-    epoch_steps,
     fit,
     labelled,
     learning_rate,
     make_optimiser,
     optimiser_state,
     restore_optimiser,
+    round_steps,
     training_device,
 )
 from modaltune.workers import workers
@@ -90,7 +90,7 @@ class LocalTraining:
         if not self.train:
             raise DataError(f"site {self.cohort.site}: no labelled training case; check the split and label columns")
         spec = study.training
-        self.steps = epoch_steps(len(self.train), spec.batch_size) * spec.local_epochs * spec.rounds
+        self.steps = round_steps(len(self.train), spec) * spec.rounds
         self.interval = max(1, self.steps // checks)
         self.numbers, self.best = _Numbers(), dict[str, Tensor]()
 

@@ -1,9 +1,9 @@
 """Loss and gradients of one optimiser step over cases of different size and with different tasks.
 
-The loss of a set of cases is the mean over its tasks of the mean over the task's labelled cases. It is computed group
-by group, with the memory of one graph of bounded size, and equals the loss and the gradient of all cases at once. What
-the tasks of a case share (frozen prefix, modality tokens) is computed once; the gradient that reaches it is gathered
-over the passes of its group.
+The loss of a set of cases is the mean over its tasks of the mean over the task's labelled cases, plus the distance from
+what hints say about tasks without a label (modaltune/hints.py). It is computed group by group, with the memory of one
+graph of bounded size, and equals the loss and the gradient of all cases at once. What the tasks of a case share (frozen
+prefix, modality tokens) is computed once; the gradient that reaches it is gathered over the passes of its group.
 
 Shapes: Q (case, task) pairs, O embedding width.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch import Tensor
 from modaltune.data.batch import CaseTensors, collate
 from modaltune.data.loading import loaded_ahead
 from modaltune.models.learner import Learner
-from modaltune.tasks.objectives import OBJECTIVES
+from modaltune.tasks.objectives import OBJECTIVES, agreement
 
 GRAPH_LIMIT = 2**20
 """Numbers in the token tensors of one pass: about one (case, task) pair of 1,024 patches at width 768."""
@@ -39,10 +40,22 @@ def precision_of(device: torch.device) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def task_weights(cases: Sequence[CaseTensors]) -> dict[str, float]:
-    """Weight of one (case, task) pair in the loss: tasks count alike, and inside a task its cases."""
-    count = Counter(task for case in cases for task in case.targets)
-    return {task: 1 / (len(count) * cases_of_task) for task, cases_of_task in count.items()}
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Weight of one (case, task) pair in the loss, by task: of pairs with a label, and of pairs with a hint."""
+
+    labelled: Mapping[str, float]
+    hinted: Mapping[str, float] = field(default_factory=dict)
+
+
+def task_weights(cases: Sequence[CaseTensors], hint: float = 0.0) -> Weights:
+    """Tasks count alike, and inside a task its cases; a hinted task counts ``hint`` times as much as a labelled one."""
+    labelled = Counter(task for case in cases for task in case.targets)
+    hinted = Counter(task for case in cases for task in case.hints)
+    return Weights(
+        labelled={task: 1 / (len(labelled) * count) for task, count in labelled.items()},
+        hinted={task: hint / (max(1, len(labelled)) * count) for task, count in hinted.items()},
+    )
 
 
 def case_groups(
@@ -69,7 +82,7 @@ def accumulate_gradients(
     cases: Sequence[CaseTensors],
     objective: str,
     limit: int = GRAPH_LIMIT,
-    weights: Mapping[str, float] | None = None,
+    weights: Weights | None = None,
 ) -> float:
     """Add the gradient of the loss of labelled cases to the parameters' and return the loss.
 
@@ -100,11 +113,11 @@ def loss_of(learner: Learner, cases: Sequence[CaseTensors], objective: str) -> f
 
 def _passes(learner: Learner, cases: Sequence[CaseTensors]) -> list[int]:
     joint = learner.modaltune.config.task_pass == "joint"
-    return [1 if joint else len(case.targets) for case in cases]
+    return [1 if joint else len(case.targets) + len(case.hints) for case in cases]
 
 
 def _pairs(cases: Sequence[CaseTensors]) -> list[Pair]:
-    return [(row, task) for row, case in enumerate(cases) for task in case.targets]
+    return [(row, task) for row, case in enumerate(cases) for task in (*case.targets, *case.hints)]
 
 
 def _columns(learner: Learner, pairs: Sequence[Pair]) -> tuple[Tensor, list[str]]:
@@ -116,24 +129,29 @@ def _loss(
     embeddings: Tensor,
     cases: Sequence[CaseTensors],
     pairs: Sequence[Pair],
-    weights: Mapping[str, float],
+    weights: Weights,
     objective: str,
 ) -> Tensor:
     """Weighted sum over pairs with embeddings ``[Q, O]``."""
-    losses = []
+    head, device, losses = learner.head, embeddings.device, []
     for task in sorted({task for _, task in pairs}):
-        inside = [place for place, (_, name) in enumerate(pairs) if name == task]
-        targets = [cases[pairs[place][0]].targets[task] for place in inside]
-        index = torch.tensor([target for target, _ in targets], device=embeddings.device)
-        observed = torch.tensor([seen for _, seen in targets], device=embeddings.device)
-        mine = embeddings[torch.tensor(inside, device=embeddings.device)]
-        mean = OBJECTIVES[objective](learner.head, mine, task, learner.kinds[task], index, observed)
-        losses.append(mean * (weights[task] * len(inside)))
+        kind = learner.kinds[task]
+        inside = [(place, cases[row]) for place, (row, name) in enumerate(pairs) if name == task]
+        if known := [(place, case.targets[task]) for place, case in inside if task in case.targets]:
+            index = torch.tensor([target for _, (target, _) in known], device=device)
+            observed = torch.tensor([seen for _, (_, seen) in known], device=device)
+            mine = embeddings[torch.tensor([place for place, _ in known], device=device)]
+            mean = OBJECTIVES[objective](head, mine, task, kind, index, observed)
+            losses.append(mean * (weights.labelled[task] * len(known)))
+        if hinted := [(place, case.hints[task]) for place, case in inside if task in case.hints]:
+            mine = embeddings[torch.tensor([place for place, _ in hinted], device=device)]
+            mean = agreement(head, mine, task, kind, torch.stack([hint for _, hint in hinted]).to(device))
+            losses.append(mean * (weights.hinted[task] * len(hinted)))
     return torch.stack(losses).sum()
 
 
 def _group_gradients(
-    learner: Learner, cases: Sequence[CaseTensors], weights: Mapping[str, float], objective: str, limit: int
+    learner: Learner, cases: Sequence[CaseTensors], weights: Weights, objective: str, limit: int
 ) -> float:
     model, pairs = learner.modaltune, _pairs(cases)
     batch = collate(cases).to(device_of(learner))

@@ -14,6 +14,7 @@ from torch import Tensor
 from modaltune.data.batch import CaseTensors, modalities_of, without_modality
 from modaltune.errors import ConfigError, DeviceError
 from modaltune.federation.study import TrainingSpec
+from modaltune.hints import with_hints
 from modaltune.models.learner import OPTIONAL_PREFIXES, Learner
 from modaltune.models.modaltune import trainable_state
 from modaltune.seeds import derive_seed, numpy_generator
@@ -39,6 +40,11 @@ class Outcome:
 def epoch_steps(cases: int, batch_size: int) -> int:
     """Optimiser steps of one pass over the cases."""
     return math.ceil(cases / batch_size)
+
+
+def round_steps(cases: int, spec: TrainingSpec) -> int:
+    """Optimiser steps of one round at a site with that many training cases."""
+    return max(1, round(epoch_steps(cases, spec.batch_size) * spec.local_epochs))
 
 
 def learning_rate(spec: TrainingSpec, progress: float) -> float:
@@ -144,9 +150,12 @@ def fit(
         optimiser: goes on from its state; None starts a fresh one.
         done: steps that a checkpoint has behind it; their batches are drawn and passed over, and torch's generator is
             taken as the checkpoint left it.
-        anchored: pull towards the weights that this training starts from, as strongly as ``spec.proximal`` says.
+        anchored: hold on to the weights that this training starts from, as strongly as ``spec.proximal`` says, and to
+            what they say about tasks without a label, as strongly as ``spec.hints`` says.
     """
     usable = labelled(cases)
+    if anchored and spec.hints:
+        usable = with_hints(learner, usable)
     peers = workers()
     if not done:
         torch.manual_seed(derive_seed(seed, "dropout", *([peers.rank] if peers.rank else [])))
@@ -159,13 +168,12 @@ def fit(
     for step, (members, shown) in enumerate(islice(_shown(usable, spec, seed), steps)):
         if step < done:
             continue
-        for member, case in zip(members, shown, strict=True):
-            for prefix in {"", *learner.exercised_by(case)}:
-                exercised.setdefault(prefix, set()).add(member)
+        _note(exercised, learner, members, shown)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(spec, start + (end - start) * step / steps)
         optimiser.zero_grad(set_to_none=True)
-        loss = accumulate_gradients(learner, peers.share(shown), spec.objective, weights=task_weights(shown))
+        weights = task_weights(shown, spec.hints)
+        loss = accumulate_gradients(learner, peers.share(shown), spec.objective, weights=weights)
         total += peers.sum_number(loss, device)
         peers.sum_gradients(parameters)
         if anchors is not None:
@@ -180,6 +188,15 @@ def fit(
         if after_step is not None:
             after_step(step + 1)
     return Outcome(loss=total / max(1, steps - done), steps=steps - done, examples=_per_parameter(learner, exercised))
+
+
+def _note(
+    exercised: dict[str, set[int]], learner: Learner, members: Sequence[int], shown: Sequence[CaseTensors]
+) -> None:
+    """Remember which cases reached which optional part of the model; "" stands for the rest."""
+    for member, case in zip(members, shown, strict=True):
+        for prefix in {"", *learner.exercised_by(case)}:
+            exercised.setdefault(prefix, set()).add(member)
 
 
 def _pull(parameters: Sequence[Tensor], anchors: Sequence[Tensor], strength: float) -> None:

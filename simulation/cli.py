@@ -31,6 +31,7 @@ from simulation.sites import check_overrides, disjoint_tasks, require_known
 from simulation.studies.command import study
 from simulation.synthetic import HOMOGENEOUS, HOSPITAL_SHARES, TASKS, build_synthetic
 from simulation.tcga import build_tcga
+from simulation.unlabelled import unlabelled_rows, unlabelled_table
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
@@ -48,6 +49,7 @@ Without = Annotated[
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Another setting, e.g. training.objective=distillation (repeat).")
 ]
+Ablations = Annotated[bool, typer.Option(help="With --tasks: also separate heads, and one federation a task.")]
 Methods = Annotated[
     str | None,
     typer.Option(
@@ -98,7 +100,8 @@ def tcga(
     cohort: Annotated[str, typer.Option(help="BRCA, GBMLGG, NSCLC, RCC, COADREAD or BLCA.")],
     hospitals: Annotated[str | None, typer.Option(help="Which hospitals, e.g. H1,H2; default all.")] = None,
     rounds: Rounds = None, seed: Seed = 0, seeds: Seeds = None, tasks: Tasks = None, without: Without = None,
-    settings: Settings = None, methods: Methods = None, cross_site: CrossSite = False, out: Out = None,
+    settings: Settings = None, methods: Methods = None, cross_site: CrossSite = False, ablations: Ablations = True,
+    out: Out = None,
     json: Json = False,
 ) -> None:  # fmt: skip
     """Real TCGA cases, split by the hospital that contributed them."""
@@ -121,7 +124,7 @@ def tcga(
         build=build,
         changes=_changes(settings, rounds),
         comparisons=_comparisons(methods),
-        ablations=tasks is not None,
+        ablations=ablations and tasks is not None,
         cross_site=cross_site,
         notes=tuple(f"{count} cases: {reason}." for reason, count in tables.counts.items()),
     )
@@ -142,6 +145,19 @@ def fed_tcga_brca(
         emit_json(found)
     else:
         console.print(comparison_table(found["metrics"]))
+
+
+@app.command()
+def unlabelled(
+    runs: Annotated[list[Path], typer.Argument(help="Finished runs with --tasks, each of other seeds.")],
+    json: Json = False,
+) -> None:
+    """Score runs with --tasks at the hospitals that labelled a task and at those that never did."""
+    rows = unlabelled_rows(runs)
+    if json:
+        emit_json([vars(row) for row in rows])
+    else:
+        console.print(unlabelled_table(rows))
 
 
 @app.command()

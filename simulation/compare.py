@@ -27,7 +27,7 @@ from modaltune.federation.study import Study
 from modaltune.models.learner import build_learner, load_trainable
 from modaltune.seeds import derive_seed
 from modaltune.storage import load_state
-from modaltune.training import epoch_steps, fit_and_average, fit_and_select, labelled
+from modaltune.training import fit_and_average, fit_and_select, labelled, round_steps
 from simulation.engine import cores
 from simulation.probes import embeddings_of, probe_tables
 
@@ -109,7 +109,7 @@ class Hospitals:
         """Optimiser steps that one hospital takes in the federated run."""
         spec = self.study.training
         count = sum(readable(case, needs) for case in labelled(self.split(site, "train")))
-        return epoch_steps(count, spec.batch_size) * spec.local_epochs * spec.rounds
+        return round_steps(count, spec) * spec.rounds
 
     def _load(self, folder: Path) -> Cohort:
         return load_site(folder, split_salt=self.study.digest)

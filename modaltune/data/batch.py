@@ -47,6 +47,7 @@ class CaseTensors:
         has_expression: whether the case has genomics.
         clinical: ``[C]`` standardised numbers, one-hot categories with an own column for missing.
         targets: task -> (index, observed): class, level or time bin; observed False = censored. Unlabelled: absent.
+        hints: task without a target -> log-probabilities ``[candidates]`` that a model gave; see modaltune/hints.py.
         tokens: ``[N + 1, D]`` cached output of the frozen layers before the first adapter, CLS first.
         vectors: further modality -> its vector; a modality that the case lacks is absent.
         stored: where patches or tokens are read from when they are needed; None = they are here.
@@ -61,6 +62,7 @@ class CaseTensors:
     tokens: Tensor | None = None
     vectors: Mapping[str, Tensor] = field(default_factory=dict)
     stored: StoredPatches | None = None
+    hints: Mapping[str, Tensor] = field(default_factory=dict)
 
     def loaded(self) -> CaseTensors:
         """The same case with its patches or tokens in memory."""

@@ -200,11 +200,18 @@ class ModelSpec(_Part):
 
 
 class TrainingSpec(_Part):
-    """Local training and rounds; the learning rate warms up and then follows a cosine over the whole run."""
+    """Local training and rounds; the learning rate warms up and then follows a cosine over the whole run.
+
+    Attributes:
+        local_epochs: passes over a hospital's cases in a round; a part of one, e.g. 0.34, makes rounds shorter.
+        hints: weight of a task that a case has no label for, beside one that it has: the hospital holds on to what the
+            received model says about it (modaltune/hints.py). 0 = trained on labels only.
+    """
 
     objective: Literal["contrastive", "distillation", "hazards"] = "contrastive"
     rounds: Annotated[int, Field(gt=0)] = 32
-    local_epochs: Annotated[int, Field(gt=0)] = 1
+    local_epochs: Annotated[float, Field(gt=0)] = 1.0
+    hints: Annotated[float, Field(ge=0)] = 0.0
     batch_size: Annotated[int, Field(gt=0)] = 16
     learning_rate: Annotated[float, Field(gt=0)] = 4e-3
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4

@@ -26,11 +26,15 @@ def possible_candidates(index: Tensor, observed: Tensor, candidates: int) -> Ten
     return torch.where(observed[:, None], position == index[:, None], position >= index[:, None])
 
 
+def _above_and_below(log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities ``[Q, C]`` -> log P(label > c) and log P(label <= c), ``[Q, C - 1]`` each."""
+    above = log_p.flip(-1).logcumsumexp(dim=-1).flip(-1)[:, 1:]
+    return above, log_p.logcumsumexp(dim=-1)[:, :-1]
+
+
 def _cumulative_loss(logits: Tensor, index: Tensor, observed: Tensor) -> Tensor:
     """Log loss of "above level c" for every level, skipping what censoring hides; respects the order of labels."""
-    log_p = logits.log_softmax(dim=-1)
-    above = log_p.flip(-1).logcumsumexp(dim=-1).flip(-1)[:, 1:]  # log P(label > c), c = 0..C-2
-    below = log_p.logcumsumexp(dim=-1)[:, :-1]  # log P(label <= c)
+    above, below = _above_and_below(logits.log_softmax(dim=-1))
     level = torch.arange(logits.shape[1] - 1, device=index.device)[None, :]
     is_above = level < index[:, None]
     known = is_above | observed[:, None]
@@ -69,6 +73,18 @@ def hazards(head: Head, embeddings: Tensor, task: str, kind: str, index: Tensor,
         raise ConfigError("training.objective 'hazards' needs a baseline as model.kind")
     logits = head.logits(embeddings, task)
     return hazard_nll(logits, index, observed) if kind == "survival" else F.cross_entropy(logits, index)
+
+
+def agreement(head: Head, embeddings: Tensor, task: str, kind: str, hints: Tensor) -> Tensor:
+    """How far the head is from hinted log-probabilities ``[Q, C]``: the mean Kullback-Leibler divergence, 0 = equal.
+
+    Ordered labels are compared level by level, as :func:`contrastive` does.
+    """
+    found = head(embeddings, task).log_softmax(dim=-1)
+    if kind == "nominal":
+        return F.kl_div(found, hints, reduction="batchmean", log_target=True)
+    wanted, given = torch.stack(_above_and_below(hints)), torch.stack(_above_and_below(found))
+    return (wanted.exp() * (wanted - given)).sum(dim=0).mean()
 
 
 OBJECTIVES: dict[str, Objective] = {"contrastive": contrastive, "distillation": distillation, "hazards": hazards}

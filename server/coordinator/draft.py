@@ -119,7 +119,7 @@ def _training() -> Table:
     usual = TrainingSpec()
     table = tomlkit.table()
     table.add("rounds", usual.rounds)
-    table.add("local_epochs", tomlkit.item(usual.local_epochs).comment("passes over a hospital's cases in a round"))
+    table.add("local_epochs", tomlkit.item(usual.local_epochs).comment("passes over the cases in a round; 0.5 = half"))
     table.add("batch_size", usual.batch_size)
     table.add("learning_rate", usual.learning_rate)
     return table

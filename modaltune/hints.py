@@ -1,0 +1,56 @@
+"""What the others know about tasks that a hospital has no labels for.
+
+The model that a hospital receives was trained on these tasks elsewhere. Training on the hospital's own labels alone can
+make it forget them: weights that all tasks share move. So the received model first says, on the hospital's own training
+cases, what it thinks about each task without a label; while the model is trained it stays near these hints (learning
+without forgetting; with dropout, a semi-supervised consistency). Nothing more travels, and a task's own parameters
+still count only the cases that carry its label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from modaltune.data.batch import CaseTensors, collate
+from modaltune.data.loading import loaded_ahead
+from modaltune.models.learner import Learner
+from modaltune.step import case_groups, device_of, precision_of
+
+
+@torch.no_grad()
+def with_hints(learner: Learner, cases: Sequence[CaseTensors]) -> list[CaseTensors]:
+    """The cases, each with the model's log-probabilities for the tasks that it has no target for.
+
+    The model is asked without dropout and with all that is known of a case; its mode is left as it was.
+    """
+    lacking = [[task for task in learner.kinds if task not in case.targets] for case in cases]
+    asked = [row for row, tasks in enumerate(lacking) if tasks]
+    hints: list[dict[str, Tensor]] = [{} for _ in cases]
+    mode = learner.training
+    learner.eval()
+    spans = list(case_groups(learner, [cases[row] for row in asked], [len(lacking[row]) for row in asked]))
+    groups = loaded_ahead([cases[row] for row in asked[start:stop]] for start, stop in spans)
+    for (start, stop), group in zip(spans, groups, strict=True):
+        pairs = [(place, task) for place, row in enumerate(asked[start:stop]) for task in lacking[row]]
+        for (place, task), hint in zip(pairs, _log_probabilities(learner, group, pairs), strict=True):
+            hints[asked[start + place]][task] = hint
+    learner.train(mode)
+    return [replace(case, hints=found) for case, found in zip(cases, hints, strict=True)]
+
+
+def _log_probabilities(
+    learner: Learner, cases: Sequence[CaseTensors], pairs: Sequence[tuple[int, str]]
+) -> list[Tensor]:
+    """Log-probabilities ``[candidates]`` of each (case, task) pair, in main memory."""
+    device = device_of(learner)
+    rows = torch.tensor([row for row, _ in pairs], device=device)
+    with precision_of(device):
+        embeddings = learner(collate(cases).to(device), rows, [task for _, task in pairs]).float()
+    return [
+        learner.head(embedding[None], task).log_softmax(dim=-1)[0].cpu()
+        for embedding, (_, task) in zip(embeddings, pairs, strict=True)
+    ]
