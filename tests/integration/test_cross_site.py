@@ -13,7 +13,8 @@ from modaltune.federation.study import Study
 from server.cross_site import read_matrices
 from server.rounds import Federation, Result
 from simulation import experiment
-from simulation.experiment import Experiment, write_outcomes
+from simulation.experiment import Experiment
+from simulation.outcomes import write_outcomes
 from tests.integration.grids import LocalGrid
 from tests.integration.helpers import make_study
 
