@@ -1,4 +1,5 @@
-# `make` alone lists the targets. PYTHON=python3.12 picks the interpreter; ARGS="..." goes to the command that runs.
+# `make` alone lists the targets. PYTHON=python3.12 picks the interpreter; ARGS="..." goes to the command that runs;
+# WORKERS=4 is the number of processes that run the tests.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -6,6 +7,7 @@ SHELL := /bin/bash
 PYTHON ?=
 INSTALLER ?=
 ARGS ?=
+WORKERS ?= 2
 
 # Rough minutes on two cores, shown before a target starts.
 SETUP_MINUTES := 1-4
@@ -50,7 +52,7 @@ demo: setup
 	$(call timed,demo,trains a federation of five synthetic hospitals and writes its report,$(DEMO_MINUTES),modaltune-simulate demo $(ARGS))
 
 test: setup
-	$(call timed,test,runs the tests,$(TEST_MINUTES),python -m pytest $(ARGS))
+	$(call timed,test,runs the tests,$(TEST_MINUTES),OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist loadfile $(ARGS))
 
 lint: setup
 	$(call timed,lint,checks style and types,$(LINT_MINUTES),s=0; ruff check . || s=1; ruff format --check . || s=1; mypy || s=1; (exit $$s))

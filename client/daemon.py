@@ -11,6 +11,7 @@ import inspect
 import logging
 import os
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -110,14 +111,14 @@ def run(home: Annotated[Path, typer.Option(help="Folder that modaltune-client in
     sys.argv = arguments(here, settings)
     try:
         flower_supernode()
-    except BaseException as end:
-        try:
-            audit.append("daemon stopped", pid=os.getpid(), reason=type(end).__name__)
-        finally:
-            if not isinstance(end, SystemExit):
-                logging.getLogger(__name__).exception("the daemon ends; its supervisor starts it again")
-                os._exit(1)  # Flower's threads would keep what is left of this process alive
+    except SystemExit:  # it was told to
+        audit.append("daemon stopped", pid=os.getpid())
         raise
+    except BaseException:
+        logging.getLogger(__name__).exception("the daemon failed")
+    with suppress(OSError):  # a full disk may be why; Flower swallows some errors and returns
+        audit.append("daemon failed", pid=os.getpid())
+    os._exit(1)  # Flower's threads would keep what is left of this process; the supervisor starts another
 
 
 if __name__ == "__main__":
