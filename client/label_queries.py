@@ -63,6 +63,8 @@ def count_label_query(usage: Usage, approval: Approval, query: LabelQuery) -> No
     Raises:
         MessageRefused: it is one too many.
     """
+    if "evaluate" not in usage.counts.agreed.get(approval.digest, {}):
+        raise MessageRefused("QuestionRefused", "a query comes after the evaluation, and none was answered")
     budget = approval.study.label_queries.budget
     asked = usage.counts.label_queries.get(approval.digest, [])
     if query.digest in asked:

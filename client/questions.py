@@ -20,15 +20,15 @@ from modaltune.federation.label_query import LabelQuery
 from modaltune.federation.manifest import Manifest
 from modaltune.federation.statistics import statistics_shapes
 from modaltune.federation.study import Study
-from modaltune.federation.wire import Packed, decode_weights, message_manifest, unseal
+from modaltune.federation.wire import Packed, decode_weights, message_manifest, sealed_size, unseal
 from modaltune.models.learner import build_learner
 from modaltune.models.modaltune import trainable_state
 from modaltune.storage import canonical_json, digest_state, digest_text
 
 CAPABILITY, STATISTICS, TRAIN, EVALUATE = "query.capability", "query.statistics", "train", "evaluate"
 KINDS = (CAPABILITY, STATISTICS, TRAIN, EVALUATE, LABEL)
-_HEADER, _ENTRY, _RECORDS, _DIGITS = 4096, 96, 16, 64
-"""Bytes beyond a record's content, bytes that describe one array, other records than arrays, digits of a number."""
+_HEADER, _RECORDS, _DIGITS = 4096, 16, 64
+"""Bytes beyond a record's content, other records than arrays, digits of a number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +109,7 @@ def read_arrays(record: Mapping[str, Array], manifest: Manifest, sender: str) ->
     Raises:
         ReplyRefused: they do not. The reason quotes the manifest, never the message.
     """
-    header = sum(len(name) + _ENTRY for name in manifest.shapes)
-    found = unseal(record, sender, manifest.megabytes * 1e6 + header)
+    found = unseal(record, sender, *sealed_size(manifest))
     manifest.check(sender, found)
     return {name: np.ascontiguousarray(found[name]).reshape(shape) for name, shape in manifest.shapes.items()}
 

@@ -27,7 +27,7 @@ from modaltune.federation.capability import versions
 from modaltune.federation.label_query import Answer, LabelQuery, site_answer
 from modaltune.federation.manifest import Manifest, statistics_manifest
 from modaltune.federation.statistics import Sums, site_statistics
-from modaltune.federation.study import Study
+from modaltune.federation.study import REPORTED, Study
 from modaltune.federation.wire import Packed, decode_weights, encode_update, message_manifest
 from modaltune.models.learner import Learner, build_learner, load_trainable
 from modaltune.models.modaltune import trainable_state
@@ -200,7 +200,7 @@ class Site:
         out: dict[str, float] = {}
         for row in rows:
             defined = row["value"] is not None and row["low"] is not None
-            if defined and row["n"] >= self.minimum and row["high"] <= 1:  # weights can take Graf's score beyond 1
+            if defined and row["n"] >= self.minimum and row["metric"] in REPORTED[self.study.task(row["task"]).kind]:
                 group = f"{row['task']}.{row['metric']}"
                 out |= {f"{group}.{part}": float(row[part]) for part in ("value", "low", "high", "n")}
                 events = min(events_behind(table, self.study.task(row["task"])), row["n"] - self.minimum)

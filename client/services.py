@@ -129,7 +129,7 @@ def systemd_units(home: Home, settings: Settings, user: str) -> dict[str, str]:
     """One unit for each program, under two accounts; systemd keeps the app in a folder and off the network."""
     place = Path("/var/lib") / UNIT_APP
     app = _app(settings, home, place, "${CREDENTIALS_DIRECTORY}/secret")
-    hidden = " ".join(str(path) for path in (home.keys, home.approvals, home.state, home.flower, home.app))
+    hidden = " ".join(str(path) for path in (home.keys, home.approvals, home.state, home.flower, home.app, home.sent))
     cage = _CAGE.format(secret=home.secret, hidden=hidden, unit=UNIT_APP, place=place)
     rights = f"ReadWritePaths={home.folder}\n"
     return {

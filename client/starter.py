@@ -50,12 +50,20 @@ def _raise_apps(reading: int) -> None:
     for name in _LIBRARIES:
         import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system buries them
-    with os.fdopen(reading) as orders:
-        for line in orders:
-            if os.fork() == 0:
-                _forget_us()
-                run_clientapp(**json.loads(line))
-                return
+    while line := _line(reading):
+        if os.fork() == 0:
+            os.close(reading)  # or an app that stays could read the token of the next
+            _forget_us()
+            run_clientapp(**json.loads(line))
+            return
+
+
+def _line(reading: int) -> bytes:
+    """One line, and no byte more: a fork must not hold what is meant for the next. Empty at the end."""
+    line = b""
+    while not line.endswith(b"\n") and (byte := os.read(reading, 1)):
+        line += byte
+    return line
 
 
 def _forget_us() -> None:

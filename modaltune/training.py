@@ -44,7 +44,7 @@ def epoch_steps(cases: int, batch_size: int) -> int:
 
 def round_steps(cases: int, spec: TrainingSpec) -> int:
     """Optimiser steps of one round at a site with that many training cases."""
-    return max(1, round(epoch_steps(cases, spec.batch_size) * spec.local_epochs))
+    return max(1, round(epoch_steps(cases, spec.batch_size) * spec.local_epochs)) if cases else 0
 
 
 def learning_rate(spec: TrainingSpec, progress: float) -> float:

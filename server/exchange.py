@@ -21,7 +21,6 @@ _POLL_SECONDS, _SLOWEST_POLL_SECONDS = 0.05, 0.5
 _ASK_AGAIN_SECONDS = 3.0
 _SMALL = 16_000_000  # bytes of any reply but an update
 _LONGEST_REASON = 300
-_HEADER = 4096  # bytes that an array may take beyond its numbers
 _ON_THE_WAY = (  # a process or a connection died: the site itself has not answered yet
     ErrorCode.MESSAGE_UNAVAILABLE,
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE,

@@ -30,7 +30,7 @@ from modaltune.federation.manifest import (
 )
 from modaltune.federation.statistics import pooled_preprocessing
 from modaltune.federation.study import Study
-from modaltune.federation.wire import decode_update, encode_weights, message_manifest, seal, unseal
+from modaltune.federation.wire import decode_update, encode_weights, message_manifest, seal, sealed_size, unseal
 from modaltune.models.learner import Learner, build_learner, load_trainable, save_model
 from modaltune.models.modaltune import trainable_state
 from modaltune.storage import append_json_line, digest_state, write_json, write_text
@@ -205,7 +205,7 @@ class Federation:
             accepted = {}
             for site, reply in self._ask(this, "query.statistics", self._message(**named)):
                 with this.judging(site):
-                    sums = unseal(reply.array_records["statistics"], site)
+                    sums = unseal(reply.array_records["statistics"], site, *sealed_size(manifest))
                     manifest.check(site, sums)
                     accepted[site] = {name: value.astype(np.float64) for name, value in sums.items()}
             if self._enough(this, accepted):
@@ -247,8 +247,9 @@ class Federation:
     def _update(self, site: str, reply: RecordDict, weights: State) -> tuple[Update, dict[str, float]]:
         """A site's reply to a training round, checked."""
         form = self.study.training.wire
-        arrays = unseal(reply.array_records["arrays"], site)
-        message_manifest(form, self.manifest).check(site, arrays)
+        travelling = message_manifest(form, self.manifest)
+        arrays = unseal(reply.array_records["arrays"], site, *sealed_size(travelling))
+        travelling.check(site, arrays)
         trained = decode_update(form, arrays, weights)
         self.manifest.check(site, trained)
         largest = max(self.capabilities[site].train_cases, self.study.privacy.min_cell - 1)

@@ -109,6 +109,8 @@ class Hospitals:
         """Optimiser steps that one hospital takes in the federated run."""
         spec = self.study.training
         count = sum(readable(case, needs) for case in labelled(self.split(site, "train")))
+        if count < self.study.privacy.min_cell:
+            return 0
         return round_steps(count, spec) * spec.rounds
 
     def _load(self, folder: Path) -> Cohort:

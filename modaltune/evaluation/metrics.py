@@ -32,13 +32,18 @@ def ratio(top: Floats, bottom: Floats) -> Floats:
     return out
 
 
+def share(top: Floats, bottom: Floats) -> Floats:
+    """A quotient that cannot exceed 1; with weights, rounding can make it do so."""
+    return np.minimum(ratio(top, bottom), 1.0)
+
+
 def binary_auc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
     """Area under the ROC curve per weight row; ties count half; NaN with one class. -> ``[R]``."""
     above = score[positive][:, None] - score[~positive][None, :]
     wins = (above > 0) + 0.5 * (above == 0)
     w_positive, w_negative = weights[:, positive], weights[:, ~positive]
     top = ((w_positive @ wins) * w_negative).sum(axis=1)
-    return ratio(top, w_positive.sum(axis=1) * w_negative.sum(axis=1))
+    return share(top, w_positive.sum(axis=1) * w_negative.sum(axis=1))
 
 
 def macro_auc(labels: NDArray[np.int64], probabilities: Floats, weights: Floats) -> Floats:
@@ -102,7 +107,7 @@ def c_index(
     if importance is not None:
         comparable, concordant = comparable * importance[:, None], concordant * importance[:, None]
     top = ((weights @ concordant) * weights).sum(axis=1)
-    return ratio(top, ((weights @ comparable) * weights).sum(axis=1))
+    return share(top, ((weights @ comparable) * weights).sum(axis=1))
 
 
 @dataclass(frozen=True, kw_only=True)

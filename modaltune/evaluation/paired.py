@@ -55,12 +55,15 @@ def paired_differences(
     """Every metric of a task for two methods on the same patients.
 
     Args:
-        a, b: prediction tables of each method's models, cases in the same order; a method's value is their mean.
+        a, b: prediction tables of each method's models, cases in the same order; a method's value is their mean. Only
+            patients whom all tables have are compared.
 
     Returns:
         metric -> differences; empty when the methods were not scored on the same patients.
     """
-    first, second = (_known(tables, spec, space) for tables in (a, b))
+    known = [_known(tables, spec, space) for tables in (a, b)]
+    shared = _shared([table for tables in known for table in tables])
+    first, second = shared[: len(known[0])], shared[len(known[0]) :]
     if not first or not second or not _same_patients([*first, *second]):
         return {}
     weights = bootstrap_weights(len(first[0]), seed, spec.name)
@@ -119,6 +122,16 @@ def _two_sided_p(draws: Floats) -> float:
 
 def _known(tables: Sequence[pd.DataFrame], spec: TaskSpec, space: TaskSpace) -> list[pd.DataFrame]:
     return [found for table in tables if len(found := scored(table, spec, space.candidates))]
+
+
+def _shared(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+    """The rows of the patients whom every table has: a method that needs a modality scores fewer."""
+    keys = [list(zip(table["hospital"], table["row"], strict=True)) for table in tables]
+    everywhere = set(keys[0]).intersection(*map(set, keys[1:])) if keys else set()
+    return [
+        table[[key in everywhere for key in own]].reset_index(drop=True)
+        for table, own in zip(tables, keys, strict=True)
+    ]
 
 
 def _same_patients(tables: Sequence[pd.DataFrame]) -> bool:

@@ -7,9 +7,9 @@ to its text; what bounds a query is that its answer is a few suppressed counts, 
 The answer, with C candidates and L labels; a table that is held back is -1 everywhere:
 
 ================ =========== ==========================================================
-``cases``        ``[1]``     cases scored: all of the site; 0 = too few
+``cases``        ``[1]``     cases scored: the site's test cases; 0 = too few
 ``counts``       ``[C]``     cases nearest to each candidate
-``probability``  ``[C]``     mean probability of each candidate over all cases
+``probability``  ``[C]``     mean probability of each candidate; held back with ``counts``
 ``by.TASK``      ``[L+1,C]`` the counts by label of a task, the last row: without label
 ================ =========== ==========================================================
 """
@@ -32,7 +32,7 @@ from modaltune.federation.manifest import Manifest
 from modaltune.federation.study import Study
 from modaltune.models.learner import Learner
 from modaltune.storage import canonical_json, digest_text
-from modaltune.tasks.head import TextHead, candidate_targets
+from modaltune.tasks.head import LARGEST_SCALE, TextHead, candidate_targets
 from modaltune.tasks.projector import seeded_projector
 
 HELD_BACK = -1
@@ -96,27 +96,32 @@ def answer_manifest(study: Study, query: LabelQuery) -> Manifest:
 def site_answer(
     learner: Learner, study: Study, cases: Sequence[CaseTensors], cohort: Cohort, query: LabelQuery, minimum: int
 ) -> Answer:
-    """Score all cases of a site and count them; see :func:`held_back`.
+    """Score the test cases of a site and count them; see :func:`held_back`.
+
+    Mean probabilities are held back with the counts: a large scale makes them the counts in another form.
 
     There is no token of a task that nobody trained: a case is placed by the mean of its directions for the study's
     tasks, with the mean of their learnt scales.
     """
     out = {name: np.full(shape, HELD_BACK, np.float64) for name, shape in answer_manifest(study, query).shapes.items()}
     out["cases"][0] = 0
+    inside = (cohort.cases["split"] == "test").to_numpy()
+    frame, cases = cohort.cases[inside], [case for case, keep in zip(cases, inside, strict=True) if keep]
     if len(cases) < minimum or not isinstance(learner.head, TextHead):
         return out
     projector = seeded_projector(study.seed, query.vectors.shape[1], study.model.output_width)
     targets = candidate_targets(projector(torch.from_numpy(query.vectors)), centre=study.model.centre_texts)
     embeddings = [F.normalize(found.cpu(), dim=-1) for found in embed_cases(learner, cases).values()]
-    scale = torch.stack([value.exp().cpu() for value in learner.head.scale.values()]).mean()
+    scale = torch.stack([value.exp().clamp(max=LARGEST_SCALE).cpu() for value in learner.head.scale.values()]).mean()
     logits = scale * F.normalize(torch.stack(embeddings).mean(dim=0), dim=-1) @ targets.T
     nearest = logits.argmax(dim=-1).numpy()
     counts = np.bincount(nearest, minlength=len(query.texts))
     out["cases"][0], out["counts"] = len(cases), held_back(counts, minimum).astype(np.float64)
-    out["probability"] = logits.double().softmax(dim=-1).mean(dim=0).numpy().round(DECIMALS)
+    if (out["counts"] != HELD_BACK).all():
+        out["probability"] = logits.double().softmax(dim=-1).mean(dim=0).numpy().round(DECIMALS)
     for task in study.tasks:
         if f"by.{task.name}" in out and task.name in cohort.tasks:
-            table = _cross_table(cohort.cases[task.name].tolist(), task.values, nearest, len(query.texts))
+            table = _cross_table(frame[task.name].tolist(), task.values, nearest, len(query.texts))
             out[f"by.{task.name}"] = held_back(table, minimum).astype(np.float64)
     return out
 
@@ -147,7 +152,10 @@ def problem_with(answer: Mapping[str, NDArray[np.float64]], minimum: int, most_c
         return "its number of cases is too small, or above the approved number"
     if not cases and any((value != HELD_BACK).any() for name, value in answer.items() if name != "cases"):
         return "it counts cases where there are none"
-    if cases and (np.abs(answer["probability"].sum() - 1) > _UNIT or (answer["probability"] < 0).any()):
+    told = bool((answer["counts"] != HELD_BACK).any())
+    if not told and (answer["probability"] != HELD_BACK).any():
+        return "it tells probabilities where counts are held back"
+    if told and (np.abs(answer["probability"].sum() - 1) > _UNIT or (answer["probability"] < 0).any()):
         return "its probabilities do not add up to 1"
     for table in tables:
         if (table == HELD_BACK).all():

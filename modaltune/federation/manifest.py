@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from modaltune.errors import ReplyRefused
 from modaltune.federation.statistics import statistics_shapes
-from modaltune.federation.study import METRICS, Study
+from modaltune.federation.study import REPORTED, Study
 from modaltune.models.learner import Learner
 from modaltune.models.modaltune import trainable_state
 
@@ -77,7 +77,7 @@ def evaluation_metrics(study: Study) -> tuple[str, ...]:
     return tuple(
         f"{task.name}.{metric}.{part}"
         for task in study.tasks
-        for metric in METRICS[task.kind]
+        for metric in REPORTED[task.kind]
         for part in ("value", "low", "high", *COUNTED)
     )
 

@@ -24,6 +24,11 @@ FURTHER = {
     "survival": ("c_index_ipcw", *(f"{name}_{months}m" for name in ("auc", "brier") for months in HORIZONS)),
 }
 METRICS = {kind: HEADLINES[kind] + FURTHER[kind] for kind in HEADLINES}
+REPORTED = {
+    kind: tuple(name for name in names if not name.endswith("m") or name == "c_index_ipcw")
+    for kind, names in METRICS.items()
+}
+"""What leaves a hospital: at a horizon, a score can rest on a single death."""
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Kind = Literal[
     "modaltune", "abmil", "transmil", "gigapath_tuned", "mlp", "s_mlp", "gene_mixer", "mcat", "survpath", "abmil_cat",

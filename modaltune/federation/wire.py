@@ -35,18 +35,8 @@ from modaltune.federation.manifest import Manifest
 
 FORMS = ("fp32", "fp16", "int8")
 SCALES, SEALED = "scales", "safetensors"
-_BLOCK, _HEADER = 512, 4096
-_UNREADABLE = (
-    SafetensorError,
-    AttributeError,
-    LookupError,
-    ValueError,
-    TypeError,
-    EOFError,
-    OSError,
-    MemoryError,
-    BadZipFile,
-)
+_BLOCK, _HEADER, _ENTRY = 512, 4096, 96
+_UNREADABLE = (SafetensorError, AttributeError, LookupError, ValueError, TypeError, EOFError, OSError, MemoryError)
 Packed = dict[str, NDArray[np.generic]]
 _DTYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 
@@ -135,12 +125,20 @@ def seal(arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.uint
     return {SEALED: np.frombuffer(save({name: np.asarray(arrays[name], order="C") for name in arrays}), np.uint8)}
 
 
-def unseal(record: Mapping[str, Any], sender: str, most_bytes: float = math.inf) -> Packed:
+def sealed_size(manifest: Manifest) -> tuple[float, int]:
+    """Bytes of a sealed record that fits a manifest, at most, and of the list of names at its beginning."""
+    header = _HEADER + sum(len(name) + _ENTRY for name in manifest.shapes)
+    return manifest.megabytes * 1e6 + header, header
+
+
+def unseal(
+    record: Mapping[str, Any], sender: str, most_bytes: float = math.inf, most_header: float = math.inf
+) -> Packed:
     """The arrays of a record that :func:`seal` made.
 
     Args:
         record: Flower's: name -> something with ``numpy()`` and ``data``.
-        most_bytes: a larger record is refused before it is read.
+        most_bytes, most_header: a larger record, or list of names, is refused before it is read.
     Raises:
         ReplyRefused: it is not one; nothing of its content is quoted.
     """
@@ -153,7 +151,10 @@ def unseal(record: Mapping[str, Any], sender: str, most_bytes: float = math.inf)
         content = sealed.numpy()
         if content.dtype != np.uint8 or content.ndim != 1 or len(sealed.data) > content.nbytes + _HEADER:
             raise ReplyRefused(sender, "a record of arrays holds more than its arrays")
-        return dict(load(content.tobytes()))
+        whole = content.tobytes()
+        if int.from_bytes(whole[:8], "little") > most_header:
+            raise ReplyRefused(sender, "a record of arrays names more than its arrays")
+        return dict(load(whole))
     except (*_UNREADABLE, BadZipFile):
         raise ReplyRefused(sender, "a record of arrays is unreadable") from None
 

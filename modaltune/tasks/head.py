@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from modaltune.tasks.hazards import bin_log_probabilities
 
 _FIRST_SCALE = 4.0
-_LARGEST_SCALE = 100.0
+LARGEST_SCALE = 100.0
 
 
 def candidate_targets(texts: Tensor, *, centre: bool) -> Tensor:
@@ -45,7 +45,7 @@ class TextHead(nn.Module):
 
     def forward(self, embeddings: Tensor, task: str) -> Tensor:
         """``[Q, O] -> [Q, C]`` logits."""
-        scale = self.scale[task].exp().clamp(max=_LARGEST_SCALE)
+        scale = self.scale[task].exp().clamp(max=LARGEST_SCALE)
         logits: Tensor = scale * F.normalize(embeddings, dim=-1) @ self.targets(task).T
         return logits
 

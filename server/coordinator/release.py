@@ -5,6 +5,7 @@ The release gate (:mod:`server.release_gate`) may refuse; an override is written
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -37,7 +38,7 @@ def release(home: Home, name: str, out: Path | None, override: str = "") -> Path
         ConfigError: the run is not finished, or the folder exists.
         ReleaseRefused: its test scores speak against it, and there is no override.
     """
-    run = Run(Path(name)) if (Path(name) / "study.json").is_file() else find_run(home, name)
+    run = Run(Path(name)) if os.sep in name else find_run(home, name)
     if not run.done:
         raise ConfigError(f"run {name} is not finished; only a finished run has a model to release")
     folder = out or home.releases / run.name

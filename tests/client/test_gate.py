@@ -212,7 +212,7 @@ UPDATES: dict[Change, str] = {
     not_a_number: "is not finite",
     a_thousand_times_the_norm: "norm above",
     oversize: "is larger than",
-    rubbish: "is unreadable",
+    rubbish: "names more than its arrays",
     other_serialisation: "is unreadable",
     extra_record: "its records are not arrays, examples, metrics",
     no_arrays: "its records are not arrays, examples, metrics",

@@ -30,6 +30,7 @@ def predictions(study: Study, preprocessing: Preprocessing, cases: int, seed: in
         survival = spec.kind == "survival"
         months = draw.exponential(30, cases) + 1
         part = pd.DataFrame({"hospital": draw.choice(["H1", "H2", "H3"], cases), "task": spec.name})
+        part["row"] = np.arange(cases)
         part["label"] = None if survival else names[index]
         part["probabilities"] = list(chances)
         part["time_months"] = months if survival else np.nan

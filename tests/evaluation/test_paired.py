@@ -23,6 +23,7 @@ def stage_table(cases: int, seed: int, signal: float, noise: int = 0) -> pd.Data
     return pd.DataFrame(
         {
             "hospital": "H1",
+            "row": np.arange(cases),
             "task": "stage",
             "label": np.where(high, "IV", "I"),
             "probabilities": [np.array([1 - c, 0, 0, c]) for c in chance],
@@ -79,8 +80,17 @@ def test_methods_scored_on_other_patients_are_not_compared(
     table = stage_table(40, 0, 1.0)
     upside_down = table.assign(label=table["label"].to_numpy()[::-1])
     assert compared(tiny_study, tiny_preprocessing, table, upside_down) == {}
-    assert compared(tiny_study, tiny_preprocessing, table, table[:30]) == {}
     assert compared(tiny_study, tiny_preprocessing, table, table[:0]) == {}
+
+
+def test_a_method_that_cannot_read_all_patients_is_compared_on_those_that_both_score(
+    tiny_study: Study, tiny_preprocessing: Preprocessing
+) -> None:
+    a, b = stage_table(40, 0, 1.0), stage_table(40, 0, 1.0, noise=1)
+    found = compared(tiny_study, tiny_preprocessing, a, b[10:])
+    assert found["auc"].cases == 30
+    same = compared(tiny_study, tiny_preprocessing, a[10:], b[10:])
+    assert np.array_equal(found["auc"].values, same["auc"].values)
 
 
 def test_equal_methods_look_different_about_as_often_as_p_says(

@@ -71,14 +71,14 @@ def query(candidates: int = 2, **changes: Any) -> LabelQuery:
     return LabelQuery(**({"name": "necrosis", "texts": texts, "vectors": vectors} | changes))
 
 
-def test_a_site_counts_every_case_once(
+def test_a_site_counts_every_test_case_once(
     study: Study, tiny_learner: Learner, tiny_cases: list[CaseTensors], tiny_cohort: Cohort
 ) -> None:
     answer = site_answer(tiny_learner, study, tiny_cases, tiny_cohort, query(), 1)
     assert {name: value.shape for name, value in answer.items()} == answer_manifest(study, query()).shapes
-    assert answer["cases"][0] == answer["counts"].sum() == len(tiny_cases)
+    assert answer["cases"][0] == answer["counts"].sum() == (tiny_cohort.cases["split"] == "test").sum()
     assert (answer["by.diagnosis"].sum(axis=0) == answer["counts"]).all()
-    assert answer["by.diagnosis"][-1].sum() == tiny_cohort.cases["diagnosis"].isna().sum()
+    assert answer["by.diagnosis"][-1].sum() == tiny_cohort.cases.query("split == 'test'")["diagnosis"].isna().sum()
     assert problem_with(answer, 1, len(tiny_cases)) == ""
 
 
@@ -112,6 +112,7 @@ def test_the_text_of_a_known_label_is_nearest_to_where_it_points(
         ({"counts": [20.0, 11.0]}, "do not add up"),
         ({"counts": [20.0, -1.0]}, "fewer than 5"),
         ({"counts": [20.5, 9.5]}, "fewer than 5"),
+        ({"counts": [-1.0, -1.0]}, "where counts are held back"),
         ({"cases": [3.0]}, "too small"),
         ({"cases": [300.0]}, "above the approved"),
         ({"probability": [0.9, 0.9]}, "do not add up to 1"),
