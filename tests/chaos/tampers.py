@@ -131,7 +131,7 @@ TAMPERS: Mapping[str, Tamper] = {
     "huge-examples": Tamper(change=_count(1_000_000_000), refused=r"example count of .* is outside 0\.\."),
     "frozen-weight": Tamper(change=frozen_weight, refused=r"1 array\(s\) outside the manifest"),
     "patient-metric": Tamper(change=patient_metric, refused=r"1 metric\(s\) outside the manifest"),
-    "oversize": Tamper(change=oversize, refused="holds more than its arrays"),
+    "oversize": Tamper(change=oversize, refused="is larger than|holds more than its arrays"),
     "exception": Tamper(change=exception, refused="Flower error 2"),
 }
 
