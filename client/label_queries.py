@@ -103,6 +103,6 @@ def disclosed(study: Study) -> str:
     by_label = ", and by the labels of its tasks" if spec.by_label else ""
     return (
         f"exploratory: {spec.budget} queries of at most {spec.max_candidates} texts; each answered with the number of"
-        f" all cases, how many are nearest to each text{by_label} (a table with a small count is held back whole), and"
+        f" test cases, how many are nearest to each text{by_label} (a table with a small count is held back whole), and"
         " the mean probability of each text"
     )

@@ -19,8 +19,7 @@ from modaltune.data.fewer_patches import fewer, with_fewer_patches
 from modaltune.data.preprocessing import Preprocessing, prepare
 from modaltune.data.site import load_site, read_site_config
 from modaltune.errors import FeatureFileError, FederationError
-from modaltune.evaluation.difference import events_behind
-from modaltune.evaluation.predictions import metric_rows, predict
+from modaltune.evaluation.predictions import events_behind, metric_rows, predict
 from modaltune.evaluation.survival import Censoring
 from modaltune.federation.average import State
 from modaltune.federation.capability import versions

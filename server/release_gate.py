@@ -13,9 +13,10 @@ from typing import Any
 import pandas as pd
 
 from modaltune.data.preprocessing import Preprocessing
-from modaltune.evaluation.difference import events_behind, paired_difference
 from modaltune.evaluation.metrics import Score
-from modaltune.federation.study import HEADLINES, Study, TaskSpec
+from modaltune.evaluation.paired import headline_differences
+from modaltune.evaluation.predictions import events_behind
+from modaltune.federation.study import Study, TaskSpec
 
 Row = Mapping[str, Any]
 Events = dict[tuple[str, str], int | None]
@@ -85,9 +86,8 @@ def own_model_comparisons(study: Study, preprocessing: Preprocessing, tables: pd
         for spec in study.tasks:
             if spec.name not in set(own["task"]):
                 continue
-            candidates = preprocessing.tasks[spec.name].candidates
-            for metric in HEADLINES[spec.kind]:
-                found = paired_difference(federated, own, spec, (candidates, candidates), metric, study.seed)
+            space = preprocessing.tasks[spec.name]
+            for metric, found in headline_differences(federated, own, spec, (space, space), study.seed).items():
                 yield Comparison(hospital=hospital, task=spec.name, metric=metric, difference=found)
 
 

@@ -10,12 +10,13 @@ import pandas as pd
 
 from modaltune.data.batch import CaseTensors, readable
 from modaltune.errors import ConfigError
-from modaltune.evaluation.linear_probe import fit_linear_probe, frozen_encoder, slide_vectors
 from modaltune.evaluation.metrics import Floats
 from modaltune.evaluation.predictions import readable_rows
+from modaltune.evaluation.probes.embeddings import slide_vectors
 from modaltune.federation.study import NEEDS, Study
 from modaltune.models.baselines.registry import ROWS, baseline_study
-from simulation.compare import Hospitals, Job, Scene, linear_predictions, run_jobs
+from modaltune.models.learner import frozen_encoder
+from simulation.compare import Hospitals, Job, Scene, run_jobs
 from simulation.probes import probe_tables
 
 PROBE = "gigapath_lp"
@@ -129,30 +130,21 @@ def _probe(
     """The linear probe on the frozen slide encoder."""
     say(f"fitting {kind}")
     for way in ways:
-        if way == "federated":
-            yield Found(method=f"{kind}/federated", tables={"": _federated_probe(data)})
-        else:
-            groups = {"": sorted(data.cohorts)} if way == "pooled" else {s: [s] for s in _trainable(kind, data)}
-            tables = {owner: _probe_predictions(data, sites) for owner, sites in groups.items()}
-            yield Found(method=f"{kind}/{way}", tables=tables)
+        groups = {site: [site] for site in _trainable(kind, data)} if way == "local" else {"": sorted(data.cohorts)}
+        tables = {
+            owner: _probe_predictions(data, sites, together=way != "federated") for owner, sites in groups.items()
+        }
+        yield Found(method=f"{kind}/{way}", tables=tables)
 
 
-def _federated_probe(data: Hospitals) -> pd.DataFrame:
-    """Probes fitted by sums over hospitals, exactly; survival is stratified by hospital."""
+def _probe_predictions(data: Hospitals, sites: Sequence[str], *, together: bool) -> pd.DataFrame:
+    """Predictions of probes fitted in one place, or by sums over hospitals: survival is then stratified by hospital."""
     encoder = frozen_encoder(data.study)
 
     def embed(cases: Sequence[CaseTensors]) -> dict[str, Floats]:
         return dict.fromkeys((task.name for task in data.study.tasks), slide_vectors(cases, encoder))
 
-    table = probe_tables(data, embed, sorted(data.cohorts), together=False, needs=NEEDS[PROBE])
-    return _readable(table, data)
-
-
-def _probe_predictions(data: Hospitals, sites: Sequence[str]) -> pd.DataFrame:
-    return _readable(linear_predictions(data, sites, fit_linear_probe), data)
-
-
-def _readable(table: pd.DataFrame, data: Hospitals) -> pd.DataFrame:
+    table = probe_tables(data, embed, sites, together=together, needs=NEEDS[PROBE])
     parts = [
         readable_rows(table[table["hospital"] == site], _test_cases(data, site), NEEDS[PROBE]) for site in data.truth
     ]

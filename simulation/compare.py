@@ -21,7 +21,6 @@ from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing, prepare
 from modaltune.data.site import load_site
 from modaltune.evaluation.linear import fit_linear
-from modaltune.evaluation.metrics import Floats
 from modaltune.evaluation.predictions import COLUMNS, predict, prediction_table
 from modaltune.federation.study import Study
 from modaltune.models.learner import build_learner, load_trainable
@@ -33,17 +32,6 @@ from simulation.probes import embeddings_of, probe_tables
 
 PERSONAL_SHARE = 0.25
 """Of a hospital's own steps in the federation, the last ones, which ``personalised`` repeats on its own cases alone."""
-
-FitLinear = Callable[
-    [
-        Sequence[CaseTensors],
-        Sequence[tuple[float, bool] | None],
-        Sequence[CaseTensors],
-        Study,
-        Mapping[str, Sequence[str]],
-    ],
-    dict[str, Floats],
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +162,7 @@ def everybodys_test_cases(data: Hospitals, predict_one: Callable[[str], pd.DataF
     return pd.concat([predict_one(site) for site in sorted(data.truth)], ignore_index=True)
 
 
-def linear_predictions(data: Hospitals, hospitals: Sequence[str], fit: FitLinear = fit_linear) -> pd.DataFrame:
+def linear_predictions(data: Hospitals, hospitals: Sequence[str]) -> pd.DataFrame:
     """The linear models of some hospitals together, scored on everybody's test cases; unfitted tasks are absent."""
     names = sorted(hospitals)
     train = [case for site in names for case in data.split(site, "train")]
@@ -182,7 +170,7 @@ def linear_predictions(data: Hospitals, hospitals: Sequence[str], fit: FitLinear
     candidates = {task: space.candidates for task, space in data.preprocessing.tasks.items()}
     tests = {site: (data.truth[site].cases["split"] == "test").to_numpy() for site in sorted(data.truth)}
     asked = [case for site, keep in tests.items() for case, k in zip(data.truth_cases[site], keep, strict=True) if k]
-    scores = fit(train, survival, asked, data.study, candidates)
+    scores = fit_linear(train, survival, asked, data.study, candidates)
     tables, start = [], 0
     for site, keep in tests.items():
         rows = slice(start, start + int(keep.sum()))

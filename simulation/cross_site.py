@@ -6,7 +6,7 @@ elsewhere the difference to the model of all hospitals is H3's influence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,10 @@ import pandas as pd
 from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.errors import FederationError
-from modaltune.evaluation.difference import paired_difference
 from modaltune.evaluation.metrics import Score
+from modaltune.evaluation.paired import headline_differences
 from modaltune.evaluation.predictions import metric_rows, row
-from modaltune.federation.study import HEADLINES, Study, TaskSpec
+from modaltune.federation.study import HEADLINES, Study
 from server.report_data import LEFT_OUT
 
 
@@ -52,7 +52,7 @@ def study_without(study: Study, site: str, cohorts: Mapping[str, Cohort]) -> Stu
 
 
 def matrix_rows(everybody: Trained, without: Mapping[str, Trained]) -> list[dict[str, Any]]:
-    """Metric rows of every model that lacks a hospital, at every hospital and at all of them.
+    """Headline rows of every model that lacks a hospital, at every hospital and at all of them.
 
     A task that the others do not label has rows without a value.
     """
@@ -61,7 +61,15 @@ def matrix_rows(everybody: Trained, without: Mapping[str, Trained]) -> list[dict
         method, tasks = f"{LEFT_OUT}{site}", {task.name for task in other.study.tasks}
         for hospital in (*sorted(everybody.study.roster), "all"):
             tables = {task: [_at(other.table, hospital)] for task in tasks}
-            rows += metric_rows(tables, other.study, other.preprocessing, method=method, hospital=hospital, seed=seed)
+            rows += metric_rows(
+                tables,
+                other.study,
+                other.preprocessing,
+                method=method,
+                hospital=hospital,
+                seed=seed,
+                families=(HEADLINES,),
+            )
             for spec in everybody.study.tasks:
                 if spec.name not in tasks:
                     cases = int((_at(everybody.table, hospital)["task"] == spec.name).sum())
@@ -81,9 +89,8 @@ def influence_rows(everybody: Trained, without: Mapping[str, Trained]) -> list[d
         for hospital in (*sorted(everybody.study.roster), "all"):
             first, second = _at(everybody.table, hospital), _at(other.table, hospital)
             for spec in other.study.tasks:
-                names = (_candidates(everybody, spec), _candidates(other, spec))
-                for metric in HEADLINES[spec.kind]:
-                    score = paired_difference(first, second, spec, names, metric, everybody.study.seed)
+                spaces = (everybody.preprocessing.tasks[spec.name], other.preprocessing.tasks[spec.name])
+                for metric, score in headline_differences(first, second, spec, spaces, everybody.study.seed).items():
                     about = {"site": site, "task": spec.name, "metric": metric, "hospital": hospital}
                     rows.append(about | vars(score) | {"seed": everybody.study.seed})
     return rows
@@ -91,7 +98,3 @@ def influence_rows(everybody: Trained, without: Mapping[str, Trained]) -> list[d
 
 def _at(table: pd.DataFrame, hospital: str) -> pd.DataFrame:
     return table if hospital == "all" else table[table["hospital"] == hospital]
-
-
-def _candidates(trained: Trained, spec: TaskSpec) -> Sequence[str]:
-    return trained.preprocessing.tasks[spec.name].candidates

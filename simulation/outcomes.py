@@ -12,10 +12,10 @@ import pandas as pd
 from sklearn.decomposition import PCA
 
 from modaltune.evaluation.paired import Differences, Pairing, comparison_rows, paired_differences
-from modaltune.evaluation.predictions import embed_cases, metric_rows, predict
+from modaltune.evaluation.predictions import Families, embed_cases, metric_rows, predict
 from modaltune.evaluation.probes.embeddings import as_probe_row
 from modaltune.evaluation.survival import Censoring, risk_cuts
-from modaltune.federation.study import HEADLINES
+from modaltune.federation.study import FURTHER, HEADLINES
 from modaltune.models.learner import Learner
 from modaltune.storage import write_json
 from server.cross_site import INFLUENCE
@@ -63,10 +63,9 @@ class Scorer:
 
     def record_probes(self, method: str, tables: Tables) -> None:
         """Headline rows of the probes on a method's embeddings."""
-        headlines = {metric for names in HEADLINES.values() for metric in names}
         for hospital, found in self._places(tables):
-            rows = self._rows(method, hospital, found)
-            self.outcome.rows += [as_probe_row(row) for row in rows if row["metric"] in headlines]
+            rows = self._rows(method, hospital, found, (HEADLINES,))
+            self.outcome.rows += map(as_probe_row, rows)
 
     def _holds(self, tables: Tables) -> dict[str, list[str]]:
         """Task -> the models that hold it."""
@@ -94,7 +93,9 @@ class Scorer:
         here = sorted(self.data.cohorts) if hospital == "all" else [hospital]
         return Censoring.of_training(self.data.cohorts[site].cases for site in here)
 
-    def _rows(self, method: str, hospital: str, tables: ByTask) -> list[dict[str, Any]]:
+    def _rows(
+        self, method: str, hospital: str, tables: ByTask, families: Families = (HEADLINES, FURTHER)
+    ) -> list[dict[str, Any]]:
         return metric_rows(
             tables,
             self.study,
@@ -103,6 +104,7 @@ class Scorer:
             hospital=hospital,
             seed=self.study.seed,
             censoring=self._censoring(hospital),
+            families=families,
         )
 
     def _compare(self, method: str, hospital: str, tables: ByTask) -> None:
@@ -113,7 +115,7 @@ class Scorer:
             seed, censoring = self.study.seed, self._censoring(hospital)
             for spec in self.study.tasks:
                 space, ours = self.data.preprocessing.tasks[spec.name], self._federated[hospital][spec.name]
-                found = paired_differences(ours, tables[spec.name], spec, space, seed, censoring)
+                found = paired_differences(ours, tables[spec.name], spec, (space, space), seed, censoring)
                 for metric, values in found.items():
                     pairing = Pairing(a="federated", b=method, task=spec.name, metric=metric, hospital=hospital)
                     self.outcome.differences.append((seed, pairing, values))

@@ -56,11 +56,11 @@ def fit_probes(
             site: labelled_cases(task, cases, frames[site], embeddings[site][task.name])
             for site, cases in train.items()
         }
-        minimum = data.study.privacy.min_cell
+        minimum, needed = data.study.privacy.min_cell, data.study.privacy.min_contributors
         if together:
-            held, minimum = {"everybody": SiteCases.together(list(held.values()))}, 1
+            held, minimum, needed = {"everybody": SiteCases.together(list(held.values()))}, 1, 0
         try:
-            out[task.name] = fit_sites(probe_spec(task, data.preprocessing.tasks[task.name]), held, minimum)
+            out[task.name] = fit_sites(probe_spec(task, data.preprocessing.tasks[task.name]), held, minimum, needed)
             logger.info("probe of %s: without %s", task.name, ", ".join(out[task.name].left_out) or "nobody")
         except ProbeError as error:
             logger.info("probe of %s: %s", task.name, error)

@@ -7,7 +7,7 @@ every case) and clinical columns; a missing modality is its mean, zero.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -46,7 +46,6 @@ def fit_linear(
     test: Sequence[CaseTensors],
     study: Study,
     candidates: Mapping[str, Sequence[str]],
-    features: Callable[[Sequence[CaseTensors], Study], Floats] = linear_features,
 ) -> dict[str, Floats]:
     """Fit one linear model per task on training cases and score test cases.
 
@@ -54,14 +53,13 @@ def fit_linear(
         train, test: prepared cases.
         survival: (months, event) of each training case, None when unlabelled.
         candidates: candidate labels per task.
-        features: what the models see of a case, ``[n, F]``: its inputs, or a frozen model's embeddings.
     Returns:
         task -> ``[n, C]`` probabilities over the candidates, or for survival ``[n, 1]`` risk (higher = worse). A task
         that cannot be fitted (one class, too few deaths) is absent.
     """
     scaler = StandardScaler()
-    known = scaler.fit_transform(features(train, study))
-    asked = scaler.transform(features(test, study))
+    known = scaler.fit_transform(linear_features(train, study))
+    asked = scaler.transform(linear_features(test, study))
     out: dict[str, Floats] = {}
     for task in study.tasks:
         if task.kind == "survival":

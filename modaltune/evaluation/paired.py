@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from modaltune.data.preprocessing import TaskSpace
-from modaltune.evaluation.metrics import Floats, bootstrap_weights
+from modaltune.evaluation.metrics import Floats, Score, bootstrap_weights, summarise
 from modaltune.evaluation.predictions import metric_values, scored
 from modaltune.evaluation.survival import Censoring
-from modaltune.federation.study import METRICS, TaskSpec
+from modaltune.federation.study import HEADLINES, METRICS, TaskSpec
 from modaltune.seeds import numpy_generator
 
 
@@ -48,30 +48,45 @@ def paired_differences(
     a: Sequence[pd.DataFrame],
     b: Sequence[pd.DataFrame],
     spec: TaskSpec,
-    space: TaskSpace,
+    spaces: tuple[TaskSpace, TaskSpace],
     seed: int,
     censoring: Censoring | None = None,
+    metrics: Mapping[str, Sequence[str]] = METRICS,
 ) -> dict[str, Differences]:
-    """Every metric of a task for two methods on the same patients.
+    """Metrics of a task for two methods on the same patients.
 
     Args:
         a, b: prediction tables of each method's models, cases in the same order; a method's value is their mean. Only
             patients whom all tables have are compared.
+        spaces: of either method: candidates that it can choose from. A case that one cannot score is left out.
+        metrics: by kind of task.
 
     Returns:
         metric -> differences; empty when the methods were not scored on the same patients.
     """
-    known = [_known(tables, spec, space) for tables in (a, b)]
+    known = [_known(tables, spec, space) for tables, space in zip((a, b), spaces, strict=True)]
     shared = _shared([table for tables in known for table in tables])
     first, second = shared[: len(known[0])], shared[len(known[0]) :]
     if not first or not second or not _same_patients([*first, *second]):
         return {}
     weights = bootstrap_weights(len(first[0]), seed, spec.name)
     out = {}
-    for metric in METRICS[spec.kind]:
-        means = [_mean(tables, spec, space, metric, weights, censoring) for tables in (first, second)]
+    for metric in metrics[spec.kind]:
+        means = [
+            _mean(tables, spec, space, metric, weights, censoring)
+            for tables, space in zip((first, second), spaces, strict=True)
+        ]
         out[metric] = Differences(values=means[0] - means[1], cases=len(first[0]))
     return out
+
+
+def headline_differences(
+    first: pd.DataFrame, second: pd.DataFrame, spec: TaskSpec, spaces: tuple[TaskSpace, TaskSpace], seed: int
+) -> dict[str, Score]:
+    """Headline metrics of one model minus those of another, each with its 95 % interval; n = cases compared."""
+    found = paired_differences([first], [second], spec, spaces, seed, metrics=HEADLINES)
+    nothing = Differences(values=np.full(1, np.nan), cases=0)
+    return {metric: summarise([(of := found.get(metric, nothing)).values], of.cases) for metric in HEADLINES[spec.kind]}
 
 
 def comparison_rows(found: Iterable[tuple[int, Pairing, Differences]], seed: int = 0) -> list[dict[str, Any]]:

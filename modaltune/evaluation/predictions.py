@@ -47,6 +47,7 @@ _OF_PROBABILITIES: Mapping[str, Callable[[NDArray[np.int64], Floats, Floats], Fl
     "brier": brier,
     "ece": calibration_error,
 }
+Families = Sequence[Mapping[str, Sequence[str]]]
 COLUMNS = ("hospital", "row", "task", "label", "probabilities", "time_months", "event", "risk")
 
 
@@ -242,6 +243,16 @@ def scored(table: pd.DataFrame, spec: TaskSpec, candidates: Sequence[str]) -> pd
     return inside[inside["label"].isin(candidates)] if spec.kind == "nominal" else inside
 
 
+def events_behind(table: pd.DataFrame, spec: TaskSpec) -> int:
+    """Deaths behind a C-index; cases of the rarest class (ordinal: side) behind a classification metric."""
+    inside = table[table["task"] == spec.name]
+    if spec.kind == "survival":
+        return int(inside["event"].sum())
+    labels = inside["label"].isin(spec.positive) if spec.kind == "ordinal" else inside["label"]
+    counts = np.asarray(labels.value_counts())
+    return int(counts.min()) if len(counts) > 1 else 0
+
+
 def metric_rows(
     tables: Mapping[str, Sequence[pd.DataFrame]],
     study: Study,
@@ -251,15 +262,17 @@ def metric_rows(
     hospital: str,
     seed: int,
     censoring: Censoring | None = None,
+    families: Families = (HEADLINES, FURTHER),
 ) -> list[dict[str, Any]]:
-    """Rows of ``metrics.json`` for one method at one hospital (or ``all``): headline metrics first, then the others.
+    """Rows of ``metrics.json`` for one method at one hospital (or ``all``).
 
     Args:
         tables: task -> prediction tables of that task's models; the row is the mean over models.
+        families: metrics by kind of task; the rows of one family come before those of the next.
         censoring: of the training cases of those hospitals; without it what is weighted for censoring is undefined.
     """
     rows = []
-    for names in (HEADLINES, FURTHER):
+    for names in families:
         for spec in study.tasks:
             space = preprocessing.tasks[spec.name]
             for metric in names[spec.kind]:

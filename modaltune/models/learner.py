@@ -68,7 +68,8 @@ OPTIONAL_PREFIXES = (
 )
 
 
-def _frozen_encoder(study: Study) -> SlideEncoder:
+def frozen_encoder(study: Study) -> SlideEncoder:
+    """The slide encoder of a study as it was published."""
     spec = study.slides
     return slide_encoder(spec.encoder, in_width=spec.in_width, width=spec.width, depth=spec.depth, sha256=spec.sha256)
 
@@ -141,7 +142,7 @@ def build_learner(
         task_pass=spec.task_pass,
         frozen_dropout=spec.frozen_dropout,
     )
-    encoder = _frozen_encoder(study) if frozen else _blank_encoder(study)
+    encoder = frozen_encoder(study) if frozen else _blank_encoder(study)
     classes = _classes(study, preprocessing)
     if spec.head == "text" and targets is None:
         targets = label_targets(study, preprocessing)
@@ -163,7 +164,7 @@ def _baseline_learner(study: Study, preprocessing: Preprocessing, *, frozen: boo
                 f"model {study.model.kind!r} trains the slide encoder {study.slides.encoder!r}, so its weights are"
                 " needed here too; put them where the sites have them (MODALTUNE_ENCODERS)"
             )
-        return _frozen_encoder(study)
+        return frozen_encoder(study)
 
     sets = dict(sorted(preprocessing.gene_sets.items()))
     inputs = Inputs(

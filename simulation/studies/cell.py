@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,8 +18,10 @@ import pandas as pd
 import typer
 
 from modaltune.console import progress_line, run_app
+from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.evaluation.predictions import metric_rows
+from modaltune.evaluation.survival import Censoring
 from modaltune.federation.study import Study
 from modaltune.storage import write_json
 from server.report import write_report
@@ -54,13 +57,14 @@ def run_cell(cell: Cell, out: Path, data: Path | None) -> None:
     say = progress_line(False)
     with run_folder(out) as folder:
         scene = write_scene(cell.spec, cell.seed, data, folder)
-        study = _study(cell, scene)
+        cohorts = read_sites(list(scene.sites.values()), scene.tasks, cell.study)
+        study = draft_study(cell.study, cohorts, scene.tasks, scene.gene_sets, cell.settings, seed=cell.seed)
         say(f"{cell.name}: {len(scene.sites)} hospitals train, {len(scene.truth)} are tested")
         experiment = Experiment(study, scene.sites, scene.truth, folder, say)
         chosen = tuple(name for name in cell.methods if name in (*COMPARISONS, *ON_REQUEST))
         outcome = experiment.run(comparisons=chosen, ablations=any(name in ABLATIONS for name in cell.methods))
         outcome.rows = [row for row in outcome.rows if row["method"] in cell.methods]
-        outcome.rows += group_rows(outcome, study, scene, folder)
+        outcome.rows += group_rows(outcome, study, scene, cohorts, folder)
         if cell.data["probe"]:
             say(f"probing on {', '.join(cell.data['probe'])}")
             outcome.rows += probe_rows(cell.spec, cell.seed, data, folder, study)
@@ -72,8 +76,14 @@ def run_cell(cell: Cell, out: Path, data: Path | None) -> None:
         write_report(folder)
 
 
-def group_rows(outcome: Outcome, study: Study, scene: SceneFolders, folder: Path) -> list[dict[str, Any]]:
-    """Rows of each cohort, and of each hospital that did not train."""
+def group_rows(
+    outcome: Outcome, study: Study, scene: SceneFolders, cohorts: Mapping[str, Cohort], folder: Path
+) -> list[dict[str, Any]]:
+    """Rows of each cohort, and of each hospital that did not train.
+
+    Args:
+        cohorts: of the hospitals that train. Censoring is that of those in the group, or of all where none trains.
+    """
     groups = {site: [site] for site in scene.truth if site not in scene.sites}
     for cohort in sorted(set(scene.cohorts.values()) - {SYNTHETIC}):
         groups[cohort] = [site for site in scene.truth if scene.cohorts[site] == cohort]
@@ -86,15 +96,20 @@ def group_rows(outcome: Outcome, study: Study, scene: SceneFolders, folder: Path
         if method not in {row["method"] for row in outcome.rows}:
             continue
         for group, sites in groups.items():
+            trained = [cohorts[site].cases for site in sites if site in cohorts]
+            censoring = Censoring.of_training(trained or [cohort.cases for cohort in cohorts.values()])
             parts = [table[table["hospital"].isin(sites)] for _, table in found.groupby("model", sort=False)]
             by_task = {task.name: [p for p in parts if (p["task"] == task.name).any()] for task in study.tasks}
-            rows += metric_rows(by_task, study, preprocessing, method=str(method), hospital=group, seed=study.seed)
+            rows += metric_rows(
+                by_task,
+                study,
+                preprocessing,
+                method=str(method),
+                hospital=group,
+                seed=study.seed,
+                censoring=censoring,
+            )
     return [row for row in rows if row["n"]]
-
-
-def _study(cell: Cell, scene: SceneFolders) -> Study:
-    cohorts = read_sites(list(scene.sites.values()), scene.tasks, cell.study)
-    return draft_study(cell.study, cohorts, scene.tasks, scene.gene_sets, cell.settings, seed=cell.seed)
 
 
 @app.command()

@@ -1,13 +1,13 @@
 """Out of distribution: linear probes of the frozen federated model on a cohort that it never saw.
 
 Probes are fitted on the cohort's own training cases and scored on its test cases, in one place: what is measured is the
-representation. ``linear`` is the same probe on the inputs themselves, ``untrained`` on the model before training.
+representation. ``untrained`` is the same probe on the model before training, ``linear`` the linear row of every
+simulation: regressions on the inputs themselves, with the ridge of that row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,18 @@ import torch
 from modaltune.data.batch import CaseTensors
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.errors import FeatureFileError
-from modaltune.evaluation.linear import fit_linear, linear_features
 from modaltune.evaluation.metrics import Floats
-from modaltune.evaluation.predictions import embed_cases, metric_rows
+from modaltune.evaluation.predictions import metric_rows
+from modaltune.evaluation.probes.embeddings import as_probe_row, embedded
+from modaltune.evaluation.survival import Censoring
 from modaltune.federation.statistics import pooled_preprocessing, site_statistics
 from modaltune.federation.study import Study
 from modaltune.models.learner import Learner, build_learner, load_model
 from simulation.compare import Hospitals, Scene, linear_predictions
+from simulation.probes import Embed, probe_tables
 from simulation.studies.data import tcga_shares, vocabulary, write_share
 from simulation.studies.spec import DataSpec
 from simulation.study import read_sites
-
-Features = Callable[[Sequence[CaseTensors], Study], Floats]
 
 
 def probe_rows(spec: DataSpec, seed: int, data: Path | None, folder: Path, study: Study) -> list[dict[str, Any]]:
@@ -42,34 +42,39 @@ def probe_rows(spec: DataSpec, seed: int, data: Path | None, folder: Path, study
     learner, _, preprocessing = load_model(folder / "model")
     with torch.random.fork_rng():
         untrained = build_learner(study, preprocessing).eval()
-    seen: dict[str, Features] = {
-        "federated": _embeddings(learner),
-        "untrained": _embeddings(untrained),
-        "linear": linear_features,
-    }
-    rows = []
+    rows: list[dict[str, Any]] = []
     for cohort in spec.probe:
         hospitals = _hospitals(spec, cohort, seed, data, folder / "probe" / cohort, study, preprocessing)
-        for method, features in seen.items():
-            table = linear_predictions(hospitals, sorted(hospitals.cohorts), partial(fit_linear, features=features))
+        names = sorted(hospitals.cohorts)
+        tables = {
+            "federated": probe_tables(hospitals, _side_by_side(learner, hospitals.study), names, together=True),
+            "untrained": probe_tables(hospitals, _side_by_side(untrained, hospitals.study), names, together=True),
+            "linear": linear_predictions(hospitals, names),
+        }
+        censoring = Censoring.of_training(found.cases for found in hospitals.cohorts.values())
+        for method, table in tables.items():
             by_task = {task.name: [table] for task in hospitals.study.tasks}
-            found = metric_rows(
-                by_task, hospitals.study, hospitals.preprocessing, method=method, hospital=cohort, seed=seed
+            scored = metric_rows(
+                by_task,
+                hospitals.study,
+                hospitals.preprocessing,
+                method=method,
+                hospital=cohort,
+                seed=seed,
+                censoring=censoring,
             )
-            rows += [row | {"metric": f"{row['metric']}_probe"} for row in found]
+            rows += map(as_probe_row, scored)
     return rows
 
 
-def _embeddings(learner: Learner) -> Features:
-    """The embeddings of all tasks of a model side by side, ``[n, K O]``."""
+def _side_by_side(learner: Learner, study: Study) -> Embed:
+    """The embeddings of all tasks of a model side by side ``[n, K O]``, the same for every task of the other cohort."""
 
-    def features(cases: Sequence[CaseTensors], _: Study) -> Floats:
-        out: Floats = np.concatenate(
-            [part.double().cpu().numpy() for part in embed_cases(learner, cases).values()], axis=1
-        )
-        return out
+    def embed(cases: Sequence[CaseTensors]) -> dict[str, Floats]:
+        joined = np.concatenate(list(embedded(learner, cases).values()), axis=1)
+        return dict.fromkeys((task.name for task in study.tasks), joined)
 
-    return features
+    return embed
 
 
 def _hospitals(

@@ -30,7 +30,7 @@ def test_the_app_answers_with_counts_that_the_gate_lets_out(conversation: Conver
     content = gate.released(conversation.question(LABEL), conversation.approval, conversation.reply(LABEL))
     answer = numbers(content)
     assert set(answer) == {"cases", "counts", "probability", "by.diagnosis", "by.stage"}
-    assert answer["cases"][0] == len(conversation.site.cohort.cases)
+    assert answer["cases"][0] == (conversation.site.cohort.cases["split"] == "test").sum()
     for name in ("counts", "by.diagnosis", "by.stage"):
         held = (answer[name] == HELD_BACK).all()
         small = (answer[name] > 0) & (answer[name] < conversation.site.minimum)
@@ -111,6 +111,11 @@ def test_the_budget_counts_different_queries_and_outlives_the_daemon(
     conversation: Conversation, tmp_path: Path
 ) -> None:
     approval, path = conversation.approval, tmp_path / "usage.json"
+    evaluated = conversation.question(EVALUATE).agreed
+    early = read(conversation, conversation.message(LABEL))
+    with pytest.raises(MessageRefused, match="a query comes after the evaluation"):
+        count_label_query(Usage(path, Limits()), approval, early)
+    Usage(path, Limits()).agree(approval.digest, evaluated)
     for texts in (["a", "b"], ["a", "c"], ["a", "b"]):
         query = read(conversation, conversation.message(LABEL, texts=texts))
         count_label_query(Usage(path, Limits()), approval, query)
@@ -118,6 +123,7 @@ def test_the_budget_counts_different_queries_and_outlives_the_daemon(
     with pytest.raises(MessageRefused, match=r"LimitReached: label_queries\.budget = 2"):
         count_label_query(Usage(path, Limits()), approval, third)
     renewed = approval.model_copy(update={"when": "2030-01-01T00:00:00+00:00"})
+    Usage(path, Limits()).agree(renewed.digest, evaluated)
     count_label_query(Usage(path, Limits()), renewed, third)
 
 

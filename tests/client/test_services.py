@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections.abc import Iterator
 from getpass import getuser
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -24,14 +26,21 @@ from tests.conftest import REPOSITORY
 
 
 @pytest.fixture
-def home(conversation: Conversation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+def short() -> Iterator[Path]:
+    """A folder with a short name: a supervisor's socket has one too."""
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def home(conversation: Conversation, short: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    create_authority(tmp_path / "ca", "test", 30)
-    authority = (tmp_path / "ca" / "ca.crt").read_text()
-    key = SigningKey.create(tmp_path / "key").public_pem
-    home = Home(tmp_path / "home")
+    create_authority(short / "ca", "test", 30)
+    authority = (short / "ca" / "ca.crt").read_text()
+    key = SigningKey.create(short / "key").public_pem
+    home = Home(short / "home")
     invitation = Invitation(site="H1", coordinator=f"127.0.0.1:{free_port()}", ca=authority, public_key=key)
-    enrol(home, invitation, conversation.folder, tmp_path)
+    enrol(home, invitation, conversation.folder, short)
     return home
 
 

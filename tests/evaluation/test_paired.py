@@ -9,7 +9,13 @@ from sklearn.metrics import roc_auc_score
 
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.evaluation.metrics import RESAMPLES
-from modaltune.evaluation.paired import Differences, Pairing, comparison_rows, paired_differences
+from modaltune.evaluation.paired import (
+    Differences,
+    Pairing,
+    comparison_rows,
+    headline_differences,
+    paired_differences,
+)
 from modaltune.federation.study import Study
 
 PAIRING = Pairing(a="federated", b="local", task="stage", metric="auc", hospital="all")
@@ -36,7 +42,7 @@ def stage_table(cases: int, seed: int, signal: float, noise: int = 0) -> pd.Data
 def compared(study: Study, preprocessing: Preprocessing, a: pd.DataFrame, b: pd.DataFrame, seed: int = 0) -> dict:
     spec = study.task("stage")
     space = preprocessing.tasks["stage"].model_copy(update={"candidates": ("I", "II", "III", "IV")})
-    return paired_differences([a], [b], spec, space, seed)
+    return paired_differences([a], [b], spec, (space, space), seed)
 
 
 def row(values: dict[int, np.ndarray]) -> dict:
@@ -132,3 +138,32 @@ def test_seeds_in_which_a_difference_is_undefined_are_left_out_and_not_listed() 
     nothing = row({0: undefined})
     assert nothing == vars(PAIRING) | {"difference": None, "low": None, "high": None, "p": None, "n": 50, "seeds": [0]}
     json.dumps([only, nothing], allow_nan=False)
+
+
+def test_a_class_that_one_model_never_saw_is_left_out_for_both(
+    tiny_study: Study, tiny_preprocessing: Preprocessing
+) -> None:
+    labels = ["alpha", "beta", "gamma"] * 10
+    about = {"hospital": "H1", "row": np.arange(30), "task": "diagnosis", "label": labels}
+    outcome = {"time_months": np.nan, "event": np.nan, "risk": np.nan}
+    wide = pd.DataFrame(about | {"probabilities": [np.full(3, 1 / 3)] * 30} | outcome)
+    narrow = wide.assign(probabilities=[np.array([0.2, 0.8])] * 30)
+    space = tiny_preprocessing.tasks["diagnosis"]
+    spaces = [space.model_copy(update={"candidates": ("alpha", "beta", "gamma")[:count]}) for count in (3, 2)]
+    found = headline_differences(wide, narrow, tiny_study.task("diagnosis"), (spaces[0], spaces[1]), 0)
+    assert set(found) == {"auc", "balanced_accuracy"}
+    assert found["balanced_accuracy"].n == 20
+    assert found["balanced_accuracy"].value == 0
+
+
+def test_the_difference_changes_its_sign_with_the_order_and_is_nothing_between_other_patients(
+    tiny_study: Study, tiny_preprocessing: Preprocessing
+) -> None:
+    a, b = stage_table(60, 0, 1.5), stage_table(60, 0, 0.5, noise=1)
+    spec = tiny_study.task("stage")
+    space = tiny_preprocessing.tasks["stage"].model_copy(update={"candidates": ("I", "II", "III", "IV")})
+    there = headline_differences(a, b, spec, (space, space), 0)["auc"]
+    back = headline_differences(b, a, spec, (space, space), 0)["auc"]
+    assert (there.value, there.low, there.high) == pytest.approx((-back.value, -back.high, -back.low))
+    other = headline_differences(a, b.assign(hospital="H2"), spec, (space, space), 0)["auc"]
+    assert (other.value, other.low, other.high, other.n) == (None, None, None, 0)

@@ -14,6 +14,7 @@ from modaltune.evaluation.metrics import binary_auc
 from modaltune.evaluation.predictions import (
     COLUMNS,
     embed_cases,
+    events_behind,
     expected_risk,
     metric_rows,
     metric_values,
@@ -253,3 +254,13 @@ def test_several_models_are_scored_on_the_same_cases_and_averaged(tiny_study: St
     score = score_models([right, wrong], spec, candidates, "auc", 0)
     assert (score.value, score.n) == (0.5, 4)
     assert score.low == score.high == pytest.approx(0.5)  # what one model wins in a resample the other loses
+
+
+def test_events_are_deaths_or_the_cases_of_the_rarest_class(tiny_study: Study) -> None:
+    diagnosis, stage, survival = (tiny_study.task(name) for name in ("diagnosis", "stage", "survival"))
+    labels = pd.DataFrame({"task": "diagnosis", "label": ["alpha"] * 5 + ["beta"] * 2 + ["gamma"] * 3})
+    assert events_behind(labels, diagnosis) == 2
+    assert events_behind(labels[:5], diagnosis) == 0
+    stages = pd.DataFrame({"task": "stage", "label": ["I"] * 5 + ["II"] * 2 + ["IV"] * 3})
+    assert events_behind(stages, stage) == 3
+    assert events_behind(pd.DataFrame({"task": "survival", "event": [1.0, 0, 1, 0, 1]}), survival) == 3

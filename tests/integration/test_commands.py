@@ -30,7 +30,7 @@ pytestmark = pytest.mark.integration
 Command = Callable[..., Ran]
 CONTRACT = {"study.json", "preprocessing.json", "rounds.jsonl", "metrics.json", "model", "report.html", "DONE"}
 BESIDES = {"summary.json", "status.json"}
-ONLY_SIMULATED = {"predictions.parquet", "embeddings.parquet"}
+ONLY_SIMULATED = {"predictions.parquet", "embeddings.parquet", "comparisons.json"}
 ROW = {"method", "task", "metric", "hospital", "value", "low", "high", "n", "seed"}
 
 
@@ -128,7 +128,7 @@ TCGA_MISTAKES = {
     "--data DATA --cohort BLCA --tasks H9=stage": "unknown hospital 'H9'; choose from H1, H2",
     "--data DATA --cohort BLCA --hospitals H1 --tasks H2=stage": "unknown hospital 'H2'; choose from H1",
     "--data DATA --cohort BLCA --tasks H1=grade": "unknown task 'grade'; choose from diagnosis, stage, survival",
-    "--data DATA --cohort BLCA --tasks disjoint": "--tasks disjoint needs hospitals H1 to H4; H3 is absent",
+    "--data DATA --cohort BLCA --tasks disjoint": "disjoint tasks need hospitals H1 to H4; H3 is absent",
     "--data DATA --cohort BLCA --without H1=image": "unknown modality 'image'; choose from expression, slides",
     "--data DATA --cohort BLCA --without H1=expression": "hospital H1 is left without a usable case",
     "--data DATA --cohort BLCA --seeds x": "--seeds 'x': expected whole numbers",

@@ -24,9 +24,12 @@ def two_sites(federated: float, local: float, sites: Sequence[str] = ("H1", "H2"
         event = (draw.random(CASES) < 0.6).astype(float)
         for method, skill, model in (("federated", federated, ""), ("local", local, site)):
             risk = -skill * np.log(months) + (1 - skill) * draw.normal(size=CASES)
-            columns = {"time_months": months, "event": event, "risk": risk, "method": method, "model": model}
+            columns = {"row": range(CASES), "time_months": months, "event": event, "risk": risk}
+            about = {"method": method, "model": model, "hospital": site, "task": "survival"}
             parts.append(
-                pd.DataFrame({"hospital": site, "task": "survival", "label": None, "probabilities": None, **columns})
+                pd.DataFrame(
+                    {**about, "hospital": site, "task": "survival", "label": None, "probabilities": None, **columns}
+                )
             )
     return pd.concat(parts, ignore_index=True).assign(seed=0)
 

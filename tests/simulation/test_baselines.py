@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -90,11 +91,30 @@ def test_a_probe_leaves_out_cases_without_slides_and_says_how_many_and_that_its_
     pooled = found["gigapath_lp/pooled"].tables[""]
     assert set(pooled["hospital"]) == {"H1"}
     assert list(found["gigapath_lp/local"].tables) == ["H1"]
-    assert not found["gigapath_lp/federated"].tables
+    assert set(found["gigapath_lp/federated"].tables[""]["hospital"]) == {"H1"}
     test = {site: int((data.truth[site].cases["split"] == "test").sum()) for site in data.truth}
     expected = f"gigapath_lp: {test['H2']} of {sum(test.values())} test cases lack slides and are left out of its rows."
     assert expected in found["gigapath_lp/pooled"].notes
     assert any("stand-in" in note and "'small'" in note for note in found["gigapath_lp/pooled"].notes)
+
+
+def test_a_probe_on_slides_never_reads_expression_and_one_hospital_is_not_enough_where_two_are_asked(
+    half_with_slides: Scene,
+) -> None:
+    def tables(data: Hospitals) -> dict[str, pd.DataFrame]:
+        rows = run_baselines(("gigapath_lp/pooled", "gigapath_lp/federated"), data, half_with_slides, never, quiet)
+        return {row.method: row.tables[""] for row in rows}
+
+    data = Hospitals(half_with_slides)
+    before = tables(data)
+    for cases in data.cases.values():
+        cases[:] = [replace(case, expression=case.expression + 1) for case in cases]
+    privacy = data.study.privacy.model_copy(update={"min_contributors": 2})
+    data.study = data.study.model_copy(update={"privacy": privacy})
+    after = tables(data)
+    pd.testing.assert_frame_equal(after["gigapath_lp/pooled"], before["gigapath_lp/pooled"])
+    assert len(before["gigapath_lp/federated"])
+    assert after["gigapath_lp/federated"].empty
 
 
 def test_the_budget_of_a_baseline_counts_the_cases_that_it_can_read(half_with_slides: Scene) -> None:

@@ -34,7 +34,7 @@ def predictions(skill: float) -> pd.DataFrame:
     for number, site in enumerate(("H1", "H2")):
         draw = np.random.default_rng(number)
         months, noise = draw.exponential(20, 60), draw.normal(size=60)
-        columns = {"time_months": months, "event": 1.0, "risk": noise - skill * np.log(months)}
+        columns = {"time_months": months, "event": 1.0, "risk": noise - skill * np.log(months), "row": range(60)}
         parts.append(
             pd.DataFrame({"hospital": site, "task": "survival", "label": None, "probabilities": None} | columns)
         )

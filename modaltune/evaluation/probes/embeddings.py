@@ -1,4 +1,6 @@
-"""Probes of a study: one a task, on that task's embeddings of the training cases.
+"""Probes of a study: one a task, on that task's embeddings of the training cases, or on slide vectors.
+
+n cases, F features, D width of a slide vector.
 
 Ridge is that of the published evaluation, C = 1 and penalizer 0.1, here on standardised embeddings: nothing is chosen,
 so no case is spent on choosing, and a federation pays for one fit a task.
@@ -11,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
-from modaltune.data.batch import CaseTensors
+from modaltune.data.batch import CaseTensors, collate
 from modaltune.data.preprocessing import TaskSpace
+from modaltune.encoders.slide import Places, SlideEncoder
 from modaltune.evaluation.metrics import Floats
 from modaltune.evaluation.predictions import embed_cases, prediction_table
 from modaltune.evaluation.probes.fit import PENALIZER, C, Probe, ProbeSpec
@@ -34,6 +38,21 @@ def probe_spec(task: TaskSpec, space: TaskSpace) -> ProbeSpec:
 def embedded(learner: Learner, cases: Sequence[CaseTensors]) -> dict[str, Floats]:
     """Embeddings ``[n, F]`` of every case for every task."""
     return {task: found.double().cpu().numpy() for task, found in embed_cases(learner, cases).items()}
+
+
+@torch.no_grad()
+def slide_vectors(cases: Sequence[CaseTensors], encoder: SlideEncoder) -> Floats:
+    """``[n, D]`` vector that the frozen slide encoder gives to each case's bag; zeros for a case without slides."""
+    rows = []
+    for case in cases:
+        if not case.patch_count:
+            rows.append(torch.zeros(encoder.width))
+            continue
+        batch = collate([case])
+        places = Places(batch.cells)
+        tokens = encoder.with_cls(encoder.embed(batch.patches, batch.cells))
+        rows.append(encoder.image(encoder.run_layers(tokens, 0, encoder.depth - 1, places), places)[0, 0])
+    return torch.stack(rows).double().numpy() if rows else np.zeros((0, encoder.width))
 
 
 def labelled_cases(task: TaskSpec, cases: Sequence[CaseTensors], frame: pd.DataFrame, features: Floats) -> SiteCases:

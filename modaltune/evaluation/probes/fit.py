@@ -115,10 +115,19 @@ def site_sums(cases: SiteCases, question: ProbeQuestion) -> Sums:
     return logistic_sums(features, labels, question.coefficients, derivatives=question.derivatives)
 
 
-def fit_sites(spec: ProbeSpec, sites: Mapping[str, SiteCases], minimum: int = 1) -> Probe:
-    """Fit over sites in memory; each answers only with what could leave it."""
+def fit_sites(spec: ProbeSpec, sites: Mapping[str, SiteCases], minimum: int = 1, needed: int = 0) -> Probe:
+    """Fit over sites in memory; each answers only with what could leave it.
+
+    Args:
+        minimum: smallest group of cases that a site counts.
+        needed: contributing sites without which nothing is fitted.
+    Raises:
+        ProbeError: fewer sites contribute, or see :func:`fit_probe`.
+    """
     tallies = {site: site_tally(cases, spec.groups, minimum) for site, cases in sites.items()}
     asked = contributors(tallies)
+    if len(asked) < needed:
+        raise ProbeError(f"{len(asked)} of {len(sites)} sites contribute, min_contributors = {needed}")
     return fit_probe(spec, tallies, lambda question: {site: site_sums(sites[site], question) for site in asked})
 
 
