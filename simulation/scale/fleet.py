@@ -15,6 +15,8 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
+from flwr.supercore import heartbeat
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -23,7 +25,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.supernode.fleet_http_connection import http_request_response
+from flwr.supernode import fleet_http_connection
 from numpy.typing import NDArray
 
 from modaltune.federation.capability import versions
@@ -35,18 +37,18 @@ from modaltune.seeds import numpy_generator
 
 CASES = 20
 _WORKERS = 4
-_POLL_SECONDS, _REQUESTS_A_SECOND = 3.0, 33.0
-"""How often a SuperNode asks for messages, and how often all sites together ask at most: hundreds ask less often."""
+_POLL_SECONDS, _REQUESTS_A_SECOND, _BEATS_A_SECOND = 3.0, 33.0, 3.0
+"""How often a SuperNode asks for messages; how often all sites together ask, and give a sign of life, at most: hundreds
+do both less often."""
 
 
 def run_fleet(address: str, keys: Path, authority: Path) -> None:
     """Answer for the site of every key in a folder, until the process is told to stop."""
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 0, 0, 0
+    sites = sorted(keys.glob("*.key"))
+    _beat_every(max(HEARTBEAT_DEFAULT_INTERVAL, round(len(sites) / _BEATS_A_SECOND)))
     with ExitStack() as stack, ThreadPoolExecutor(_WORKERS) as pool:
-        nodes = [
-            Node(path.stem, stack.enter_context(connection(address, path, authority)))
-            for path in sorted(keys.glob("*.key"))
-        ]
+        nodes = [Node(path.stem, stack.enter_context(connection(address, path, authority))) for path in sites]
         sys.stdout.write("connected\n")
         sys.stdout.flush()
         pause = max(_POLL_SECONDS, len(nodes) / _REQUESTS_A_SECOND)
@@ -56,11 +58,18 @@ def run_fleet(address: str, keys: Path, authority: Path) -> None:
             time.sleep(0.02)
 
 
+def _beat_every(seconds: int) -> None:
+    """Flower has no setting for it; at its 30 seconds, a thousand sites would ask for little else."""
+    for module in (heartbeat, fleet_http_connection):
+        vars(module)["HEARTBEAT_DEFAULT_INTERVAL"] = seconds
+
+
 def connection(address: str, key: Path, authority: Path, **options: Any) -> Any:
     """A line to the coordinator as Flower's SuperNode opens it, with a site's real key."""
     private = load_ssh_private_key(key.read_bytes(), None)
     assert isinstance(private, ec.EllipticCurvePrivateKey)
-    return http_request_response(address, False, authority.read_bytes(), (private, private.public_key()), **options)
+    pair = (private, private.public_key())
+    return fleet_http_connection.http_request_response(address, False, authority.read_bytes(), pair, **options)
 
 
 class Node:

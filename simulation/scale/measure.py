@@ -105,7 +105,7 @@ def _await(home: Home, fleet: Path, sites: int) -> None:
             online = sum(node.online for node in link.nodes())
         if online == sites:
             return
-        time.sleep(1)
+        time.sleep(max(1.0, sites / 100))
     raise FederationError(f"{online} of {sites} sites connected in {_CONNECT_SECONDS:.0f} s")
 
 
