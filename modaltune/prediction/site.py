@@ -95,6 +95,11 @@ def model_at_site(model: Path, folder: Path, public_pem: str | None = None) -> M
         ModalTuneError: one line that says what is wrong where, and how to correct it.
     """
     learner, study, preprocessing = load_model(model, public_pem)
+    if study.model.kind != "modaltune":
+        raise ConfigError(
+            f"{model}: a baseline ({study.model.kind}), whose risks are those of hazards and which has no extractors;"
+            " give the model of a study with model.kind = 'modaltune'"
+        )
     config = read_site_config(folder)
     cohort = load_site(folder, split_salt=study.digest, with_labels=False)
     _require_width(cohort, study)

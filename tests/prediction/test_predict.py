@@ -18,7 +18,8 @@ from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.evaluation.predictions import embed_cases, probabilities_of
 from modaltune.federation.study import Study
-from modaltune.models.learner import Learner
+from modaltune.models.baselines.registry import baseline_study
+from modaltune.models.learner import Learner, build_learner
 from modaltune.prediction.distance import distance_of
 from modaltune.prediction.site import model_at_site
 from modaltune.prediction.table import median_months, prediction_rows, survival_curve
@@ -252,6 +253,16 @@ def test_nobody_knows_the_test_cases_of_a_model_trained_alone_on_hashed_splits(
     assert code == 2
     assert "nobody can tell which ones it saw; take --split all" in err
     assert set(table_of(run, made)["split"]) == {"unknown"}
+
+
+def test_a_baseline_is_refused(
+    run: Run, tmp_path: Path, tiny_study: Study, tiny_preprocessing: Preprocessing, tiny_cohort: Cohort
+) -> None:
+    study = baseline_study(tiny_study, "mlp")
+    made = release(tmp_path, build_learner(study, tiny_preprocessing), study, tiny_preprocessing, tiny_cohort)
+    code, _, err = run("predict", made.model, made.site)
+    assert code == 2
+    assert "a baseline (mlp)" in err
 
 
 def test_patches_stay_on_disk_until_a_case_is_read(released: Released) -> None:
