@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from modaltune.data.batch import CaseTensors, readable
+from modaltune.data.cohort import Cohort
 from modaltune.errors import ConfigError
 from modaltune.evaluation.metrics import Floats
 from modaltune.evaluation.predictions import readable_rows
@@ -16,7 +17,7 @@ from modaltune.evaluation.probes.embeddings import slide_vectors
 from modaltune.federation.study import NEEDS, Study
 from modaltune.models.baselines.registry import ROWS, baseline_study
 from modaltune.models.learner import frozen_encoder
-from simulation.compare import Hospitals, Job, Scene, run_jobs
+from simulation.compare import Hospitals, Job, Scene, run_jobs, trainable
 from simulation.probes import probe_tables
 
 PROBE = "gigapath_lp"
@@ -60,21 +61,29 @@ def run_baselines(
         ways = [way for way in WAYS if f"{kind}/{way}" in methods]
         if not ways:
             continue
-        if reason := _reason(kind, data):
+        if reason := unreadable(kind, data.cohorts.values()):
             yield from (Found(method=f"{kind}/{way}", tables={}, notes=(f"{kind}: n/a: {reason}.",)) for way in ways)
             continue
-        notes = (*_unread(kind, data), *_stand_in(kind, data))
+        notes = remarks(kind, data)
         run = _probe if kind == PROBE else _trained
         for found in run(kind, ways, data, scene, federate, say):
             yield replace(found, notes=(*found.notes, *notes))
 
 
-def _reason(kind: str, data: Hospitals) -> str | None:
+def unreadable(kind: str, cohorts: Iterable[Cohort]) -> str | None:
     """Why a baseline has no row in this federation."""
-    train = [case for site in data.cohorts for case in data.split(site, "train")]
-    if any(readable(case, NEEDS[kind]) for case in train):
-        return None
+    for cohort in cohorts:
+        train = cohort.cases.index[cohort.cases["split"] == "train"]
+        genes = train[:0] if cohort.expression is None else cohort.expression.index
+        have = {"slides": set(cohort.bags), "expression": set(genes)}
+        if set(train).intersection(*(have[name] for name in NEEDS[kind])):
+            return None
     return f"no training case has {' and '.join(NEEDS[kind])}"
+
+
+def remarks(kind: str, data: Hospitals) -> tuple[str, ...]:
+    """What to know of the rows of a model: cases that it leaves out, and whether its encoder is a stand-in."""
+    return (*_unread(kind, data), *_stand_in(kind, data))
 
 
 def _unread(kind: str, data: Hospitals) -> tuple[str, ...]:
@@ -104,7 +113,7 @@ def _trained(
     steps = data.budget(study.model.needs)
     jobs = [Job(method="pooled", steps=steps)] if "pooled" in ways else []
     if "local" in ways:
-        jobs += [Job(method="local", hospital=site, steps=steps) for site in _trainable(kind, data)]
+        jobs += [Job(method="local", hospital=site, steps=steps) for site in trainable(data, NEEDS[kind])]
     if not jobs:
         return
     say(f"training {len(jobs)} models of {kind} for comparison, {steps} steps each")
@@ -115,22 +124,15 @@ def _trained(
         yield Found(method=f"{kind}/{way}", tables=found)
 
 
-def _trainable(kind: str, data: Hospitals) -> list[str]:
-    """Hospitals with a labelled training case that the model can read."""
-    return [
-        site
-        for site in sorted(data.cohorts)
-        if any(case.targets and readable(case, NEEDS[kind]) for case in data.split(site, "train"))
-    ]
-
-
 def _probe(
     kind: str, ways: Sequence[str], data: Hospitals, scene: Scene, federate: Federate, say: Say
 ) -> Iterator[Found]:
     """The linear probe on the frozen slide encoder."""
     say(f"fitting {kind}")
     for way in ways:
-        groups = {site: [site] for site in _trainable(kind, data)} if way == "local" else {"": sorted(data.cohorts)}
+        groups = (
+            {site: [site] for site in trainable(data, NEEDS[kind])} if way == "local" else {"": sorted(data.cohorts)}
+        )
         tables = {
             owner: _probe_predictions(data, sites, together=way != "federated") for owner, sites in groups.items()
         }

@@ -108,6 +108,15 @@ class Hospitals:
         return prepare(cohort, self.study, self.preprocessing)
 
 
+def trainable(data: Hospitals, needs: Sequence[str]) -> list[str]:
+    """Hospitals with a labelled training case that a model with these needs can read."""
+    return [
+        site
+        for site in sorted(data.cohorts)
+        if any(case.targets and readable(case, needs) for case in data.split(site, "train"))
+    ]
+
+
 def run_jobs(
     scene: Scene, jobs: Sequence[Job], done: Callable[[Job], None] | None = None
 ) -> list[tuple[Job, Predicted]]:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from modaltune.errors import ConfigError, FederationError
 from modaltune.federation.study import Study
-from simulation.baselines import run_baselines
+from simulation.baselines import remarks, run_baselines
 from simulation.compare import (
     PERSONAL_SHARE,
     Hospitals,
@@ -21,6 +21,7 @@ from simulation.compare import (
     linear_predictions,
     predict_site,
     run_jobs,
+    trainable,
 )
 from simulation.cross_site import Trained, influence_rows, matrix_rows, study_without
 from simulation.engine import run_federation
@@ -54,13 +55,16 @@ class Experiment:
             weights=self.out / "model" / "weights.safetensors",
         )
         data = Hospitals(scene)
-        if data.budget() != result.steps and result.status == "OK":
-            raise ConfigError(f"the federation took {result.steps} steps, the fair budget is {data.budget()}")
+        budget = data.budget(self.study.model.needs)
+        if budget != result.steps and result.status == "OK":
+            raise ConfigError(f"the federation took {result.steps} steps, the fair budget is {budget}")
         scorer = Scorer(data, self.outcome)
+        self.outcome.notes += remarks(self.study.model.kind, data)
         federated = everybodys_test_cases(data, lambda s: predict_site(data, result.learner, s))
         scorer.record("federated", {"": federated})
-        probed = probe_tables(data, embeddings_of(result.learner), sorted(self.sites), together=False)
-        scorer.record_probes("federated", {"": probed})
+        if self.study.model.kind == "modaltune":
+            probed = probe_tables(data, embeddings_of(result.learner), sorted(self.sites), together=False)
+            scorer.record_probes("federated", {"": probed})
         if cross_site:
             self._cross_site(data, Trained(study=self.study, preprocessing=data.preprocessing, table=federated))
         if ablations:
@@ -75,7 +79,7 @@ class Experiment:
 
     def _comparisons(self, scorer: Scorer, scene: Scene, steps: int, comparisons: Sequence[str]) -> None:
         data = scorer.data
-        local = [site for site in sorted(self.sites) if self._trains(data, site)]
+        local = trainable(data, self.study.model.needs)
         jobs = [Job(method="pooled", steps=steps)] if "pooled" in comparisons else []
         jobs += [Job(method="local", hospital=site, steps=steps) for site in local if "local" in comparisons]
         if "personalised" in comparisons:
@@ -96,9 +100,6 @@ class Experiment:
             scorer.record(method, models)
         for method, models in probes.items():
             scorer.record_probes(method, models)
-
-    def _trains(self, data: Hospitals, site: str) -> bool:
-        return any(case.targets for case in data.split(site, "train"))
 
     def _ablations(self, scorer: Scorer) -> None:
         """Separate heads instead of label texts, and one federation per task."""

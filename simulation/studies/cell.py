@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,12 +20,15 @@ import typer
 from modaltune.console import progress_line, run_app
 from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing
-from modaltune.evaluation.predictions import metric_rows
+from modaltune.evaluation.metrics import Score
+from modaltune.evaluation.predictions import metric_rows, row
 from modaltune.evaluation.survival import Censoring
-from modaltune.federation.study import Study
-from modaltune.storage import write_json
+from modaltune.federation.study import HEADLINES, Study
+from modaltune.models.baselines.registry import baseline_study
+from modaltune.storage import write_json, write_text
 from server.report import write_report
-from simulation.experiment import COMPARISONS, ON_REQUEST, Experiment
+from simulation.baselines import baseline_methods, unreadable
+from simulation.experiment import Experiment
 from simulation.outcomes import Outcome, write_outcomes
 from simulation.runs import run_folder, versions
 from simulation.studies.cells import Cell
@@ -34,7 +37,7 @@ from simulation.studies.probe import probe_rows
 from simulation.studies.spec import ABLATIONS
 from simulation.study import draft_study, read_sites
 
-CELL_FILE = "cell.json"
+CELL_FILE, OWN = "cell.json", "modaltune"
 _SECONDS_TO_END = 20.0
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -58,22 +61,60 @@ def run_cell(cell: Cell, out: Path, data: Path | None) -> None:
     with run_folder(out) as folder:
         scene = write_scene(cell.spec, cell.seed, data, folder)
         cohorts = read_sites(list(scene.sites.values()), scene.tasks, cell.study)
-        study = draft_study(cell.study, cohorts, scene.tasks, scene.gene_sets, cell.settings, seed=cell.seed)
+        study = _study(cell, cohorts, scene)
+        chosen = _methods(cell, study)
+        write_cell(folder / CELL_FILE, cell)
+        if reason := unreadable(study.model.kind, cohorts.values()):
+            say(f"{cell.name}: n/a, {reason}")
+            _write_nothing(folder, study, chosen, reason)
+            return
         say(f"{cell.name}: {len(scene.sites)} hospitals train, {len(scene.truth)} are tested")
         experiment = Experiment(study, scene.sites, scene.truth, folder, say)
-        chosen = tuple(name for name in cell.methods if name in (*COMPARISONS, *ON_REQUEST))
-        outcome = experiment.run(comparisons=chosen, ablations=any(name in ABLATIONS for name in cell.methods))
-        outcome.rows = [row for row in outcome.rows if row["method"] in cell.methods]
+        outcome = experiment.run(comparisons=chosen, ablations=bool({*chosen} & {*ABLATIONS}))
+        outcome.rows = [row for row in outcome.rows if row["method"] in chosen]
         outcome.rows += group_rows(outcome, study, scene, cohorts, folder)
         if cell.data["probe"]:
             say(f"probing on {', '.join(cell.data['probe'])}")
             outcome.rows += probe_rows(cell.spec, cell.seed, data, folder, study)
-        for name in ("sites", "truth", "probe"):
-            shutil.rmtree(folder / name, ignore_errors=True)
+        _without_cases(folder)
         more = {"title": f"{cell.title}: {cell.name}", "simulated": True, "seeds": [cell.seed], "versions": versions()}
-        write_outcomes(folder, [outcome], outcome.summary | more)
-        write_cell(folder / CELL_FILE, cell)
+        write_outcomes(folder, [outcome], outcome.summary | more | {"notes": outcome.notes})
         write_report(folder)
+
+
+def _study(cell: Cell, cohorts: Mapping[str, Cohort], scene: SceneFolders) -> Study:
+    """The study of a cell; a baseline takes the recipe of its row."""
+    model = cell.settings.get("model", {})
+    kind, own = model.get("kind", OWN), {**cell.settings, "model": {**model, "kind": OWN}}
+    study = draft_study(cell.study, cohorts, scene.tasks, scene.gene_sets, own, seed=cell.seed)
+    return study if kind == OWN else baseline_study(study, kind)
+
+
+def _methods(cell: Cell, study: Study) -> tuple[str, ...]:
+    """What is scored; what does not depend on the model is scored in ModalTune's cell only."""
+    if study.model.kind != OWN:
+        return tuple(name for name in cell.methods if name in ("federated", "local", "pooled"))
+    return tuple(row for name in cell.methods for row in (baseline_methods(name) or (name,)))
+
+
+def _write_nothing(folder: Path, study: Study, methods: Sequence[str], reason: str) -> None:
+    """A cell whose model nobody has the cases for: rows without a value, and why."""
+    nothing = Score(value=None, low=None, high=None, n=0)
+    rows = [
+        row(method, task.name, metric, "all", nothing, study.seed)
+        for method in methods
+        for task in study.tasks
+        for metric in HEADLINES[task.kind]
+    ]
+    _without_cases(folder)
+    write_json(folder / "metrics.json", rows)
+    write_text(folder / "rounds.jsonl", "")
+    write_json(folder / "summary.json", {"status": "OK", "seconds": 0.0, "budget": {"steps": 0}, "notes": [reason]})
+
+
+def _without_cases(folder: Path) -> None:
+    for name in ("sites", "truth", "probe"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def group_rows(

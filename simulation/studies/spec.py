@@ -12,11 +12,12 @@ from modaltune.data.tcga import DIAGNOSES
 from modaltune.errors import ConfigError
 from modaltune.federation.study import Name, first_problem
 from modaltune.tasks.vocabulary import configs_folder
+from simulation.baselines import PROBE
 from simulation.experiment import COMPARISONS, ON_REQUEST
 from simulation.synthetic import DEFAULT_CASES, FEWEST_CASES
 
 ABLATIONS = ("separate_heads", "per_task")
-METHODS = ("federated", *COMPARISONS, *ON_REQUEST, *ABLATIONS)
+METHODS = ("federated", *COMPARISONS, *ON_REQUEST, *ABLATIONS, PROBE)
 TABLES = ("slides", "model", "training", "aggregation", "privacy")
 """Tables of a study that an experiment may set."""
 

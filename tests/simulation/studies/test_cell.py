@@ -14,8 +14,9 @@ from server.rounds import Federation, Result
 from simulation import experiment
 from simulation.studies.cell import run_cell
 from simulation.studies.cells import Cell, expand
+from simulation.studies.results import shown, tidy
 from simulation.studies.runner import cell_folder, state_of
-from simulation.studies.spec import StudyFile
+from simulation.studies.spec import ShowSpec, StudyFile
 from tests.integration.grids import LocalGrid
 
 pytestmark = pytest.mark.integration
@@ -46,6 +47,45 @@ def test_a_cell_scores_the_hospital_that_was_left_out(tmp_path: Path, monkeypatc
     assert json.loads((folder / "study.json").read_text())["roster"] == ["H1", "H2", "H3", "H4"]
     assert (folder / "report.html").is_file()
     assert not list(folder.glob("sites")) + list(folder.glob("truth"))
+
+
+def baseline_cell(kind: str, **data: Any) -> Cell:
+    about = {"name": "one", "methods": ["linear", "gigapath_lp"], "data": {"kind": "synthetic", "cases": 100, **data}}
+    axes = [{"name": "model.kind", "values": [kind]}]
+    return expand(StudyFile.model_validate({**about, "training": {"rounds": 1}, "axes": axes}))[0]
+
+
+def test_a_baseline_is_a_cell_with_its_own_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "run_federation", federate_here)
+    one = baseline_cell("mlp")
+    run_cell(one, folder := cell_folder(tmp_path, one), None)
+    study = Study.from_json((folder / "study.json").read_text())
+    assert (study.model.kind, study.training.objective) == ("mlp", "hazards")
+    assert {row["method"] for row in rows(folder)} == {"federated"}, "the others do not depend on the model"
+    assert all(row["value"] is not None for row in rows(folder, hospital="all", metric="auc"))
+
+
+def test_the_linear_probe_is_scored_beside_modaltune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "run_federation", federate_here)
+    one = baseline_cell("modaltune", hospitals=["H1", "H2"])
+    run_cell(one, folder := cell_folder(tmp_path, one), None)
+    probes = {f"gigapath_lp/{way}" for way in ("federated", "local", "pooled")}
+    assert {row["method"] for row in rows(folder)} == {"federated", "linear", *probes}
+    assert any("stand-in" in note for note in json.loads((folder / "summary.json").read_text())["notes"])
+
+
+def test_a_baseline_that_nobody_has_the_data_for_is_not_applicable_and_says_why(tmp_path: Path) -> None:
+    one = baseline_cell("abmil", modalities=["expression"])
+    run_cell(one, folder := cell_folder(tmp_path, one), None)
+    assert state_of(tmp_path, one) == "done"
+    found = rows(folder)
+    assert {(row["method"], row["hospital"], row["value"], row["n"]) for row in found} == {
+        ("federated", "all", None, 0)
+    }
+    assert json.loads((folder / "summary.json").read_text())["notes"] == ["no training case has slides"]
+    table = tidy([one], tmp_path)
+    assert table["value"].isna().all()
+    assert shown(table, ["model.kind"], ShowSpec())["undefined"].tolist() == [1] * 3
 
 
 @pytest.mark.tcga

@@ -123,7 +123,7 @@ def test_every_mistake_in_a_study_file_is_one_line(tmp_path: Path, old: str, new
 
 
 def test_an_absent_study_file_names_the_ready_made_ones(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no such study file; .*: communication, disjoint-tasks"):
+    with pytest.raises(ConfigError, match=r"no such study file; .*: baselines, communication, disjoint-tasks"):
         load_study_file(tmp_path / "nowhere.toml")
 
 
