@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from client.label_queries import ANSWER, read_label_query
+from client.probes import PROBES, SUMS, TALLIES, read_probe, read_probes
 from client.runtime import Site
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.errors import ConfigError, ModalTuneError
@@ -46,6 +47,8 @@ def make_app(locate: Locate) -> ClientApp:
     app.train()(guarded(train))
     app.evaluate()(guarded(evaluate))
     app.query("label")(guarded(label_query))
+    app.query("tally")(guarded(tally))
+    app.query("probe")(guarded(probe))
     return app
 
 
@@ -77,7 +80,10 @@ def train(site: Site, message: Message) -> RecordDict:
 
 def evaluate(site: Site, message: Message) -> RecordDict:
     """Metrics on this site's own test cases."""
-    return RecordDict({"metrics": MetricRecord(dict(site.evaluate(_preprocessing(message), _arrays(message))))})
+    preprocessing = _preprocessing(message)
+    probes = read_probes(message, site.study, preprocessing) if PROBES in message.content else {}
+    metrics = site.evaluate(preprocessing, _arrays(message), probes)
+    return RecordDict({"metrics": MetricRecord(dict(metrics))})
 
 
 def label_query(site: Site, message: Message) -> RecordDict:
@@ -85,6 +91,16 @@ def label_query(site: Site, message: Message) -> RecordDict:
     query = read_label_query(message, site.study)
     answer = site.label_query(_preprocessing(message), _arrays(message), query)
     return RecordDict({ANSWER: _record(answer)})
+
+
+def tally(site: Site, message: Message) -> RecordDict:
+    """Tallies of this site's training cases, for probes."""
+    return RecordDict({TALLIES: _record(site.tally(_preprocessing(message), _arrays(message)))})
+
+
+def probe(site: Site, message: Message) -> RecordDict:
+    """Sums over this site's training cases, for one step of a probe."""
+    return RecordDict({SUMS: _record(site.probe(read_probe(message, site.study)))})
 
 
 def _failure(code: str) -> RecordDict:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from client.label_queries import disclosed
+from client import label_queries, probes
 from client.preprocessing import widest_preprocessing
 from client.questions import trained_weights
 from client.runtime import Site
@@ -50,6 +50,7 @@ class Disclosure:
     training_metrics: tuple[str, ...]
     evaluation_metrics: tuple[str, ...]
     label_queries: str
+    probes: str
     counts_below: int
     weights: dict[str, str]
     device: str
@@ -74,6 +75,7 @@ class Disclosure:
             "training metrics": list(self.training_metrics),
             "evaluation metrics": list(self.evaluation_metrics),
             "label queries": self.label_queries,
+            "probes": self.probes,
             "counts below": self.counts_below,
             "weights": self.weights,
             "device": self.device,
@@ -97,7 +99,8 @@ def disclosure(site: Site) -> Disclosure:
         training=_entries(message_manifest(study.training.wire, manifest)),
         training_metrics=TRAIN_METRICS,
         evaluation_metrics=evaluation_metrics(study),
-        label_queries=disclosed(study),
+        label_queries=label_queries.disclosed(study),
+        probes=probes.disclosed(study),
         counts_below=site.minimum,
         weights=verify_weights(study),
         device=str(site.device),

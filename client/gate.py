@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from client.approvals import Approval
 from client.label_queries import ANSWER, LABEL, manifest_of, released_answer
+from client.probes import PROBE, SUMS, TALLIES, TALLY, released_sums, released_tally
 from client.questions import CAPABILITY, EVALUATE, STATISTICS, TRAIN, Question, read_arrays
 from modaltune.errors import MessageRefused, ModalTuneError, ReplyRefused
 from modaltune.federation.average import State
@@ -181,12 +182,26 @@ def _label_query(question: Question, approval: Approval, content: RecordDict) ->
     return RecordDict({ANSWER: _arrays(released_answer(approval, found))})
 
 
+def _tally(question: Question, approval: Approval, content: RecordDict) -> RecordDict:
+    record = _only(approval, content, TALLIES).array_records[TALLIES]
+    found = read_arrays(record, question.manifest, approval.site)
+    return RecordDict({TALLIES: _arrays(released_tally(question, approval, found))})
+
+
+def _probe(question: Question, approval: Approval, content: RecordDict) -> RecordDict:
+    record = _only(approval, content, SUMS).array_records[SUMS]
+    found = read_arrays(record, question.manifest, approval.site)
+    return RecordDict({SUMS: _arrays(released_sums(approval, found))})
+
+
 _RULES: Mapping[str, Callable[[Question, Approval, RecordDict], RecordDict]] = {
     CAPABILITY: _capability,
     STATISTICS: _statistics,
     TRAIN: _training,
     EVALUATE: _evaluation,
     LABEL: _label_query,
+    TALLY: _tally,
+    PROBE: _probe,
 }
 
 

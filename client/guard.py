@@ -38,6 +38,7 @@ from client import gate
 from client.approvals import Approval, Approvals
 from client.home import Home
 from client.label_queries import count_label_query
+from client.probes import count_probe
 from client.questions import KINDS, TRAIN, Question, largest_message, read_question, study_of
 from client.usage import Usage
 from modaltune.errors import MessageRefused
@@ -214,6 +215,8 @@ class Guard:
             self.usage.count_round(study.digest)
         if question.query is not None:
             count_label_query(self.usage, approval, question.query)
+        if question.probe is not None:
+            count_probe(self.usage, approval, question.probe)
         self.asked = Asked(message=outer, question=question, approval=approval)
         self.audit.append("question", **_facts(self.asked), bytes=size)
         self._tell(f"{question.kind} round {question.round}" if question.round else question.kind, now=True)
@@ -303,6 +306,7 @@ def _facts(asked: Asked) -> dict[str, Any]:
         "bundle": asked.approval.bundle,
         "round": asked.question.round,
         **({} if asked.question.query is None else {"label_query": asked.question.query.digest}),
+        **({} if (probe := asked.question.probe) is None else {"task": probe.task, "probe": probe.digest}),
     }
 
 

@@ -9,16 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load_file, save
 from torch import Tensor
 
+from modaltune.evaluation.probes.sums import SiteCases
 from modaltune.federation.average import State
 from modaltune.federation.wire import Packed
 from modaltune.storage import canonical_json, load_state, save_state, write_bytes, write_text
 
 _KEPT = 2  # a round that is repeated after a crash starts from the memory of the round before
 _OPTIMISER, _ROUNDING = "optimiser/", "rounding/"
+
+
+Cases = Mapping[str, SiteCases]
+"""Training cases by task, as a probe sees them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,3 +105,40 @@ class RoundMemory:
 
     def _path(self, round_number: int) -> Path:
         return self.folder / f"{round_number:06d}.safetensors"
+
+
+class ProbeMemory:
+    """Embeddings of the training cases under the one model that probes are about: a process answers one question."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def keep(self, name: str, cases: Cases) -> None:
+        """Write them, atomically, and forget those of other models."""
+        arrays = dict[str, NDArray[np.generic]]()
+        for task, held in cases.items():
+            arrays |= {f"{task}.features": held.features, f"{task}.group": held.group}
+            arrays |= {} if held.months is None else {f"{task}.months": held.months}
+        write_bytes(self._path(name), save({key: np.asarray(value, order="C") for key, value in arrays.items()}))
+        for path in self.folder.glob("*.safetensors"):
+            if path != self._path(name):
+                path.unlink()
+
+    def read(self, name: str) -> dict[str, SiteCases] | None:
+        """What was kept; None when there is nothing that can be read."""
+        try:
+            arrays = load_file(self._path(name))
+        except (SafetensorError, OSError):
+            return None
+        tasks = [key.removesuffix(".group") for key in arrays if key.endswith(".group")]
+        return {
+            task: SiteCases(
+                features=arrays[f"{task}.features"],
+                group=arrays[f"{task}.group"],
+                months=arrays.get(f"{task}.months"),
+            )
+            for task in tasks
+        }
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"

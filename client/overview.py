@@ -31,5 +31,8 @@ def overview(home: Home, now: float) -> dict[str, Any]:
         "approved": {approval.study.name: approval.study.digest for approval in Approvals(home.approvals).all()},
         "rounds answered": {digest[:12]: count for digest, count in usage.counts.rounds.items()},
         "label queries answered": {name[:12]: len(asked) for name, asked in usage.counts.label_queries.items()},
+        "probe questions answered": {
+            name[:12]: sum(map(len, asked.values())) for name, asked in usage.counts.probes.items()
+        },
         "bytes left today": usage.bytes_left,
     }

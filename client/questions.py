@@ -13,11 +13,20 @@ from flwr.app import Array, ConfigRecord, Message
 
 from client.label_queries import LABEL, label_query_bytes, read_label_query
 from client.preprocessing import check_preprocessing, named_genes, widest_preprocessing
+from client.probes import MODEL, PROBE, TALLY, check_allowed, read_probe, read_probes
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.errors import ConfigError, MessageRefused, ReplyRefused
 from modaltune.federation.average import State
 from modaltune.federation.label_query import LabelQuery
 from modaltune.federation.manifest import Manifest
+from modaltune.federation.probe_query import (
+    ProbeQuery,
+    model_name,
+    probes_digest,
+    question_bytes,
+    sums_manifest,
+    tally_manifest,
+)
 from modaltune.federation.statistics import statistics_shapes
 from modaltune.federation.study import Study
 from modaltune.federation.wire import Packed, decode_weights, message_manifest, sealed_size, unseal
@@ -26,7 +35,7 @@ from modaltune.models.modaltune import trainable_state
 from modaltune.storage import canonical_json, digest_state, digest_text
 
 CAPABILITY, STATISTICS, TRAIN, EVALUATE = "query.capability", "query.statistics", "train", "evaluate"
-KINDS = (CAPABILITY, STATISTICS, TRAIN, EVALUATE, LABEL)
+KINDS = (CAPABILITY, STATISTICS, TRAIN, EVALUATE, LABEL, TALLY, PROBE)
 _HEADER, _RECORDS, _DIGITS = 4096, 16, 64
 """Bytes beyond a record's content, other records than arrays, digits of a number."""
 
@@ -38,10 +47,11 @@ class Question:
     Attributes:
         genes: whose sums are asked for; only of statistics.
         round: only of training.
-        weights: as the coordinator sent them; of training, evaluation and label queries.
-        manifest: of the trained weights, derived here from the study.
+        weights: as the coordinator sent them; of training, evaluation, label queries and tallies.
+        manifest: derived here from the study: of the answer to a tally or probe question, else of the trained weights.
         agreed: what it has in common with other questions that are answered under one approval, name -> digest.
         query: only of label queries.
+        probe: only of probe questions.
     """
 
     kind: str
@@ -52,6 +62,7 @@ class Question:
     manifest: Manifest = field(default_factory=lambda: Manifest(shapes={}))
     agreed: Mapping[str, str] = field(default_factory=dict)
     query: LabelQuery | None = None
+    probe: ProbeQuery | None = None
 
 
 def study_of(message: Message) -> Study:
@@ -80,26 +91,48 @@ def read_question(message: Message, study: Study) -> Question:
             return Question(
                 kind=kind, study=study, genes=genes, agreed={STATISTICS: digest_text(canonical_json(genes))}
             )
-        preprocessing = Preprocessing.from_json(str(config["preprocessing"]))
-        check_preprocessing(preprocessing, study)
-        manifest, start = trained_weights(study, preprocessing)
-        travelling = message_manifest(study.training.wire, manifest)
-        packed = read_arrays(message.content.array_records["arrays"], travelling, "the server")
-        weights = decode_weights(study.training.wire, packed, start)
-        manifest.check("the server", weights)
-        number = int(str(config["round"])) if kind == TRAIN else 0
-        if number not in range(1, study.training.rounds + 1) and kind == TRAIN:
-            raise MessageRefused("QuestionRefused", f"the study has rounds 1 to {study.training.rounds} only")
-        query = read_label_query(message, study) if kind == LABEL else None
+        if kind == PROBE:
+            probe = read_probe(message, study)
+            manifest = sums_manifest(probe.question)
+            return Question(kind=kind, study=study, manifest=manifest, agreed={MODEL: probe.model}, probe=probe)
+        return _about_weights(message, study)
     except ReplyRefused as problem:
         raise MessageRefused("QuestionRefused", problem.reason) from None
     except (KeyError, TypeError, ValueError, ConfigError):
         raise MessageRefused("QuestionUnreadable", f"a message of kind {kind} lacks what it needs") from None
+
+
+def _about_weights(message: Message, study: Study) -> Question:
+    """A question that carries weights and preprocessing."""
+    kind, config = message.metadata.message_type, _config(message)
+    if kind == TALLY:
+        check_allowed(study)
+    preprocessing = Preprocessing.from_json(str(config["preprocessing"]))
+    check_preprocessing(preprocessing, study)
+    manifest, start = trained_weights(study, preprocessing)
+    travelling = message_manifest(study.training.wire, manifest)
+    packed = read_arrays(message.content.array_records["arrays"], travelling, "the server")
+    weights = decode_weights(study.training.wire, packed, start)
+    manifest.check("the server", weights)
+    number = int(str(config["round"])) if kind == TRAIN else 0
+    if number not in range(1, study.training.rounds + 1) and kind == TRAIN:
+        raise MessageRefused("QuestionRefused", f"the study has rounds 1 to {study.training.rounds} only")
+    query = read_label_query(message, study) if kind == LABEL else None
     agreed = {"preprocessing": preprocessing.digest}
     if kind in (EVALUATE, LABEL):  # a query is about the model that is evaluated, and no other
         agreed[EVALUATE] = digest_state({name: torch.from_numpy(value) for name, value in weights.items()})
+    if study.probes.questions and kind in (EVALUATE, TALLY):  # and so are probes
+        agreed[MODEL] = model_name(preprocessing, packed)
+    if study.probes.questions and kind == EVALUATE:
+        agreed["set of probes"] = probes_digest(read_probes(message, study, preprocessing))
     return Question(
-        kind=kind, study=study, round=number, weights=weights, manifest=manifest, agreed=agreed, query=query
+        kind=kind,
+        study=study,
+        round=number,
+        weights=weights,
+        manifest=tally_manifest(study, preprocessing) if kind == TALLY else manifest,
+        agreed=agreed,
+        query=query,
     )
 
 
@@ -137,7 +170,7 @@ def _largest_message(study_json: str) -> int:
     sums = sum(math.prod(shape) for shape in statistics_shapes(study, sorted(named_genes(study))).values())
     text = 4 * len(study_json) + _DIGITS * sums
     fixed = math.ceil(arrays.megabytes * 1e6) + _HEADER * (len(arrays.shapes) + _RECORDS)
-    return fixed + text + label_query_bytes(study)
+    return fixed + text + label_query_bytes(study) + question_bytes(study)
 
 
 def largest_message(study: Study) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,34 @@ import numpy as np
 import pandas as pd
 import torch
 
-from client.memory import Memory, RoundMemory, TrainingReply
+from client.memory import Memory, ProbeMemory, RoundMemory, TrainingReply
 from modaltune.data.batch import CaseTensors
 from modaltune.data.cohort import Cohort
 from modaltune.data.fewer_patches import fewer, with_fewer_patches
 from modaltune.data.preprocessing import Preprocessing, prepare
 from modaltune.data.site import load_site, read_site_config
-from modaltune.errors import FeatureFileError, FederationError
-from modaltune.evaluation.predictions import events_behind, metric_rows, predict
+from modaltune.errors import FeatureFileError, FederationError, ProbeError
+from modaltune.evaluation.metrics import Floats
+from modaltune.evaluation.predictions import Families, embed_cases, events_behind, metric_rows, predict
+from modaltune.evaluation.probes.embeddings import (
+    as_probe_row,
+    embedded,
+    labelled_cases,
+    numbers_of,
+    probe_predictions,
+    probe_spec,
+)
+from modaltune.evaluation.probes.fit import Probe, ProbeQuestion
+from modaltune.evaluation.probes.sums import SiteCases, site_tally
 from modaltune.evaluation.survival import Censoring
+from modaltune.federation import probe_query
 from modaltune.federation.average import State
 from modaltune.federation.capability import versions
 from modaltune.federation.label_query import Answer, LabelQuery, site_answer
-from modaltune.federation.manifest import Manifest, statistics_manifest
+from modaltune.federation.manifest import Manifest, reported_metrics, statistics_manifest
+from modaltune.federation.probe_query import Arrays, ProbeQuery
 from modaltune.federation.statistics import Sums, site_statistics
-from modaltune.federation.study import REPORTED, Study
+from modaltune.federation.study import FURTHER, HEADLINES, Study, TaskSpec
 from modaltune.federation.wire import Packed, decode_weights, encode_update, message_manifest
 from modaltune.models.learner import Learner, build_learner, load_trainable
 from modaltune.models.modaltune import trainable_state
@@ -55,6 +69,7 @@ class Site:
         self.study = study
         self.state_folder = Path(os.environ.get("MODALTUNE_STATE") or folder / ".state")
         self.memory = RoundMemory(self.state_folder / study.digest)
+        self.probe_memory = ProbeMemory(self.state_folder / study.digest / "probes")
         self._cases: dict[str, list[CaseTensors]] = {}
         if self.config.name not in study.roster:
             raise FederationError(
@@ -172,39 +187,101 @@ class Site:
     def _question(self, preprocessing: Preprocessing, arrays: Packed, round_number: int) -> str:
         """Digest of all that a round of training depends on, beside the bags."""
         weights = digest_state({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
-        table = pd.util.hash_pandas_object(self.cohort.cases).to_numpy().tobytes().hex()
-        return digest_text(
-            canonical_json([self.study.digest, round_number, preprocessing.digest, weights, digest_text(table)])
-        )
+        facts = [self.study.digest, round_number, preprocessing.digest, weights, self._table()]
+        return digest_text(canonical_json(facts))
 
-    def evaluate(self, preprocessing: Preprocessing, arrays: Packed) -> dict[str, float]:
+    def _table(self) -> str:
+        """Digest of the cases table."""
+        return digest_text(pd.util.hash_pandas_object(self.cohort.cases).to_numpy().tobytes().hex())
+
+    def evaluate(
+        self, preprocessing: Preprocessing, arrays: Packed, probes: Mapping[str, ProbeQuestion] | None = None
+    ) -> dict[str, float]:
         """Metrics of the model on this site's own test cases, with intervals; small groups are held back.
 
         ``events`` is a lower bound where nearly all cases have one: the exact number would count the few others.
+
+        Args:
+            probes: fitted on the model's embeddings, by task; scored beside it.
         """
         torch.set_num_threads(1)
         self._agree(preprocessing, self.study.training.rounds + 1)
         learner = self._learner(preprocessing, arrays)
-        table = predict(learner, self.study, preprocessing, self.cohort, self._prepared(learner, preprocessing))
-        tables = {task.name: [table] for task in self.study.tasks if task.name in self.cohort.tasks}
-        rows = metric_rows(
-            tables,
+        cases = self._prepared(learner, preprocessing)
+        embeddings = embed_cases(learner, self._split(cases, "test"))
+        table = predict(learner, self.study, preprocessing, self.cohort, cases, embeddings=embeddings)
+        rows = self._rows(table, preprocessing)
+        for name, optimum in (probes or {}).items():
+            if name in self.cohort.tasks:
+                found = self._probed(self.study.task(name), optimum, preprocessing, numbers_of(embeddings)[name])
+                rows += map(as_probe_row, self._rows(found, preprocessing, (HEADLINES,)))
+        out: dict[str, float] = {}
+        for row in rows:
+            task = self.study.task(row["task"])
+            defined = row["value"] is not None and row["low"] is not None
+            if defined and row["n"] >= self.minimum and row["metric"] in reported_metrics(self.study, task):
+                group = f"{row['task']}.{row['metric']}"
+                out |= {f"{group}.{part}": float(row[part]) for part in ("value", "low", "high", "n")}
+                events = min(events_behind(table, task), row["n"] - self.minimum)
+                out |= {f"{group}.events": float(events)} if events >= self.minimum else {}
+        return out
+
+    def _rows(
+        self, table: pd.DataFrame, preprocessing: Preprocessing, families: Families = (HEADLINES, FURTHER)
+    ) -> list[dict[str, Any]]:
+        return metric_rows(
+            {task: [table] for task in set(table["task"])},
             self.study,
             preprocessing,
             method="federated",
             hospital=self.cohort.site,
             seed=self.study.seed,
             censoring=Censoring.of_training([self.cohort.cases]),
+            families=families,
         )
-        out: dict[str, float] = {}
-        for row in rows:
-            defined = row["value"] is not None and row["low"] is not None
-            if defined and row["n"] >= self.minimum and row["metric"] in REPORTED[self.study.task(row["task"]).kind]:
-                group = f"{row['task']}.{row['metric']}"
-                out |= {f"{group}.{part}": float(row[part]) for part in ("value", "low", "high", "n")}
-                events = min(events_behind(table, self.study.task(row["task"])), row["n"] - self.minimum)
-                out |= {f"{group}.events": float(events)} if events >= self.minimum else {}
-        return out
+
+    def _probed(
+        self, task: TaskSpec, optimum: ProbeQuestion, preprocessing: Preprocessing, features: Floats
+    ) -> pd.DataFrame:
+        """Predictions of a fitted probe for the test cases."""
+        space = preprocessing.tasks[task.name]
+        probe = Probe(spec=probe_spec(task, space), optimum=optimum)
+        frame = self.cohort.cases[self.cohort.cases["split"] == "test"]
+        return probe_predictions(probe, frame, self.cohort.site, task, space, features)
+
+    def tally(self, preprocessing: Preprocessing, arrays: Packed) -> Arrays:
+        """Tallies of the training cases of each task under a model; their embeddings stay here, for the questions."""
+        torch.set_num_threads(1)
+        self._agree(preprocessing, self.study.training.rounds + 1)
+        name = self._probed_model(probe_query.model_name(preprocessing, arrays))
+        if (known := self.probe_memory.read(name)) is None:
+            known = self._embedded(preprocessing, arrays)
+            self.probe_memory.keep(name, known)
+        groups = {task.name: probe_query.groups_of(task, preprocessing) for task in self.study.tasks}
+        return probe_query.tally_arrays(
+            {task: site_tally(cases, groups[task], self.minimum) for task, cases in known.items()}
+        )
+
+    def probe(self, query: ProbeQuery) -> Arrays:
+        """Sums over the training cases of a task at given coefficients.
+
+        Raises:
+            ProbeError: the model is not the one that was tallied, or see :func:`probe_query.site_answer`.
+        """
+        torch.set_num_threads(1)
+        known = self.probe_memory.read(self._probed_model(query.model))
+        if known is None:
+            raise ProbeError("no embeddings of the training cases under this model are kept here; ask for a tally")
+        return probe_query.site_answer(known[query.task], query.question, self.minimum)
+
+    def _probed_model(self, name: str) -> str:
+        return digest_text(canonical_json([name, self._table()]))
+
+    def _embedded(self, preprocessing: Preprocessing, arrays: Packed) -> dict[str, SiteCases]:
+        learner = self._learner(preprocessing, arrays)
+        cases = self._split(self._prepared(learner, preprocessing), "train")
+        frame, features = self.cohort.cases[self.cohort.cases["split"] == "train"], embedded(learner, cases)
+        return {task.name: labelled_cases(task, cases, frame, features[task.name]) for task in self.study.tasks}
 
     def label_query(self, preprocessing: Preprocessing, arrays: Packed, query: LabelQuery) -> Answer:
         """How the candidate texts of a task that nobody labelled divide this site's cases."""

@@ -20,6 +20,7 @@ class _Counts(BaseModel):
     bytes: dict[str, int] = {}
     agreed: dict[str, dict[str, str]] = {}
     label_queries: dict[str, list[str]] = {}  # approval -> digests of the queries answered
+    probes: dict[str, dict[str, list[str]]] = {}  # approval -> task -> digests of the probe questions answered
 
 
 class Usage:

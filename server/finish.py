@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from modaltune.federation.study import REPORTED, Study
+from modaltune.federation.manifest import reported_metrics
+from modaltune.federation.study import Study
 from modaltune.storage import write_json, write_text
 from server.report import write_report
 from server.rounds import Result
@@ -27,7 +28,7 @@ def metric_rows(evaluation: Mapping[str, Mapping[str, float]], study: Study) -> 
     """Rows of the metrics that the sites reported on their own test cases; ``events`` None = too few to be told."""
     for site, found in evaluation.items():
         for task in study.tasks:
-            for metric in REPORTED[task.kind]:
+            for metric in reported_metrics(study, task):
                 parts = {part: found.get(f"{task.name}.{metric}.{part}") for part in ("value", "low", "high", "n")}
                 events = found.get(f"{task.name}.{metric}.events")
                 if parts["value"] is not None and parts["n"] is not None:

@@ -17,6 +17,8 @@ _LEFT = {
     "capability": "Names of tasks, modalities and measured genes, versions, numbers of cases by split",
     "preprocess": "Sums, sums of squares and counts over training cases; cases per label; deaths per three months",
     "train": "Trained weights (never the frozen encoders), cases behind each parameter, mean losses, numbers of steps",
+    "tally": "Training cases by class (or deaths and survivors), mean and squared distances of their embeddings",
+    "probe": "Likelihood of a linear probe with its gradient and curvature, summed over training cases",
     "evaluate": "Scores of the model on own test cases with intervals, and the number of those cases",
 }
 
@@ -68,6 +70,8 @@ def privacy(run: RunData) -> dict[str, Any]:
         "capability": f"a number of cases below {cell} is sent as 0",
         "preprocess": f"counts below {cell} are held back; with fewer training cases a hospital sends no sums",
         "train": f"a parameter that fewer than {cell} cases trained leaves unchanged; norms are bounded",
+        "tally": f"nothing of a task that has a class of fewer than {cell} cases",
+        "probe": f"no sums of such a task, nor where fewer than {cell} cases carry nearly all weight; a budget",
         "evaluate": f"a score of fewer than {cell} cases is held back",
     }
     rows = []

@@ -6,8 +6,8 @@ Flower moves the messages; this file decides what is asked, which answer is acce
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.encoders.registry import weights_are_here
 from modaltune.errors import FederationError, ModalTuneError, ReplyRefused, RunFailed
+from modaltune.evaluation.probes.fit import ProbeQuestion
 from modaltune.federation.average import State, Update
 from modaltune.federation.capability import Capability, check_versions, gene_panel, versions
 from modaltune.federation.manifest import (
@@ -28,14 +29,16 @@ from modaltune.federation.manifest import (
     check_training,
     statistics_manifest,
 )
+from modaltune.federation.probe_query import model_name
 from modaltune.federation.statistics import pooled_preprocessing
 from modaltune.federation.study import Study
-from modaltune.federation.wire import decode_update, encode_weights, message_manifest, seal, sealed_size, unseal
+from modaltune.federation.wire import Packed, decode_update, encode_weights, message_manifest, seal, sealed_size, unseal
 from modaltune.models.learner import Learner, build_learner, load_trainable, save_model
 from modaltune.models.modaltune import trainable_state
 from modaltune.storage import append_json_line, digest_state, write_json, write_text
 from server.aggregation import Gathering, ServerOptimiser
 from server.exchange import Exchange, Round
+from server.probes import Prober, keep_probes, kept_probes, with_probes
 from server.state import Progress, ServerState
 
 logger = logging.getLogger(__name__)
@@ -123,7 +126,8 @@ class Federation:
             self.state.keep(done)
         weights = {name: torch.from_numpy(value.copy()) for name, value in done.weights.items()}
         load_trainable(self.learner, weights)
-        evaluation = self._evaluate(done.weights)
+        probes = self._probe(done) if self.study.probes.questions else None
+        evaluation = self._evaluate(done.weights, probes)
         save_model(self.out / "model", self.learner, self.study, self.preprocessing)
         return Result(
             learner=self.learner.eval(),
@@ -257,10 +261,25 @@ class Federation:
         metrics = check_training(site, reply.metric_records["metrics"], largest)
         return Update(arrays=trained, examples=examples), metrics
 
-    def _evaluate(self, weights: State) -> dict[str, dict[str, float]]:
+    def _probe(self, done: Progress) -> dict[str, ProbeQuestion]:
+        """Fitted probes by task: those of before, if the run was cut off between them and its end."""
+        model = model_name(self.preprocessing, self._packed(done.weights))
+        path = self.state.folder / "probes" / f"{model}.safetensors"
+        if (known := kept_probes(path, self.study, self.preprocessing)) is not None:
+            return known
+        self._say("RUNNING", phase="probe", number=done.number)
+        prober = Prober(self.study, self.preprocessing, model, ask=self._ask, message=self._message, log=self._log)
+        found = prober.fit(self._weights_message(done.weights), self.capabilities)
+        self.state.keep(replace(done, degraded=self.degraded, lines=self.state.log_lines()))
+        keep_probes(path, found)
+        return found
+
+    def _evaluate(
+        self, weights: State, probes: Mapping[str, ProbeQuestion] | None = None
+    ) -> dict[str, dict[str, float]]:
         this = Round(number=self.study.training.rounds, phase="evaluate")
-        accepted = {}
-        for site, reply in self._ask(this, "evaluate", self._weights_message(weights)):
+        accepted, question = {}, self._weights_message(weights)
+        for site, reply in self._ask(this, "evaluate", question if probes is None else with_probes(question, probes)):
             with this.judging(site):
                 found = reply.metric_records["metrics"]
                 accepted[site] = check_evaluation(site, found, self.study, self.capabilities[site].test_cases)
@@ -272,17 +291,23 @@ class Federation:
         return RecordDict({"study": ConfigRecord({"study": self.study.to_json()} | config)})
 
     def _weights_message(self, weights: State, **config: Any) -> RecordDict:
-        packed = encode_weights(self.study.training.wire, weights, self.start)
         records = self._message(preprocessing=self.preprocessing.to_json(), **config)
+        packed = self._packed(weights)
         records["arrays"] = ArrayRecord({name: Array(value) for name, value in seal(packed).items()})
         return records
 
-    def _ask(self, this: Round, kind: str, question: RecordDict) -> Iterable[tuple[str, RecordDict]]:
-        """Answers of the enrolled sites as they arrive; every site gets records of its own with the same arrays."""
-        absent = [site for site in self.study.roster if site not in self.nodes]
+    def _packed(self, weights: State) -> Packed:
+        return encode_weights(self.study.training.wire, weights, self.start)
+
+    def _ask(
+        self, this: Round, kind: str, question: RecordDict, sites: Collection[str] | None = None
+    ) -> Iterable[tuple[str, RecordDict]]:
+        """Answers of the enrolled sites (or some) as they arrive; each gets records of its own with the same arrays."""
+        nodes = self.nodes if sites is None else {site: self.nodes[site] for site in sites}
+        absent = [site for site in self.study.roster if site not in self.nodes] if sites is None else []
         size = sum(record.count_bytes() for record in question.array_records.values())
         yield from self.exchange.ask(
-            this, kind, self.nodes, lambda _: RecordDict(dict(question)), most_bytes=2 * size + _BESIDE_ARRAYS
+            this, kind, nodes, lambda _: RecordDict(dict(question)), most_bytes=2 * size + _BESIDE_ARRAYS
         )
         this.missing = sorted({*this.missing, *absent})
 

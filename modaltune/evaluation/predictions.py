@@ -128,6 +128,7 @@ def predict(
     cohort: Cohort,
     cases: Sequence[CaseTensors],
     split: str | None = "test",
+    embeddings: Mapping[str, Tensor] | None = None,
 ) -> pd.DataFrame:
     """Predictions for a cohort's cases of one split (None = all), for every task of the study that the site labels.
 
@@ -135,11 +136,12 @@ def predict(
 
     Args:
         cases: all cases of the cohort, prepared, in the order of ``cohort.cases``.
+        embeddings: of those of the split, where they are known already.
     """
     inside = np.ones(len(cohort.cases), dtype=bool) if split is None else (cohort.cases["split"] == split).to_numpy()
     frame = cohort.cases[inside]
     chosen = [case for case, keep in zip(cases, inside, strict=True) if keep]
-    embeddings = embed_cases(learner, chosen)
+    embeddings = embed_cases(learner, chosen) if embeddings is None else embeddings
     tables = [
         prediction_table(
             frame,

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modaltune.errors import ReplyRefused
+from modaltune.evaluation.probes.embeddings import SUFFIX
 from modaltune.federation.statistics import statistics_shapes
-from modaltune.federation.study import REPORTED, Study
+from modaltune.federation.study import HEADLINES, REPORTED, Study, TaskSpec
 from modaltune.models.learner import Learner
 from modaltune.models.modaltune import trainable_state
 
@@ -69,6 +70,12 @@ def statistics_manifest(study: Study, genes: Sequence[str]) -> Manifest:
     return Manifest(shapes=statistics_shapes(study, genes), dtype="float64")
 
 
+def reported_metrics(study: Study, task: TaskSpec) -> tuple[str, ...]:
+    """Metrics of a task that leave a hospital; those of its probe have names of their own."""
+    probed = HEADLINES[task.kind] if study.probes.questions else ()
+    return (*REPORTED[task.kind], *(f"{metric}{SUFFIX}" for metric in probed))
+
+
 def evaluation_metrics(study: Study) -> tuple[str, ...]:
     """Names that an evaluation reply may carry: task, metric, part.
 
@@ -77,7 +84,7 @@ def evaluation_metrics(study: Study) -> tuple[str, ...]:
     return tuple(
         f"{task.name}.{metric}.{part}"
         for task in study.tasks
-        for metric in REPORTED[task.kind]
+        for metric in reported_metrics(study, task)
         for part in ("value", "low", "high", *COUNTED)
     )
 

@@ -29,6 +29,8 @@ REPORTED = {
     for kind, names in METRICS.items()
 }
 """What leaves a hospital: at a horizon, a score can rest on a single death."""
+MOST_COEFFICIENTS = 2048
+"""Of one probe: the answer of a site has half the square of it in numbers, here 17 MB."""
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Kind = Literal[
     "modaltune", "abmil", "transmil", "gigapath_tuned", "mlp", "s_mlp", "gene_mixer", "mcat", "survpath", "abmil_cat",
@@ -286,6 +288,18 @@ class LabelQuerySpec(_Part):
     by_label: bool = False
 
 
+class ProbesSpec(_Part):
+    """Linear probes on the final embeddings, fitted over the sites before the evaluation (docs/probes.md).
+
+    Attributes:
+        questions: most questions that a site answers for one task, after the tally of its cases; 0 = no probes.
+        largest: coefficients that are asked about, on standardised features, do not exceed it in absolute size.
+    """
+
+    questions: Annotated[int, Field(ge=0)] = 0
+    largest: Annotated[float, Field(gt=0)] = 10.0
+
+
 class ReleaseSpec(_Part):
     """When a metric is enough to release a model on.
 
@@ -333,6 +347,7 @@ class Study(_Part):
     privacy: PrivacySpec = PrivacySpec()
     release: ReleaseSpec = ReleaseSpec()
     label_queries: LabelQuerySpec = LabelQuerySpec()
+    probes: ProbesSpec = ProbesSpec()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -354,11 +369,24 @@ class Study(_Part):
                 'a baseline needs model.head = "separate" and training.objective = "hazards", and only a baseline has'
                 " hazards"
             )
+        if self.probes.questions:
+            self._check_probes()
         if strangers := sorted(set(self.site_cases) - set(self.roster)):
             raise ValueError(f"site_cases names {strangers[0]}, which the roster does not")
         if self.quorum > len(self.roster):
             raise ValueError(f"quorum {self.quorum} exceeds the roster of {len(self.roster)} sites")
         return self
+
+    def _check_probes(self) -> None:
+        if self.model.kind != "modaltune":
+            raise ValueError('probes need model.kind = "modaltune"; set probes.questions = 0 for a baseline')
+        for task in self.tasks:
+            count = len(task.labels) * (self.model.output_width + 1)
+            if count > MOST_COEFFICIENTS:
+                raise ValueError(
+                    f"task {task.name}: a probe has {count} coefficients (labels times model.output_width + 1), more"
+                    f" than {MOST_COEFFICIENTS}; answers grow with their square: set probes.questions = 0"
+                )
 
     def task(self, name: str) -> TaskSpec:
         """The task called ``name``."""

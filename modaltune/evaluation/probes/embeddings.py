@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from modaltune.data.batch import CaseTensors, collate
 from modaltune.data.preprocessing import TaskSpace
@@ -37,7 +38,12 @@ def probe_spec(task: TaskSpec, space: TaskSpace) -> ProbeSpec:
 
 def embedded(learner: Learner, cases: Sequence[CaseTensors]) -> dict[str, Floats]:
     """Embeddings ``[n, F]`` of every case for every task."""
-    return {task: found.double().cpu().numpy() for task, found in embed_cases(learner, cases).items()}
+    return numbers_of(embed_cases(learner, cases))
+
+
+def numbers_of(embeddings: Mapping[str, Tensor]) -> dict[str, Floats]:
+    """Embeddings by task as features of probes."""
+    return {task: found.double().cpu().numpy() for task, found in embeddings.items()}
 
 
 @torch.no_grad()

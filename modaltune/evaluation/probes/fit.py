@@ -77,13 +77,14 @@ class Probe:
         optimum: the last question: coefficients, standardisation, classes.
         left_out: sites without a contribution: no case, or a group that is too small to be counted.
         questions: how many were asked of each site after the tally.
+        loss: objective per case; unknown where the probe came from elsewhere.
     """
 
     spec: ProbeSpec
     optimum: ProbeQuestion
-    left_out: tuple[str, ...]
-    questions: int
-    loss: float
+    left_out: tuple[str, ...] = ()
+    questions: int = 0
+    loss: float = math.nan
 
     def probabilities(self, features: Floats) -> Floats:
         """``[n, G]`` of a logistic probe; 0 for classes that no training case had."""
@@ -125,10 +126,20 @@ def fit_sites(spec: ProbeSpec, sites: Mapping[str, SiteCases], minimum: int = 1,
         ProbeError: fewer sites contribute, or see :func:`fit_probe`.
     """
     tallies = {site: site_tally(cases, spec.groups, minimum) for site, cases in sites.items()}
-    asked = contributors(tallies)
-    if len(asked) < needed:
-        raise ProbeError(f"{len(asked)} of {len(sites)} sites contribute, min_contributors = {needed}")
+    asked = enough_contributors(tallies, needed)
     return fit_probe(spec, tallies, lambda question: {site: site_sums(sites[site], question) for site in asked})
+
+
+def enough_contributors(tallies: Mapping[str, Tally], needed: int) -> list[str]:
+    """Names of the sites that have cases to contribute, in order.
+
+    Raises:
+        ProbeError: they are fewer than needed.
+    """
+    found = contributors(tallies)
+    if len(found) < needed:
+        raise ProbeError(f"{len(found)} of {len(tallies)} sites contribute, min_contributors = {needed}")
+    return found
 
 
 def fit_probe(spec: ProbeSpec, tallies: Mapping[str, Tally], ask: Ask, most_questions: int = MOST_QUESTIONS) -> Probe:
