@@ -1,13 +1,14 @@
 """Probes of a deployed federation: each task's is fitted by asking the sites for sums, before the evaluation.
 
-A probe needs every contributing site in every question: when one fails, that task has no probe, and the round log says
-why. Nothing is fitted on other cases than those that were tallied.
+A fit needs the same sites in all its questions: without one that gives no answer it starts again, within the budget,
+and the round log names who was left out. A probe that cannot be fitted has a reason there, and no scores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, RecordDict
@@ -16,13 +17,7 @@ from safetensors.numpy import load_file, save
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.errors import ProbeError, ReplyRefused
 from modaltune.evaluation.probes.embeddings import probe_spec
-from modaltune.evaluation.probes.fit import (
-    MOST_QUESTIONS,
-    Probe,
-    ProbeQuestion,
-    enough_contributors,
-    fit_probe,
-)
+from modaltune.evaluation.probes.fit import MOST_QUESTIONS, ProbeQuestion, fit_probe
 from modaltune.evaluation.probes.sums import Sums, Tally, contributors
 from modaltune.federation.capability import Capability
 from modaltune.federation.manifest import Manifest
@@ -73,8 +68,8 @@ class Prober:
         found = {}
         for task in self.study.tasks:
             mine = {site: tally_of(arrays, task.name) for site, arrays in tallies.items()}
-            if (probe := self._fit(task, mine)) is not None:
-                found[task.name] = probe.optimum
+            if (optimum := self._fit(task, mine)) is not None:
+                found[task.name] = optimum
         return found
 
     def _tally(self, weights: RecordDict, capabilities: Mapping[str, Capability]) -> dict[str, Arrays]:
@@ -91,27 +86,57 @@ class Prober:
         self.log(this, accepted)
         return accepted
 
-    def _fit(self, task: TaskSpec, tallies: Mapping[str, Tally]) -> Probe | None:
+    def _fit(self, task: TaskSpec, tallies: Mapping[str, Tally]) -> ProbeQuestion | None:
         """The probe of one task, and its row of the round log."""
         this = Round(number=self.study.training.rounds, phase="probe")
-        inquiry = _Inquiry(self, this, task, contributors(tallies))
-        probe, reason = None, ""
+        inquiry, optimum, reason = _Inquiry(self, this, task, contributors(tallies)), None, ""
         try:
-            enough_contributors(tallies, self.study.privacy.min_contributors)
-            spec = probe_spec(task, self.preprocessing.tasks[task.name])
-            probe = fit_probe(spec, tallies, inquiry, min(self.study.probes.questions, MOST_QUESTIONS))
-            inquiry.check_size(probe.optimum)
+            optimum = self._settled(inquiry, tallies)
         except ProbeError as error:
-            probe, reason = None, f"{error}{inquiry.held_back()}"
-        left_out = sorted(set(tallies) - set(inquiry.sites))
-        facts = {"task": task.name, "questions": inquiry.questions, "left_out": left_out}
-        contributing = inquiry.sites if probe else [s for s in inquiry.sites if s not in {*this.missing, *this.refused}]
-        self.log(this, dict.fromkeys(contributing), **facts, **({"reason": reason} if reason else {}))
-        return probe
+            reason = str(error)
+        facts: dict[str, Any] = {
+            "task": task.name,
+            "questions": inquiry.questions,
+            "left_out": sorted(set(tallies) - set(inquiry.sites)),
+            "held_back": sorted(inquiry.silent),
+        }
+        self.log(this, dict.fromkeys(inquiry.sites), **facts, **({"reason": reason} if reason else {}))
+        return optimum
+
+    def _settled(self, inquiry: _Inquiry, tallies: Mapping[str, Tally]) -> ProbeQuestion:
+        """A fit over sites that answer every question: without one that does not, it starts again.
+
+        Raises:
+            ProbeError: too few sites are left, or questions; or see :func:`fit_probe`.
+        """
+        spec, allowed = probe_spec(inquiry.task, self.preprocessing.tasks[inquiry.task.name]), self.study.probes
+        while True:
+            known, needed = {site: tallies[site] for site in inquiry.sites}, self.study.privacy.min_contributors
+            if len(known) < needed:
+                raise ProbeError(f"{len(known)} of {len(tallies)} sites contribute, min_contributors = {needed}")
+            left = allowed.questions - inquiry.questions
+            if left < 1:
+                raise ProbeError(f"probes.questions = {allowed.questions} are asked; no optimum was found with them")
+            try:
+                optimum = fit_probe(spec, known, inquiry, min(left, MOST_QUESTIONS)).optimum
+            except _SiteLostError:
+                continue
+            if _size(optimum) > allowed.largest:  # the last step is taken without asking
+                raise ProbeError(f"the optimum has a coefficient beyond probes.largest = {allowed.largest:g}")
+            return optimum
+
+
+class _SiteLostError(Exception):
+    """A contributing site did not answer a question."""
 
 
 class _Inquiry:
-    """The questions about one probe: what :func:`fit_probe` asks with."""
+    """The questions about one probe: what :func:`fit_probe` asks with.
+
+    Attributes:
+        sites: those that have answered every question so far.
+        silent: those that held an answer back.
+    """
 
     def __init__(self, prober: Prober, this: Round, task: TaskSpec, sites: list[str]) -> None:
         self.prober, self.this, self.task, self.sites = prober, this, task, sites
@@ -121,7 +146,7 @@ class _Inquiry:
         """Sums of every contributing site.
 
         Raises:
-            ProbeError: one of them gave none.
+            _SiteLostError: one of them gave none, and is no longer among the sites.
         """
         if _size(question) > self.prober.study.probes.largest:
             return {"": Sums.loss_only(np.inf)}  # no site would answer: the fit takes half the step
@@ -132,22 +157,14 @@ class _Inquiry:
                 arrays = _read(site, reply, "sums", manifest)
                 if problem := problem_with_sums(arrays):
                     raise ReplyRefused(site, problem)
-                found[site] = sums_of(arrays)
+                if (sums := sums_of(arrays)) is None:
+                    self.silent.add(site)
+                else:
+                    found[site] = sums
         if len(found) < len(self.sites):
-            raise ProbeError(f"question {self.questions} was not answered by all ({self.this.why_short()})")
-        self.silent |= {site for site, sums in found.items() if not np.isfinite(sums.loss)}
-        if self.silent and not question.coefficients.any():
-            raise ProbeError("nothing was told at the first question")
+            self.sites = sorted(found)
+            raise _SiteLostError
         return found
-
-    def check_size(self, optimum: ProbeQuestion) -> None:
-        """Refuse an optimum that sites would not score; the last step is taken without asking them."""
-        if _size(optimum) > (largest := self.prober.study.probes.largest):
-            raise ProbeError(f"the optimum has a coefficient beyond probes.largest = {largest:g}")
-
-    def held_back(self) -> str:
-        """Who held answers back, as an addition to a reason."""
-        return f"; too few cases carry weight at {', '.join(sorted(self.silent))}" if self.silent else ""
 
     def _message(self, question: ProbeQuestion) -> RecordDict:
         named = {"task": self.task.name, "model": self.prober.model, "derivatives": question.derivatives}

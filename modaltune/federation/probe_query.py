@@ -11,7 +11,8 @@ tally, up         ``T.counts [G]``     training cases of task T by group, mean o
 question, down    ``coefficients``     ``[R, F]`` (logistic: ``[R, F + 1]``) on features that are standardised by
                   ``mean, deviation``  ``[F]``; ``classes``: the groups with cases somewhere
 sums, up          ``loss [1]``         with ``gradient [D]`` and the upper triangle ``hessian [D (D + 1) / 2]``
-                                       where derivatives are wanted; held back: -1 and zeros
+                                       where derivatives are wanted; zeros with a loss of -1 where
+                                       coefficients are too large for numbers, of -2 where held back
 evaluation, down  ``T.coefficients``   and so on: the fitted probe of task T
 ================= ==================== =====================================================================
 """
@@ -36,7 +37,7 @@ from modaltune.federation.study import Study, TaskSpec
 from modaltune.federation.wire import Packed
 from modaltune.storage import canonical_json, digest_state, digest_text
 
-HELD_BACK = -1.0
+TOO_FAR, HELD_BACK = -1.0, -2.0
 WIDEST = 10.0
 """Root mean square of a standardised feature at a site; pooled over all sites it is 1."""
 DOMINANT = 0.9
@@ -176,7 +177,7 @@ def problem_with_tally(task: str, tally: Tally, minimum: int, most_cases: int) -
 
 
 def site_answer(cases: SiteCases, question: ProbeQuestion, minimum: int) -> Arrays:
-    """Sums over a site's training cases of a task, or held back where too few of them carry weight.
+    """Sums over a site's training cases of a task; held back where too few of them carry weight.
 
     Raises:
         ProbeError: the site contributes nothing to this probe, or the question fits no probe of its cases.
@@ -190,10 +191,16 @@ def site_answer(cases: SiteCases, question: ProbeQuestion, minimum: int) -> Arra
         raise ProbeError("the question standardises features as no pooled cases would")
     manifest = sums_manifest(question)
     sums = site_sums(cases, question)
-    if not np.isfinite(sums.loss) or _dominated(cases, question, minimum):
-        return {name: np.zeros(shape) + HELD_BACK * (name == "loss") for name, shape in manifest.shapes.items()}
+    if not np.isfinite(sums.loss):
+        return _silence(manifest, TOO_FAR)
+    if _dominated(cases, question, minimum):
+        return _silence(manifest, HELD_BACK)
     packed = sums.packed()
     return {name: packed[name] for name in manifest.shapes}
+
+
+def _silence(manifest: Manifest, why: float) -> Arrays:
+    return {name: np.full(shape, why if name == "loss" else 0.0) for name, shape in manifest.shapes.items()}
 
 
 def _dominated(cases: SiteCases, question: ProbeQuestion, minimum: int) -> bool:
@@ -227,9 +234,11 @@ def sums_manifest(question: ProbeQuestion) -> Manifest:
     return Manifest(shapes=shapes, dtype="float64")
 
 
-def sums_of(arrays: Mapping[str, Floats]) -> Sums:
-    """The sums of an answer; an infinite loss where it was held back."""
+def sums_of(arrays: Mapping[str, Floats]) -> Sums | None:
+    """The sums of an answer; an infinite loss where coefficients are too large, None where it is held back."""
     if arrays["loss"][0] == HELD_BACK:
+        return None
+    if arrays["loss"][0] == TOO_FAR:
         return Sums.loss_only(np.inf)
     return Sums.unpacked({"gradient": np.zeros(0), "hessian": np.zeros(0), **arrays})
 
@@ -237,14 +246,14 @@ def sums_of(arrays: Mapping[str, Floats]) -> Sums:
 def problem_with_sums(arrays: Mapping[str, Floats]) -> str:
     """What is wrong with sums that otherwise fit their manifest; empty = they may leave, and count."""
     loss = float(arrays["loss"][0])
-    if loss == HELD_BACK:
+    if loss in (TOO_FAR, HELD_BACK):
         silent = not any(value.any() for name, value in arrays.items() if name != "loss")
         return "" if silent else "it tells derivatives that it holds back"
     if loss < -_ROUNDING:
         return "its loss is negative"
     if "hessian" not in arrays:
         return ""
-    hessian = sums_of(arrays).hessian
+    hessian = Sums.unpacked(arrays).hessian
     spread = np.diag(hessian)
     allowed = _ROUNDING * (1 + spread.max(initial=0))
     if (spread < -allowed).any():

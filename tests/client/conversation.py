@@ -15,18 +15,24 @@ from client.app import make_app
 from client.approvals import Approval
 from client.label_queries import LABEL
 from client.preprocessing import named_genes
+from client.probes import PROBE, TALLIES, TALLY
 from client.questions import CAPABILITY, EVALUATE, STATISTICS, TRAIN, Question, read_question
 from client.runtime import Site
 from modaltune.data.preprocessing import Preprocessing
+from modaltune.evaluation.probes.embeddings import probe_spec
+from modaltune.evaluation.probes.fit import ProbeQuestion, first_question
 from modaltune.federation.average import State
+from modaltune.federation.probe_query import model_name, probe_arrays, question_arrays, tally_of
 from modaltune.federation.statistics import pooled_preprocessing
 from modaltune.federation.study import Study
-from modaltune.federation.wire import encode_weights, seal
+from modaltune.federation.wire import encode_weights, seal, unseal
 from modaltune.models.learner import build_learner
 from modaltune.models.modaltune import trainable_state
 from tests.integration.grids import pack, unpack
 
 BUNDLE = "b" * 64
+PROBED = "diagnosis"
+"""The task whose probe is asked about."""
 
 
 class Conversation:
@@ -54,20 +60,33 @@ class Conversation:
         records = RecordDict()
         if kind == STATISTICS:
             fields["genes"] = self.genes
-        if kind in (TRAIN, EVALUATE, LABEL):
+        if kind in (TRAIN, EVALUATE, LABEL, TALLY):
             fields["preprocessing"] = self.preprocessing.to_json()
             packed = encode_weights(self.study.training.wire, weights or self.start, self.start)
-            records["arrays"] = ArrayRecord({name: Array(value) for name, value in seal(packed).items()})
+            records["arrays"] = sealed(packed)
+        if kind == EVALUATE and self.study.probes.questions:
+            records["probes"] = sealed(probe_arrays({PROBED: self.first_question}))
+        if kind == PROBE:
+            packed = encode_weights(self.study.training.wire, self.start, self.start)
+            fields |= {"task": PROBED, "model": model_name(self.preprocessing, packed), "derivatives": True}
+            records["question"] = sealed(question_arrays(self.first_question))
         if kind == TRAIN:
             fields["round"] = 1
         if kind == LABEL:
             fields |= {"name": "necrosis", "texts": ["much necrosis", "little necrosis"]}
-            records["vectors"] = vectors_record(np.eye(2, 12, dtype=np.float32))
+            records["vectors"] = sealed({"vectors": np.eye(2, 12, dtype=np.float32)})
         records["study"] = ConfigRecord(fields | config)
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 0, 0, 0
         message = Message(records, dst_node_id=7, message_type=kind)
         message.metadata.__dict__["_message_id"] = f"question {kind}"
         return message
+
+    @cached_property
+    def first_question(self) -> ProbeQuestion:
+        """The first question about a probe, after the tally, which is asked for here."""
+        tally = tally_of(unseal(self.reply(TALLY).array_records[TALLIES], "H1"), PROBED)  # type: ignore[arg-type]
+        spec = probe_spec(self.study.task(PROBED), self.preprocessing.tasks[PROBED])
+        return first_question(spec, tally)
 
     def question(self, kind: str, **config: Any) -> Question:
         return read_question(self.message(kind, **config), self.study)
@@ -96,9 +115,27 @@ class Conversation:
         return Approval.of(self.site, BUNDLE)
 
 
+def sealed(arrays: Any) -> ArrayRecord:
+    """Arrays as they travel."""
+    return ArrayRecord({name: Array(value) for name, value in seal(arrays).items()})
+
+
 def vectors_record(vectors: Any) -> ArrayRecord:
     """The vectors of a label query as they travel."""
-    return ArrayRecord({name: Array(value) for name, value in seal({"vectors": vectors}).items()})
+    return sealed({"vectors": vectors})
 
 
-__all__ = ["BUNDLE", "CAPABILITY", "EVALUATE", "LABEL", "STATISTICS", "TRAIN", "Conversation", "vectors_record"]
+__all__ = [
+    "BUNDLE",
+    "CAPABILITY",
+    "EVALUATE",
+    "LABEL",
+    "PROBE",
+    "PROBED",
+    "STATISTICS",
+    "TALLY",
+    "TRAIN",
+    "Conversation",
+    "sealed",
+    "vectors_record",
+]

@@ -126,20 +126,10 @@ def fit_sites(spec: ProbeSpec, sites: Mapping[str, SiteCases], minimum: int = 1,
         ProbeError: fewer sites contribute, or see :func:`fit_probe`.
     """
     tallies = {site: site_tally(cases, spec.groups, minimum) for site, cases in sites.items()}
-    asked = enough_contributors(tallies, needed)
+    asked = contributors(tallies)
+    if len(asked) < needed:
+        raise ProbeError(f"{len(asked)} of {len(sites)} sites contribute, min_contributors = {needed}")
     return fit_probe(spec, tallies, lambda question: {site: site_sums(sites[site], question) for site in asked})
-
-
-def enough_contributors(tallies: Mapping[str, Tally], needed: int) -> list[str]:
-    """Names of the sites that have cases to contribute, in order.
-
-    Raises:
-        ProbeError: they are fewer than needed.
-    """
-    found = contributors(tallies)
-    if len(found) < needed:
-        raise ProbeError(f"{len(found)} of {len(tallies)} sites contribute, min_contributors = {needed}")
-    return found
 
 
 def fit_probe(spec: ProbeSpec, tallies: Mapping[str, Tally], ask: Ask, most_questions: int = MOST_QUESTIONS) -> Probe:
