@@ -30,7 +30,7 @@ from modaltune.invitation import Invitation
 from modaltune.trust.certificates import create_authority
 from modaltune.trust.keys import SigningKey
 from server.coordinator.bundle import Bundle
-from tests.client.conversation import CAPABILITY, EVALUATE, STATISTICS, TRAIN, Conversation
+from tests.client.conversation import CAPABILITY, EVALUATE, PROBE, PROBED, STATISTICS, TALLY, TRAIN, Conversation
 from tests.client.stack import probe_bundle
 from tests.client.wire import RUN, Wire, failed
 from tests.integration.grids import unpack
@@ -441,3 +441,20 @@ def test_the_daemon_refuses_to_run_beside_another_flower(monkeypatch: pytest.Mon
             patch.setattr(flower, "_push_messages", function)
             with pytest.raises(FederationError, match="_push_messages is not the function"):
                 daemon.check_flower()
+
+
+def test_probe_questions_come_after_the_tally_are_counted_and_noted(wire: Wire, conversation: Conversation) -> None:
+    wire.ask(conversation.message(PROBE))
+    assert wire.refused() == "QuestionRefused", "no tally was answered"
+    for kind in (TALLY, PROBE, PROBE, EVALUATE):
+        assert answered(wire, conversation, kind, conversation.message(kind)) != "QuestionRefused"
+    question = next(entry["facts"] for entry in reversed(wire.log) if entry["facts"].get("kind") == PROBE)
+    assert question["task"] == PROBED
+    assert question["probe"] == conversation.question(PROBE).probe.digest  # type: ignore[union-attr]
+    losses = [conversation.message(PROBE, derivatives=False), conversation.message(PROBE, task="survival")]
+    wire.ask(losses[0])
+    assert wire.guard.asked is not None, "the second of two"
+    wire.ask(losses[1])
+    assert wire.refused() == "QuestionRefused", "the arrays are those of another task"
+    (usage,) = wire.guard.usage.counts.probes.values()
+    assert {task: len(asked) for task, asked in usage.items()} == {PROBED: 2}

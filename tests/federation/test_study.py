@@ -166,3 +166,18 @@ def test_rows_per_bag_belong_to_standardising_by_position(slides: dict[str, obje
     content["slides"] |= slides
     with pytest.raises(ConfigError, match="rows is needed with standardise"):
         Study.from_json(json.dumps(content))
+
+
+def test_probes_need_the_model_of_this_project_and_answers_that_can_travel(tiny_study: Study) -> None:
+    document = json.loads(tiny_study.to_json()) | {"probes": {"questions": 40}}
+    assert Study.from_json(canonical_json(document)).probes.largest == 10
+    with pytest.raises(ConfigError, match="task stage: a probe has 2052 coefficients"):
+        Study.from_json(canonical_json(document | {"model": document["model"] | {"output_width": 512}}))
+    baseline = {"kind": "mlp", "head": "separate"}
+    hazards = {"training": document["training"] | {"objective": "hazards"}, "model": document["model"] | baseline}
+    with pytest.raises(ConfigError, match="probes need model"):
+        Study.from_json(canonical_json(document | hazards))
+    Study.from_json(canonical_json(document | hazards | {"probes": {"questions": 0}}))
+    for wrong in ({"questions": -1}, {"largest": 0.0}):
+        with pytest.raises(ConfigError, match="probes"):
+            Study.from_json(canonical_json(document | {"probes": wrong}))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from modaltune.evaluation.probes.embeddings import as_probe_row
 from modaltune.evaluation.probes.fit import ProbeQuestion
 from modaltune.federation.study import HEADLINES, ProbesSpec, Study
+from modaltune.federation.wire import seal, unseal
 from server.finish import metric_rows
 from server.rounds import Federation, Result
 from simulation.compare import Hospitals, Scene
@@ -119,5 +122,154 @@ def test_what_is_asked_about_probes_has_no_weights_and_no_text_but_the_study(run
         assert set(message.content.config_records["study"]) == {"study", "task", "model", "derivatives"}
 
 
-def digits(folder: Path) -> str:
-    return json.dumps([row for row in read_rounds(folder) if row["phase"] in ("tally", "probe")])
+@pytest.fixture(scope="module")
+def one_task(short: Study) -> Study:
+    """Diagnosis alone: the fastest federation that has a probe."""
+    return short.model_copy(update={"tasks": short.tasks[:1], "deadline_seconds": 2.0})
+
+
+def row_of(run: Run) -> dict[str, Any]:
+    (row,) = run.of("probe")
+    return row
+
+
+def at_question(site: str, number: int, change: Any) -> Tamper:
+    """Changes one answer of a site: to its n-th question about a probe."""
+    asked = {"so far": 0}
+
+    def tamper(who: str, reply: Message) -> list[Message]:
+        if (who, reply.metadata.message_type) == (site, "query.probe"):
+            asked["so far"] += 1
+            if asked["so far"] == number:
+                return change(reply)  # type: ignore[no-any-return]
+        return [reply]
+
+    return tamper
+
+
+def not_a_number(reply: Message) -> list[Message]:
+    record = reply.content.array_records["sums"]
+    arrays = dict(unseal(record, "H2"))
+    arrays["loss"] = np.array([np.nan])
+    reply.content["sums"] = ArrayRecord({name: Array(value) for name, value in seal(arrays).items()})
+    return [reply]
+
+
+def failure(reply: Message) -> list[Message]:
+    reply.content = RecordDict({"failure": ConfigRecord({"code": "ProbeError"})})
+    return [reply]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (not_a_number, ({"H2": "loss is not finite"}, [])),
+        (failure, ({"H2": "site reported ProbeError"}, [])),
+        (lambda reply: [], ({}, ["H2"])),
+    ],
+    ids=["not a number", "failure", "silence"],
+)
+def test_a_site_that_fails_in_the_middle_is_named_and_the_fit_starts_again_without_it(
+    change: Any, named: tuple[dict[str, str], list[str]], one_task: Study, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    found = federate(one_task, folders, tmp_path, at_question("H2", 3, change))
+    row = row_of(found)
+    assert (row["refused"], row["missing"]) == named
+    assert (row["status"], found.result.status) == ("DEGRADED", "DEGRADED")
+    assert (row["contributors"], row["left_out"]) == (["H1", "H5"], ["H2"])
+    scene = Scene(
+        sites={site: folders[site] for site in ("H1", "H5")},
+        truth=folders,
+        study=one_task.to_json(),
+        preprocessing=found.result.preprocessing.to_json(),
+    )
+    expected = fit_probes(Hospitals(scene), embeddings_of(found.result.learner), ("H1", "H5"), together=False)[
+        "diagnosis"
+    ]
+    assert row["questions"] == 3 + expected.questions
+    np.testing.assert_allclose(found.probes["diagnosis"].coefficients, expected.optimum.coefficients, rtol=0, atol=SAME)
+
+
+def test_a_site_with_too_few_cases_is_left_out_and_named(
+    one_task: Study, folders: dict[str, Path], cohorts: dict[str, Any], tmp_path: Path
+) -> None:
+    counts = {site: cohorts[site].cases.query("split == 'train'")["diagnosis"].value_counts().min() for site in folders}
+    least = int(min(counts.values())) + 1
+    small = sorted(site for site, count in counts.items() if count < least)
+    assert 0 < len(small) < len(SITES)
+    strict = one_task.model_copy(update={"privacy": one_task.privacy.model_copy(update={"min_cell": least})})
+    row = row_of(federate(strict, folders, tmp_path))
+    assert set(small) <= set(row["left_out"])
+    assert row["status"] == "OK"
+    assert sorted([*row["contributors"], *row["left_out"]]) == list(SITES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"privacy": {"min_contributors": 4}}, "3 of 3 sites contribute, min_contributors = 4"),
+        ({"probes": {"questions": 2}}, "no optimum after 2 questions"),
+        ({"probes": {"questions": 40, "largest": 0.01}}, "no optimum after"),
+    ],
+)
+def test_a_probe_that_cannot_be_fitted_has_a_reason_and_no_scores(
+    changes: dict[str, Any], reason: str, one_task: Study, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    parts = {name: getattr(one_task, name).model_copy(update=new) for name, new in changes.items()}
+    found = federate(one_task.model_copy(update=parts), folders, tmp_path)
+    assert reason in row_of(found)["reason"]
+    assert (found.probes, found.result.status) == ({}, "OK")
+    assert found.result.evaluation["H1"]
+    assert "_probe" not in json.dumps(found.result.evaluation)
+    asked = [message for message in found.passed if message.down and message.kind == "query.probe"]
+    assert len(asked) <= len(SITES) * parts.get("probes", one_task.probes).questions
+
+
+class Killed(Exception):
+    """The coordinator ends here."""
+
+
+class DyingGrid(LocalGrid):
+    """Dies at the n-th question of a kind."""
+
+    kind, left = "query.probe", 10**9
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        messages = list(messages)
+        self.left -= sum(message.metadata.message_type == self.kind for message in messages)
+        if self.left < 0:
+            raise Killed
+        return super().push_messages(messages)
+
+
+@pytest.mark.parametrize(("kind", "left"), [("query.probe", 8), ("evaluate", 1)])
+def test_a_coordinator_that_starts_again_asks_the_same_and_scores_the_same_probes(
+    kind: str, left: int, one_task: Study, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    grid, before = DyingGrid(folders), list[Passed]()
+    grid.kind, grid.left = kind, left
+    with pytest.raises(Killed):
+        Federation(RecordingGrid(grid, before), one_task, tmp_path).run()
+    again = federate(one_task, folders, tmp_path)
+    first, second = (
+        {message.data.split(b"question")[-1] for message in passed if message.down and message.kind == "query.probe"}
+        for passed in (before, again.passed)
+    )
+    assert first
+    assert (first <= second) if kind == "query.probe" else not second
+    assert [row["phase"] for row in again.rows if row["phase"] in ("tally", "probe")] == ["tally", "probe"]
+    (scored, *_), (old, *_) = (
+        [message.content["probes"] for message in passed if message.down and message.kind == "evaluate"] or [None]
+        for passed in (again.passed, before)
+    )
+    assert scored is not None
+    assert old in (None, scored)
+    assert again.result.status == "OK"
+
+
+def test_a_study_without_probes_asks_for_none(one_task: Study, folders: dict[str, Path], tmp_path: Path) -> None:
+    none = one_task.model_copy(update={"probes": ProbesSpec()})
+    found = federate(none, folders, tmp_path)
+    assert [row["phase"] for row in found.rows] == ["capability", "preprocess", "train", "evaluate"]
+    assert found.probes is None
+    assert all("probes" not in message.content for message in found.passed)
