@@ -141,8 +141,10 @@ def probes_digest(probes: Mapping[str, ProbeQuestion]) -> str:
 
 def question_bytes(study: Study) -> int:
     """Bytes that the numbers of no probe question, nor of all probes together, exceed."""
-    width = study.model.output_width + 1
-    return sum(8 * width * (3 + max(len(task.labels), 2)) for task in study.tasks) if study.probes.questions else 0
+    if not study.probes.questions:
+        return 0
+    width, groups = study.model.output_width + 1, [max(len(task.labels), 2) for task in study.tasks]
+    return sum(8 * (width * (count + 2) + count) for count in groups)
 
 
 def tally_manifest(study: Study, preprocessing: Preprocessing) -> Manifest:

@@ -14,6 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from modaltune.evaluation.probes.embeddings import as_probe_row
 from modaltune.evaluation.probes.fit import ProbeQuestion
+from modaltune.federation.probe_query import HELD_BACK
 from modaltune.federation.study import HEADLINES, ProbesSpec, Study
 from modaltune.federation.wire import seal, unseal
 from server.finish import metric_rows
@@ -160,14 +161,23 @@ def failure(reply: Message) -> list[Message]:
     return [reply]
 
 
+def held_back(reply: Message) -> list[Message]:
+    record = reply.content.array_records["sums"]
+    arrays = {name: np.zeros_like(value) for name, value in unseal(record, "H2").items()}
+    arrays["loss"] = np.array([HELD_BACK])
+    reply.content["sums"] = ArrayRecord({name: Array(value) for name, value in seal(arrays).items()})
+    return [reply]
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
+        (held_back, ({}, [])),
         (not_a_number, ({"H2": "loss is not finite"}, [])),
         (failure, ({"H2": "site reported ProbeError"}, [])),
         (lambda reply: [], ({}, ["H2"])),
     ],
-    ids=["not a number", "failure", "silence"],
+    ids=["held back", "not a number", "failure", "silence"],
 )
 def test_a_site_that_fails_in_the_middle_is_named_and_the_fit_starts_again_without_it(
     change: Any, named: tuple[dict[str, str], list[str]], one_task: Study, folders: dict[str, Path], tmp_path: Path
@@ -175,7 +185,8 @@ def test_a_site_that_fails_in_the_middle_is_named_and_the_fit_starts_again_witho
     found = federate(one_task, folders, tmp_path, at_question("H2", 3, change))
     row = row_of(found)
     assert (row["refused"], row["missing"]) == named
-    assert (row["status"], found.result.status) == ("DEGRADED", "DEGRADED")
+    assert row["status"] == found.result.status == ("DEGRADED" if any(named) else "OK")
+    assert row["held_back"] == ([] if any(named) else ["H2"])
     assert (row["contributors"], row["left_out"]) == (["H1", "H5"], ["H2"])
     scene = Scene(
         sites={site: folders[site] for site in ("H1", "H5")},
