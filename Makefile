@@ -16,6 +16,7 @@ TEST_MINUTES := 20
 LINT_MINUTES := 1
 BENCH_MINUTES := 7
 CHAOS_MINUTES := 60
+QUICKSTART_MINUTES := 5
 
 # Nothing here reports home, looks for updates or downloads weights while it runs.
 export FLWR_TELEMETRY_ENABLED := 0
@@ -34,7 +35,7 @@ define timed
 	exit $$status
 endef
 
-.PHONY: help setup demo test lint bench chaos clean
+.PHONY: help setup demo test lint bench chaos quickstart clean
 
 help:
 	@echo "make demo    train a federation of five synthetic hospitals and write its report (about $(DEMO_MINUTES) min)"
@@ -42,6 +43,7 @@ help:
 	@echo "make lint    ruff and mypy (about $(LINT_MINUTES) min)"
 	@echo "make bench   measure message size, speed and memory (about $(BENCH_MINUTES) min)"
 	@echo "make chaos   kill, cut, fill and attack a federation on this machine; resumable (about $(CHAOS_MINUTES) min)"
+	@echo "make quickstart  type the quickstart of a real federation on this machine (about $(QUICKSTART_MINUTES) min; needs nginx)"
 	@echo "make setup   install into .venv (about $(SETUP_MINUTES) min; the others do it when needed)"
 	@echo "make clean   remove .venv, caches and runs/"
 
@@ -62,6 +64,9 @@ bench: setup
 
 chaos: setup
 	$(call timed,chaos,kills and attacks a federation on this machine,$(CHAOS_MINUTES),python -m tests.chaos $(ARGS))
+
+quickstart: setup
+	$(call timed,quickstart,types docs/quickstart-federation.md,$(QUICKSTART_MINUTES),scripts/quickstart.sh)
 
 clean:
 	@echo "clean: removes .venv, caches and runs/ (a few seconds)"

@@ -114,7 +114,7 @@ def run(home: Annotated[Path, typer.Option(help="Folder that modaltune-client in
     except SystemExit:  # it was told to
         audit.append("daemon stopped", pid=os.getpid())
         raise
-    except BaseException:
+    except BaseException:  # Flower ends a run with one that is no Exception; whatever it is, the daemon is over
         logging.getLogger(__name__).exception("the daemon failed")
     with suppress(OSError):  # a full disk may be why; Flower swallows some errors and returns
         audit.append("daemon failed", pid=os.getpid())

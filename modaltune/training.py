@@ -159,8 +159,7 @@ def fit(
     peers = workers()
     if not done:
         torch.manual_seed(derive_seed(seed, "dropout", *([peers.rank] if peers.rank else [])))
-    parameters = [p for p in learner.parameters() if p.requires_grad]
-    anchors = [p.detach().clone() for p in parameters] if anchored and spec.proximal else None
+    anchors = [p.detach().clone() for p in _trained(learner)] if anchored and spec.proximal else None
     optimiser = make_optimiser(learner, spec) if optimiser is None else optimiser
     device, exercised = device_of(learner), dict[str, set[int]]()
     total = 0.0
@@ -171,15 +170,7 @@ def fit(
         _note(exercised, learner, members, shown)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(spec, start + (end - start) * step / steps)
-        optimiser.zero_grad(set_to_none=True)
-        weights = task_weights(shown, spec.hints)
-        loss = accumulate_gradients(learner, peers.share(shown), spec.objective, weights=weights)
-        total += peers.sum_number(loss, device)
-        peers.sum_gradients(parameters)
-        if anchors is not None:
-            _pull(parameters, anchors, spec.proximal)
-        torch.nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
-        optimiser.step()
+        total += peers.sum_number(_one_step(learner, shown, spec, optimiser, anchors), device)
         if not math.isfinite(total):
             raise ConfigError(
                 f"training diverged: the loss is not a number at step {step + 1} of {steps}; lower"
@@ -188,6 +179,30 @@ def fit(
         if after_step is not None:
             after_step(step + 1)
     return Outcome(loss=total / max(1, steps - done), steps=steps - done, examples=_per_parameter(learner, exercised))
+
+
+def _one_step(
+    learner: Learner,
+    shown: Sequence[CaseTensors],
+    spec: TrainingSpec,
+    optimiser: torch.optim.Optimizer,
+    anchors: Sequence[Tensor] | None,
+) -> float:
+    """One optimiser step on a batch, of which this process takes its share; returns the loss of that share."""
+    peers, parameters = workers(), _trained(learner)
+    optimiser.zero_grad(set_to_none=True)
+    weights = task_weights(shown, spec.hints)
+    loss = accumulate_gradients(learner, peers.share(shown), spec.objective, weights=weights)
+    peers.sum_gradients(parameters)
+    if anchors is not None:
+        _pull(parameters, anchors, spec.proximal)
+    torch.nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
+    optimiser.step()
+    return loss
+
+
+def _trained(learner: Learner) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in learner.parameters() if parameter.requires_grad]
 
 
 def _note(

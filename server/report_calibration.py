@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 from lifelines import KaplanMeierFitter
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
@@ -15,7 +14,7 @@ from modaltune.evaluation.survival import risk_groups, survival_at
 from modaltune.federation.study import HORIZONS
 from server.report_curves import federated_cases, no_cases
 from server.report_data import RunData, Task
-from server.report_plots import MUTED, Plot, method_colours, short, to_plot
+from server.report_plots import MUTED, Plot, method_colours, panels_of, short, to_plot
 
 _FEWEST = 10  # cases behind a point with a whisker; fewer are left out
 _SURVIVAL_GROUPS = 4
@@ -32,13 +31,9 @@ def calibration(run: RunData) -> Plot:
     if not panels:
         return Plot(missing="No task has enough test cases for a calibration plot.")
     columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.3 * columns, 3.4 * rows))
-    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.3, "hspace": 0.4}).flat
-    for ax, (points, what, task) in zip(axes, panels, strict=False):
+    figure, axes = panels_of(len(panels), columns, 3.3 * columns, 3.4, wspace=0.3, hspace=0.4)
+    for ax, (points, what, task) in zip(axes, panels, strict=True):
         _panel(ax, points, what, task.name)
-    for ax in list(axes)[len(panels) :]:
-        ax.set_visible(False)
     said = ", ".join(task.name for _, _, task in panels)
     return to_plot(figure, "calibration", f"Predicted against observed, federated model: {said}.")
 

@@ -126,7 +126,7 @@ def further(run: RunData) -> Table:
 def other_methods(run: RunData) -> Table:
     """Rows of the methods that are not among the core ones: a method each, tasks and metrics as columns."""
     names = [name for name in run.methods if name not in CORE_METHODS]
-    columns = [pair for pair in _headlines(run) if by_method(run.scores, *pair)]
+    columns = [pair for pair in _headlines(run) if {*names} & {*by_method(run.scores, *pair)}]
     rows = [
         {"method": name, "cells": [cell(by_method(run.scores, *pair).get(name)) for pair in columns]} for name in names
     ]

@@ -22,6 +22,7 @@ from server.report_plots import (
     Plot,
     hospital_colours,
     method_colours,
+    panels_of,
     short,
     to_plot,
 )
@@ -56,14 +57,10 @@ def roc(run: RunData) -> Plot:
     if not curves:
         return Plot(missing="No task has test cases of two classes, so no ROC curve is defined.")
     columns = min(3, len(curves))
-    rows = -(-len(curves) // columns)
-    figure = Figure(figsize=(3.3 * columns, 3.4 * rows))
-    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.22, "hspace": 0.35}).flat
+    figure, axes = panels_of(len(curves), columns, 3.3 * columns, 3.4, wspace=0.22, hspace=0.35)
     colours = method_colours(run.methods or CORE_METHODS)
-    for ax, (name, methods) in zip(axes, curves.items(), strict=False):
+    for ax, (name, methods) in zip(axes, curves.items(), strict=True):
         _roc_panel(ax, name, methods, colours)
-    for ax in list(axes)[len(curves) :]:
-        ax.set_visible(False)
     return to_plot(figure, "roc", "ROC curves of the local, federated and pooled models: " + ", ".join(curves) + ".")
 
 
@@ -99,17 +96,12 @@ def embedding_map(run: RunData) -> Plot:
     if "seed" in points:
         points = points[points["seed"] == points["seed"].min()]
     tasks = [task for task in run.tasks if task.name in points and points[task.name].notna().any()]
-    panels = 1 + len(tasks)
-    rows = -(-panels // 2)
-    figure = Figure(figsize=(WIDTH * 0.84, 3.2 * rows))
-    axes = figure.subplots(rows, 2, squeeze=False, gridspec_kw={"wspace": 0.5, "hspace": 0.16}).flat
+    figure, axes = panels_of(1 + len(tasks), 2, WIDTH * 0.84, 3.2, wspace=0.5, hspace=0.16)
     present = [name for name in run.hospitals if (points["hospital"] == name).any()]
     _scatter(axes[0], points, "hospital", hospital_colours(run.hospitals), present, "By hospital")
-    for ax, task in zip(list(axes)[1:], tasks, strict=False):
+    for ax, task in zip(axes[1:], tasks, strict=True):
         colours = _label_colours(task, points)
         _scatter(ax, points, task.name, colours, list(colours), f"By {task.name}")
-    for ax in list(axes)[panels:]:
-        ax.set_visible(False)
     by = ", ".join(["hospital", *(task.name for task in tasks)])
     return to_plot(figure, "map", f"Map of {len(points)} test cases, coloured by {by}.")
 

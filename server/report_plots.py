@@ -105,6 +105,18 @@ def style() -> AbstractContextManager[None]:
     return rc_context(_STYLE)
 
 
+def panels_of(
+    count: int, columns: int, width: float, height: float, *, wspace: float, hspace: float
+) -> tuple[Figure, list[Axes]]:
+    """A figure of ``count`` panels in rows of ``columns``; inches of the whole width and of one row."""
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width, rows * height))
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": wspace, "hspace": hspace}).ravel()
+    for ax in axes[count:]:
+        ax.set_visible(False)
+    return figure, list(axes[:count])
+
+
 def to_plot(figure: Figure, name: str, alt: str) -> Plot:
     """Turn a figure into inline SVG without outside references.
 
@@ -157,19 +169,16 @@ def overview(run: RunData) -> Plot:
     if not panels:
         return Plot(missing="No method was scored on the test cases of all hospitals together.")
     methods = order_methods({name for _, _, scores in panels for name in scores})
-    columns = min(len(panels), 3)
+    columns, height = min(len(panels), 3), 0.36 * len(methods)
     rows = -(-len(panels) // columns)
-    height = 0.36 * len(methods)
-    figure = Figure(figsize=(WIDTH * 0.83, rows * height + (rows - 1) * 1.1))
-    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.3, "hspace": 1.1 / height}).flat
+    each = height + 1.1 * (rows - 1) / rows
+    figure, axes = panels_of(len(panels), columns, WIDTH * 0.83, each, wspace=0.3, hspace=1.1 / height)
     low = _lowest(score for _, _, scores in panels for score in scores.values())
-    for index, (ax, (task, metric, scores)) in enumerate(zip(axes, panels, strict=False)):
+    for index, (ax, (task, metric, scores)) in enumerate(zip(axes, panels, strict=True)):
         _whiskers(ax, methods, scores)
         _score_axis(ax, task, metric, low)
         ax.set_yticks(range(len(methods)), [short(method_title(m)) for m in methods] if index % columns == 0 else [])
         ax.set_ylim(len(methods) - 0.5, -0.5)
-    for ax in list(axes)[len(panels) :]:
-        ax.set_visible(False)
     said = "; ".join(
         f"{task} {metric_title(metric)}: "
         + ", ".join(f"{method_title(m)} {s.value:.2f}" for m, s in scores.items() if s.value is not None)

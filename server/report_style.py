@@ -48,7 +48,7 @@ table { border-collapse: collapse; font-size: 15px; line-height: 1.35; font-vari
 table.full { width: 100%; }
 th, td { padding: 8px 14px 8px 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 thead th { border-bottom: 1.5px solid #9aa5ae; font-size: 14px; font-weight: 600; vertical-align: bottom; }
-tbody th { font-weight: 600; overflow-wrap: anywhere; }
+tbody th { min-width: 8em; font-weight: 600; overflow-wrap: anywhere; }
 .num { text-align: right; }
 td.num { white-space: nowrap; }
 .sum > * { font-weight: 650; border-top: 1.5px solid #c3ccd3; }
@@ -84,7 +84,7 @@ dl.methods dt { font-weight: 600; }
 dl.methods dd { max-width: 56em; margin: 0; color: var(--muted); }
 .prose { min-width: 15em; }
 @media (max-width: 700px) { figure { overflow-x: auto; } figure svg { min-width: 640px; }
-  tbody th { min-width: 8em; } body { padding: 20px 16px; } .head { flex-direction: column; gap: 4px; }
+  body { padding: 20px 16px; } .head { flex-direction: column; gap: 4px; }
   h1 { font-size: 27px; } .lead { font-size: 16.5px; } dl.methods { grid-template-columns: 1fr; } }
 @page { size: A4; margin: 14mm 12mm; }
 @media print { body { padding: 0; font-size: 12px; -webkit-print-color-adjust: exact; print-color-adjust: exact; }

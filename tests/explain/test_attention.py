@@ -34,13 +34,19 @@ def test_every_head_of_every_extractor_spreads_one_over_the_patches(
             np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-6)
 
 
+def learner_with(
+    task_pass: str, study: Study, preprocessing: Preprocessing, targets: dict[str, torch.Tensor]
+) -> Learner:
+    model = study.model.model_copy(update={"task_pass": task_pass})
+    return build_learner(study.model_copy(update={"model": model}), preprocessing, targets).eval()
+
+
 @pytest.mark.parametrize("task_pass", ["exact", "joint"])
 def test_watching_changes_no_bit_of_what_the_model_says(
     task_pass: str, tiny_study: Study, tiny_preprocessing: Preprocessing, tiny_targets: dict[str, torch.Tensor],
     seen: CaseTensors,
 ) -> None:  # fmt: skip
-    study = tiny_study.model_copy(update={"model": tiny_study.model.model_copy(update={"task_pass": task_pass})})
-    model = build_learner(study, tiny_preprocessing, tiny_targets).eval().modaltune
+    model = learner_with(task_pass, tiny_study, tiny_preprocessing, tiny_targets).modaltune
     with torch.no_grad():
         plain = model.embed(collate([seen]))
         with watched(model) as found:
@@ -74,8 +80,7 @@ def test_the_row_is_that_of_the_task(
     seen: CaseTensors,
 ) -> None:  # fmt: skip
     """A changed task token changes the attention of its own task in the first extractor, and of no other."""
-    study = tiny_study.model_copy(update={"model": tiny_study.model.model_copy(update={"task_pass": task_pass})})
-    learner = build_learner(study, tiny_preprocessing, tiny_targets).eval()
+    learner = learner_with(task_pass, tiny_study, tiny_preprocessing, tiny_targets)
     for parameter in (learner.modaltune.interactions[0].injector.gamma,):  # tokens are not written into patches
         nn.init.zeros_(parameter)
     before = {task: patch_attention(learner, seen, task)[0] for task in learner.kinds}

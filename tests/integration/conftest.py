@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 import server.app
@@ -80,3 +82,26 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
         return Ran(code=int(ended.value.code or 0), out=out, err=err)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Invented tables of one cohort, laid out as docs/data.md says."""
+    folder, draw = tmp_path_factory.mktemp("tables"), np.random.default_rng(0)
+    ids = [f"TCGA-XX-{number:04d}" for number in range(40)]
+    clinical = {
+        "case_id": ids,
+        "hospital": ["H1"] * 20 + ["H2"] * 20,
+        "primary_class": draw.integers(0, 2, 40),
+        "stage_num": draw.integers(1, 5, 40),
+        "os_months": draw.exponential(30, 40) + 1,
+        "os_event": draw.integers(0, 2, 40),
+        "age": draw.normal(60, 5, 40),
+        "sex": ["female", "male"] * 20,
+    }
+    (folder / "BLCA").mkdir()
+    pd.DataFrame(clinical).to_parquet(folder / "BLCA" / "clinical.parquet")
+    genes = pd.DataFrame(draw.normal(size=(40, 4)), columns=["TP53", "KRAS", "EGFR", "RB1"])
+    genes.insert(0, "case_id", ids)
+    genes.to_parquet(folder / "BLCA" / "rna.parquet")
+    return folder

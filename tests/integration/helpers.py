@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from modaltune.data.cohort import Cohort
 from modaltune.federation.study import Study, TaskSpec
 from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
@@ -105,3 +107,19 @@ def _session_of(pid: int) -> int | None:
         return os.getsid(pid)
     except (ProcessLookupError, PermissionError):
         return None
+
+
+def assert_one_line(ran: Ran, code: int = 2) -> str:
+    """The one line of an error."""
+    assert ran.code == code
+    assert ran.out == ""
+    assert ran.err.startswith("error: ")
+    assert ran.err.count("\n") == 1
+    assert "Traceback" not in ran.err
+    return ran.err
+
+
+def only_json(text: str) -> Any:
+    """The one JSON document on standard output, without NaN or infinity."""
+    assert text.count("\n") == 1
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))

@@ -9,6 +9,7 @@ import socket
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,9 @@ def stack(hospitals: dict[str, Path]) -> Iterator[Stack]:
         _enrol(found, hospitals)
         yield found
     finally:
-        for site in SITES:
-            run_script("modaltune-client", "stop", "--home", folder / site)
-        run_script("modaltune-server", "stop", "--home", folder / "s")
+        with ThreadPoolExecutor() as pool:
+            ends = [("modaltune-client", "stop", "--home", folder / site) for site in SITES]
+            list(pool.map(lambda end: run_script(*end), [*ends, ("modaltune-server", "stop", "--home", folder / "s")]))
         shutil.rmtree(folder)
 
 
@@ -79,17 +80,27 @@ def _enrol(stack: Stack, hospitals: dict[str, Path]) -> None:
     stack.server("start")
     for site in SITES:
         stack.server("invite", site, "--out", stack.folder)
-        invitation = stack.folder / f"{site}.invite"
-        made = stack.client(
-            site, "init", "--invitation", invitation, "--site-folder", hospitals[site], "--out", stack.folder
-        )
-        admitted = stack.server("admit", stack.folder / f"{site}.pub")
-        assert made["fingerprint"] == admitted["fingerprint"]
-        settings = stack.folder / site / "client.toml"
-        settings.write_text(settings.read_text().replace("keep_sent = false", "keep_sent = true"))
-        stack.client(site, "approve", stack.folder / "study.json")
-        ran = run_script("modaltune-client", "start", "--home", stack.folder / site)
-        assert ran.code == 0, ran.err
+    with ThreadPoolExecutor() as hospitals_at_work:
+        made = list(hospitals_at_work.map(lambda site: _join(stack, site, hospitals[site]), SITES))
+        for site, fingerprint in zip(SITES, made, strict=True):
+            assert stack.server("admit", stack.folder / f"{site}.pub")["fingerprint"] == fingerprint
+        list(hospitals_at_work.map(lambda site: _open(stack, site), SITES))
+
+
+def _join(stack: Stack, site: str, folder: Path) -> str:
+    """Make a hospital's home; the fingerprint of its key."""
+    invitation = stack.folder / f"{site}.invite"
+    made = stack.client(site, "init", "--invitation", invitation, "--site-folder", folder, "--out", stack.folder)
+    settings = stack.folder / site / "client.toml"
+    settings.write_text(settings.read_text().replace("keep_sent = false", "keep_sent = true"))
+    return str(made["fingerprint"])
+
+
+def _open(stack: Stack, site: str) -> None:
+    """Approve the study and start the hospital's programs."""
+    stack.client(site, "approve", stack.folder / "study.json")
+    ran = run_script("modaltune-client", "start", "--home", stack.folder / site)
+    assert ran.code == 0, ran.err
 
 
 def _free_port() -> int:
