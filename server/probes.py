@@ -121,6 +121,8 @@ class Prober:
                 optimum = fit_probe(spec, known, inquiry, min(left, MOST_QUESTIONS)).optimum
             except _SiteLostError:
                 continue
+            except ValueError:  # sites wrote the sums
+                raise ProbeError("the sums of the sites lead nowhere: no likelihood has all of them") from None
             if _size(optimum) > allowed.largest:  # the last step is taken without asking
                 raise ProbeError(f"the optimum has a coefficient beyond probes.largest = {allowed.largest:g}")
             return optimum
@@ -148,7 +150,7 @@ class _Inquiry:
         Raises:
             _SiteLostError: one of them gave none, and is no longer among the sites.
         """
-        if _size(question) > self.prober.study.probes.largest:
+        if not _size(question) <= self.prober.study.probes.largest:
             return {"": Sums.loss_only(np.inf)}  # no site would answer: the fit takes half the step
         self.questions += 1
         manifest, found = sums_manifest(question), dict[str, Sums]()

@@ -45,6 +45,7 @@ DOMINANT = 0.9
 _PARTS = ("coefficients", "mean", "deviation", "classes")
 _TALLY = ("counts", "mean", "squares")
 _ROUNDING, _CONSTANT = 1e-9, 1e-12
+_LARGEST_FEATURE, _LARGEST_SUM = 1e6, 1e15  # beyond, sums over sites may leave the range of numbers
 Arrays = dict[str, Floats]
 
 
@@ -175,7 +176,8 @@ def problem_with_tally(task: str, tally: Tally, minimum: int, most_cases: int) -
         return f"it counts more cases of {task} than were approved"
     if (tally.squares < 0).any() or (not tally.cases and (tally.mean.any() or tally.squares.any())):
         return f"its tally of {task} is one of no cases"
-    return ""
+    largest = max(np.abs(tally.mean).max(), np.sqrt(tally.squares / max(tally.cases, 1)).max())
+    return f"its tally of {task} is out of range" if largest > _LARGEST_FEATURE else ""
 
 
 def site_answer(cases: SiteCases, question: ProbeQuestion, minimum: int) -> Arrays:
@@ -253,6 +255,8 @@ def problem_with_sums(arrays: Mapping[str, Floats]) -> str:
         return "" if silent else "it tells derivatives that it holds back"
     if loss < -_ROUNDING:
         return "its loss is negative"
+    if any(np.abs(value).max(initial=0) > _LARGEST_SUM for value in arrays.values()):
+        return "its sums are out of range"
     if "hessian" not in arrays:
         return ""
     hessian = Sums.unpacked(arrays).hessian

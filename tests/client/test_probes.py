@@ -63,6 +63,7 @@ def test_the_app_answers_with_sums_that_the_gate_lets_out(conversation: Conversa
         ({"diagnosis_counts": [np.nan, 25.0]}, "is not finite"),
         ({"diagnosis_counts": [25.0]}, "not float64"),
         ({"diagnosis_squares": -np.ones(32)}, "one of no cases"),
+        ({"diagnosis_mean": np.full(32, 1e200)}, "out of range"),
         ({"more": np.zeros(3)}, "outside the manifest"),
     ],
 )
@@ -78,6 +79,7 @@ def test_a_tally_that_tells_more_is_stopped(conversation: Conversation, change: 
         ({"loss": [np.nan]}, "is not finite"),
         ({"loss": [-0.5]}, "loss is negative"),
         ({"loss": [-1.0]}, "holds back"),
+        ({"loss": [1e308]}, "out of range"),
         ({"gradient": np.zeros(3)}, "not float64"),
         ({"hessian": None}, "not float64"),
         ({"rows": np.zeros((4, 32))}, "outside the manifest"),

@@ -156,6 +156,24 @@ def not_a_number(reply: Message) -> list[Message]:
     return [reply]
 
 
+def lying(reply: Message) -> list[Message]:
+    """Sums that some cases might have, and these do not."""
+    record = reply.content.array_records["sums"]
+    arrays = {name: np.zeros_like(value) for name, value in unseal(record, "H2").items()}
+    arrays["gradient"] = arrays["gradient"] + 1e14
+    reply.content["sums"] = ArrayRecord({name: Array(value) for name, value in seal(arrays).items()})
+    return [reply]
+
+
+def test_sums_that_lead_nowhere_end_a_probe_and_not_the_run(
+    one_task: Study, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    found = federate(one_task, folders, tmp_path, at_question("H2", 1, lying))
+    assert row_of(found)["reason"]
+    assert found.result.status == "OK"
+    assert found.result.evaluation["H1"]
+
+
 def failure(reply: Message) -> list[Message]:
     reply.content = RecordDict({"failure": ConfigRecord({"code": "ProbeError"})})
     return [reply]
