@@ -29,6 +29,7 @@ from simulation.fetch.xena import XENA
 from simulation.runs import Plan, simulate
 from simulation.sites import check_overrides, disjoint_tasks, require_known
 from simulation.studies.command import study
+from simulation.study import TABLES
 from simulation.synthetic import HOMOGENEOUS, HOSPITAL_SHARES, TASKS, build_synthetic
 from simulation.tcga import build_tcga
 from simulation.unlabelled import unlabelled_rows, unlabelled_table
@@ -284,8 +285,8 @@ def _changes(settings: Sequence[str] | None, rounds: int | None) -> dict[str, di
     for setting in settings or ():
         name, equals, value = setting.partition("=")
         table, dot, key = name.partition(".")
-        if not equals or not dot or table not in ("model", "training", "privacy", "slides"):
-            raise ConfigError(f"--set {setting!r}: expected TABLE.KEY=VALUE with model, training, privacy or slides")
+        if not equals or not dot or table not in TABLES:
+            raise ConfigError(f"--set {setting!r}: expected TABLE.KEY=VALUE with one of {', '.join(TABLES)}")
         try:
             out.setdefault(table, {})[key] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:

@@ -17,6 +17,8 @@ from modaltune.encoders.text import text_encoder
 from modaltune.errors import CaseTableError, ConfigError, FeatureFileError
 from modaltune.federation.study import SlideSpec, Study, TaskSpec, TextSpec, first_problem
 
+TABLES = ("slides", "model", "training", "aggregation", "privacy", "release")
+"""Tables of a study that an experiment may set."""
 _NO_SLIDES_WIDTH = 8
 
 
@@ -89,7 +91,7 @@ def draft_study(
             slides=_slides(cohorts, settings.get("slides", {})),
             text=TextSpec(sha256=text_encoder().sha256),
             gene_sets=sets,
-            **{part: settings[part] for part in ("model", "training", "aggregation", "privacy") if part in settings},
+            **{part: settings[part] for part in TABLES if part in settings and part != "slides"},
         )
     except ValidationError as error:
         raise ConfigError(f"study {name}: {first_problem(error)}") from error

@@ -14,11 +14,11 @@ from pydantic import BaseModel, ValidationError
 
 from modaltune import __version__
 from modaltune.errors import ConfigError
-from modaltune.federation.study import AggregationSpec, ModelSpec, PrivacySpec, SlideSpec, TrainingSpec
+from modaltune.federation.study import AggregationSpec, ModelSpec, PrivacySpec, ReleaseSpec, SlideSpec, TrainingSpec
 from modaltune.storage import canonical_json, digest_text
 from modaltune.tasks.vocabulary import configs_folder
-from simulation.studies.spec import TABLES, Axis, DataSpec, StudyFile, Table, problem
-from simulation.study import load_settings
+from simulation.studies.spec import Axis, DataSpec, StudyFile, Table, problem
+from simulation.study import TABLES, load_settings
 
 _SCHEMAS: Mapping[str, type[BaseModel]] = {
     "data": DataSpec,
@@ -26,6 +26,7 @@ _SCHEMAS: Mapping[str, type[BaseModel]] = {
     "training": TrainingSpec,
     "aggregation": AggregationSpec,
     "privacy": PrivacySpec,
+    "release": ReleaseSpec,
 }
 _LONGEST_NAME = 120
 
@@ -41,7 +42,7 @@ class Cell:
         seed: of split, weights and batches.
         methods: what is scored.
         data: the checked :class:`DataSpec`, as plain values.
-        settings: complete tables ``slides``, ``model``, ``training``, ``aggregation`` and ``privacy``, where given.
+        settings: complete tables (``simulation.study.TABLES``), where given.
     """
 
     study: str

@@ -18,8 +18,6 @@ from simulation.synthetic import DEFAULT_CASES, FEWEST_CASES
 
 ABLATIONS = ("separate_heads", "per_task")
 METHODS = ("federated", *COMPARISONS, *ON_REQUEST, *ABLATIONS, PROBE)
-TABLES = ("slides", "model", "training", "aggregation", "privacy")
-"""Tables of a study that an experiment may set."""
 
 _SETTINGS = {"synthetic", "tcga"}  # of the folder's files, those that are no studies
 Modality = Literal["expression", "slides"]
@@ -125,7 +123,7 @@ class StudyFile(_Part):
         seeds: of every cell; each draws split, weights and batches.
         methods: what is scored in every cell; the federation itself always is.
         trackers: where results are sent beside the log: ``tensorboard``, ``mlflow``, ``wandb``.
-        data, slides, model, training, aggregation, privacy: the settings that all cells share.
+        data, slides, model, training, aggregation, privacy, release: the settings that all cells share.
         axes: the grid is their product.
         show: what is shown.
     """
@@ -142,6 +140,7 @@ class StudyFile(_Part):
     training: Table = {}
     aggregation: Table = {}
     privacy: Table = {}
+    release: Table = {}
     axes: tuple[Axis, ...] = ()
     show: ShowSpec = ShowSpec()
 
