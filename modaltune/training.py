@@ -13,7 +13,7 @@ from torch import Tensor
 
 from modaltune.data.batch import CaseTensors, modalities_of, without_modality
 from modaltune.errors import ConfigError, DeviceError
-from modaltune.federation.study import TrainingSpec
+from modaltune.federation.settings import TrainingSpec
 from modaltune.hints import with_hints
 from modaltune.models.learner import OPTIONAL_PREFIXES, Learner
 from modaltune.models.modaltune import trainable_state

@@ -21,7 +21,8 @@ from flwr.serverapp.strategy.multikrum import compute_distances
 
 from modaltune.errors import FederationError, ReplyRefused
 from modaltune.federation.average import KeywiseMean, State, Update, length, shortened
-from modaltune.federation.study import AggregationSpec, Study
+from modaltune.federation.settings import AggregationSpec
+from modaltune.federation.study import Study
 from server.spool import InOrder, Spool
 
 _OPTIMISERS = {"adam": FedAdam, "yogi": FedYogi}

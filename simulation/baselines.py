@@ -14,7 +14,8 @@ from modaltune.errors import ConfigError
 from modaltune.evaluation.metrics import Floats
 from modaltune.evaluation.predictions import readable_rows
 from modaltune.evaluation.probes.embeddings import slide_vectors
-from modaltune.federation.study import NEEDS, Study
+from modaltune.federation.settings import NEEDS
+from modaltune.federation.study import Study
 from modaltune.models.baselines.registry import ROWS, baseline_study
 from modaltune.models.learner import frozen_encoder
 from simulation.compare import Hospitals, Job, Scene, run_jobs, trainable

@@ -9,7 +9,8 @@ from torch import Tensor
 from modaltune.data.batch import CaseTensors, collate
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.evaluation.predictions import embed_cases
-from modaltune.federation.study import Study, TrainingSpec
+from modaltune.federation.settings import TrainingSpec
+from modaltune.federation.study import Study
 from modaltune.hints import with_hints
 from modaltune.models.learner import Learner, build_learner
 from modaltune.models.modaltune import trainable_state

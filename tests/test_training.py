@@ -16,7 +16,8 @@ from modaltune.data.batch import CaseTensors
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.errors import ConfigError
 from modaltune.evaluation.predictions import embed_cases
-from modaltune.federation.study import Study, TrainingSpec
+from modaltune.federation.settings import TrainingSpec
+from modaltune.federation.study import Study
 from modaltune.models.learner import Learner, build_learner
 from modaltune.models.modaltune import trainable_state
 from modaltune.seeds import numpy_generator

@@ -6,9 +6,20 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from modaltune.errors import ConfigError
+from modaltune.federation.settings import (
+    MOST_COEFFICIENTS,
+    AggregationSpec,
+    LabelQuerySpec,
+    ModelSpec,
+    Part,
+    PrivacySpec,
+    ProbesSpec,
+    ReleaseSpec,
+    TrainingSpec,
+)
 from modaltune.storage import canonical_json, digest_text
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
@@ -29,35 +40,17 @@ REPORTED = {
     for kind, names in METRICS.items()
 }
 """What leaves a hospital: at a horizon, a score can rest on a single death."""
-MOST_COEFFICIENTS = 2048
-"""Of one probe: the answer of a site has half the square of it in numbers, here 17 MB."""
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Kind = Literal[
-    "modaltune", "abmil", "transmil", "gigapath_tuned", "mlp", "s_mlp", "gene_mixer", "mcat", "survpath", "abmil_cat",
-    "transmil_cat", "gigapath_cat",
-]  # fmt: skip
-_IMAGE, _GENES = ("slides",), ("expression",)
-NEEDS: dict[str, tuple[str, ...]] = {
-    "modaltune": (),
-    **dict.fromkeys(("abmil", "transmil", "gigapath_tuned", "gigapath_lp"), _IMAGE),
-    **dict.fromkeys(("mlp", "s_mlp", "gene_mixer"), _GENES),
-    **dict.fromkeys(("mcat", "survpath", "abmil_cat", "transmil_cat", "gigapath_cat"), _IMAGE + _GENES),
-}
-"""Modalities that a model cannot do without: a case that lacks one is neither trained on nor scored."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Label(_Part):
+class Label(Part):
     """One value of a task and the text that stands for it."""
 
     value: str
     text: str
 
 
-class TaskSpec(_Part):
+class TaskSpec(Part):
     """A task: its kind, its prompt and its labels.
 
     Attributes:
@@ -92,14 +85,14 @@ class TaskSpec(_Part):
         return tuple(label.value for label in self.labels)
 
 
-class ClinicalColumn(_Part):
+class ClinicalColumn(Part):
     """A clinical input; labels in disguise (see docs/data.md) are refused."""
 
     name: Literal["age", "sex"]
     values: tuple[str, ...] = ()  # categories; empty = a number
 
 
-class SlideSpec(_Part):
+class SlideSpec(Part):
     """The frozen slide encoder and the bags it reads.
 
     Attributes:
@@ -133,14 +126,14 @@ class SlideSpec(_Part):
         return self
 
 
-class TextSpec(_Part):
+class TextSpec(Part):
     """The frozen text encoder that embeds labels."""
 
     encoder: str = "minilm"
     sha256: Digest
 
 
-class ModalitySpec(_Part):
+class ModalitySpec(Part):
     """A further modality: one vector a case, from a table that a site names under ``[paths.modalities]``.
 
     Attributes:
@@ -168,152 +161,7 @@ class ModalitySpec(_Part):
         return self
 
 
-class ModelSpec(_Part):
-    """What is trained.
-
-    Attributes:
-        kind: ``modaltune``, or a baseline (docs/baselines.md), which reads ``width_scale`` and no other field.
-        width_scale: hidden widths of a baseline, times its published ones.
-    """
-
-    kind: Kind = "modaltune"
-    width_scale: Annotated[float, Field(gt=0)] = 1.0
-    groups: tuple[tuple[int, int], ...] = ((0, 0), (1, 1))
-    heads: int = 4
-    width_ratio: float = 1.0
-    extra_extractors: int = 0
-    gamma: float = 0.1
-    drop_path: float = 0.0
-    residual: Literal["single", "reference"] = "single"
-    output_width: int = 64
-    head: Literal["text", "separate"] = "text"
-    centre_texts: bool = True
-    frozen_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # in the frozen layers during training; published: 0.25
-    token_join: Literal["sum", "cat"] = (
-        "sum"  # of image, task and modality tokens before the head; TITAN published: cat
-    )
-    task_pass: Literal["exact", "joint"] = "exact"  # a pass for each task, or one with the tokens of all tasks
-    gene_encoder: Literal["compact", "paper"] = "compact"
-    gene_latent: int = 64
-    gene_tokens: int = 8
-    gene_dropout: float = 0.1
-    expression_dropout: float = 0.3  # single genes hidden in training
-    gene_minimum: int = 3  # measured genes a set needs
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Modalities that the model cannot do without."""
-        return NEEDS[self.kind]
-
-
-class TrainingSpec(_Part):
-    """Local training and rounds; the learning rate warms up and then follows a cosine over the whole run.
-
-    Attributes:
-        local_epochs: passes over a hospital's cases in a round; a part of one, e.g. 0.34, makes rounds shorter.
-        hints: weight of a task that a case has no label for, beside one that it has: the hospital holds on to what the
-            received model says about it (modaltune/hints.py). 0 = trained on labels only.
-    """
-
-    objective: Literal["contrastive", "distillation", "hazards"] = "contrastive"
-    rounds: Annotated[int, Field(gt=0)] = 32
-    local_epochs: Annotated[float, Field(gt=0)] = 1.0
-    hints: Annotated[float, Field(ge=0)] = 0.0
-    batch_size: Annotated[int, Field(gt=0)] = 16
-    learning_rate: Annotated[float, Field(gt=0)] = 4e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    wire: Literal["fp32", "fp16", "int8"] = "fp16"  # how trained weights travel: modaltune/federation/wire.py
-    keep_optimiser: bool = True  # AdamW's running averages stay at the site from round to round; they never travel
-    proximal: Annotated[float, Field(ge=0)] = (
-        0.0  # FedProx: half this times the squared distance from the weights received is added to the loss
-    )
-
-
-class AggregationSpec(_Part):
-    """How the server combines updates.
-
-    Attributes:
-        rule: ``mean`` weighs sites by their cases; the others count each site once.
-        keywise: a site counts for a parameter with the cases that exercised it; without, with all its cases for all
-            parameters, as plain averaging does.
-        trim: ``trimmed_mean``: share of the sites left out at each end.
-        hostile: ``krum``: number of sites that may be hostile.
-        clip: an update longer than this many times the median length of the last round is shortened to it; 0 = never.
-        outlier: ``median``, ``trimmed_mean`` and ``krum``: an update longer than this many times the round's median is
-            refused; 0 = never.
-        optimiser: of the server, on top of the rule: FedAdam or FedYogi with the four values that follow.
-    """
-
-    rule: Literal["mean", "median", "trimmed_mean", "krum"] = "mean"
-    keywise: bool = True
-    trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
-    hostile: Annotated[int, Field(ge=0)] = 0
-    clip: Annotated[float, Field(ge=0)] = 5.0
-    outlier: Annotated[float, Field(ge=0)] = 10.0
-    optimiser: Literal["none", "adam", "yogi"] = "none"
-    learning_rate: Annotated[float, Field(gt=0)] = 0.01
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    tau: Annotated[float, Field(gt=0)] = 1e-3
-
-
-class PrivacySpec(_Part):
-    """What may leave a site.
-
-    Attributes:
-        min_cell: a count below it is not reported; a site with fewer training cases reports no sums.
-        min_contributors: a parameter with fewer contributing sites keeps its old value.
-        norm_bound: largest Euclidean norm of one parameter tensor in a reply.
-    """
-
-    min_cell: Annotated[int, Field(ge=1)] = 5
-    min_contributors: Annotated[int, Field(ge=1)] = 1
-    norm_bound: Annotated[float, Field(gt=0)] = 1e4
-
-
-class LabelQuerySpec(_Part):
-    """Questions after the end: how candidate texts of a task that nobody labelled divide a site's cases. Exploratory.
-
-    Attributes:
-        budget: different queries that a site answers under one approval; 0 = none.
-        max_candidates: texts in one query.
-        by_label: sites may also count by the labels of the study's tasks.
-    """
-
-    budget: Annotated[int, Field(ge=0)] = 0
-    max_candidates: Annotated[int, Field(ge=2, le=64)] = 8
-    by_label: bool = False
-
-
-class ProbesSpec(_Part):
-    """Linear probes on the final embeddings, fitted over the sites before the evaluation (docs/probes.md).
-
-    Attributes:
-        questions: most questions that a site answers for one task, after the tally of its cases; 0 = no probes.
-        largest: coefficients that are asked about, on standardised features, do not exceed it in absolute size.
-    """
-
-    questions: Annotated[int, Field(ge=0)] = 0
-    largest: Annotated[float, Field(gt=0)] = 10.0
-
-
-class ReleaseSpec(_Part):
-    """When a metric is enough to release a model on.
-
-    Attributes:
-        min_cases: test cases behind a metric.
-        min_events: deaths behind a C-index; cases of the rarest class behind a classification metric. Below ten, one
-            patient moves the metric more than most differences that anybody reports.
-    """
-
-    min_cases: Annotated[int, Field(ge=1)] = 20
-    min_events: Annotated[int, Field(ge=1)] = 10
-
-
-class Study(_Part):
+class Study(Part):
     """A study. Its canonical JSON has a SHA-256, the digest, which names it.
 
     Attributes:

@@ -13,7 +13,8 @@ from modaltune.data.genesets import read_gene_sets
 from modaltune.encoders.registry import encoder_digest
 from modaltune.encoders.text import text_encoder
 from modaltune.errors import ConfigError
-from modaltune.federation.study import Label, Study, TaskSpec, TrainingSpec
+from modaltune.federation.settings import TrainingSpec
+from modaltune.federation.study import Label, Study, TaskSpec
 from modaltune.storage import write_text
 from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
 

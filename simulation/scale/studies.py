@@ -7,16 +7,8 @@ from collections.abc import Sequence
 from modaltune.benchmarks.full import EVERYWHERE, gene_indices
 from modaltune.encoders.small import small_slide_encoder
 from modaltune.encoders.text import text_encoder
-from modaltune.federation.study import (
-    Label,
-    ModelSpec,
-    PrivacySpec,
-    SlideSpec,
-    Study,
-    TaskSpec,
-    TextSpec,
-    TrainingSpec,
-)
+from modaltune.federation.settings import ModelSpec, PrivacySpec, TrainingSpec
+from modaltune.federation.study import Label, SlideSpec, Study, TaskSpec, TextSpec
 from modaltune.storage import digest_state
 
 _UNREAD = "0" * 64  # of weights that the coordinator does not have

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from modaltune import __version__
 from modaltune.errors import ConfigError
-from modaltune.federation.study import AggregationSpec, ModelSpec, PrivacySpec, ReleaseSpec, SlideSpec, TrainingSpec
+from modaltune.federation.settings import AggregationSpec, ModelSpec, PrivacySpec, ReleaseSpec, TrainingSpec
+from modaltune.federation.study import SlideSpec
 from modaltune.storage import canonical_json, digest_text
 from modaltune.tasks.vocabulary import configs_folder
 from simulation.studies.spec import Axis, DataSpec, StudyFile, Table, problem

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from modaltune.federation.study import LabelQuerySpec, ProbesSpec
+from modaltune.federation.settings import LabelQuerySpec, ProbesSpec
 from simulation.study import read_sites
 from simulation.synthetic import build_synthetic
 from tests.client.conversation import Conversation

@@ -17,7 +17,8 @@ from client.questions import read_question
 from client.usage import Usage
 from modaltune.errors import MessageRefused
 from modaltune.federation.label_query import HELD_BACK, LabelQuery
-from modaltune.federation.study import LabelQuerySpec, Study
+from modaltune.federation.settings import LabelQuerySpec
+from modaltune.federation.study import Study
 from modaltune.federation.wire import seal, unseal
 from tests.client.conversation import EVALUATE, Conversation, vectors_record
 

@@ -20,7 +20,8 @@ from client.usage import Usage
 from modaltune.errors import MessageRefused
 from modaltune.evaluation.probes.sums import SiteCases
 from modaltune.federation.probe_query import ProbeQuery, question_arrays
-from modaltune.federation.study import ProbesSpec, Study
+from modaltune.federation.settings import ProbesSpec
+from modaltune.federation.study import Study
 from modaltune.federation.wire import unseal
 from tests.client.conversation import EVALUATE, PROBE, PROBED, TALLY, Conversation, sealed
 

@@ -9,7 +9,8 @@ import pytest
 
 from modaltune.data.bags import write_bag
 from modaltune.data.cohort import Bag
-from modaltune.federation.study import Label, ModelSpec, SlideSpec, Study, TaskSpec, TextSpec
+from modaltune.federation.settings import ModelSpec
+from modaltune.federation.study import Label, SlideSpec, Study, TaskSpec, TextSpec
 from tests.doctor.sites import CASES, GENES, IDS, TOML, WIDTH
 
 DIAGNOSES = ("invasive ductal carcinoma", "invasive lobular carcinoma")

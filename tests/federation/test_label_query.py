@@ -18,7 +18,8 @@ from modaltune.federation.label_query import (
     problem_with,
     site_answer,
 )
-from modaltune.federation.study import LabelQuerySpec, Study
+from modaltune.federation.settings import LabelQuerySpec
+from modaltune.federation.study import Study
 from modaltune.models.learner import Learner
 
 MINIMUM = 3

@@ -18,8 +18,9 @@ from modaltune.federation.manifest import (
     evaluation_metrics,
     statistics_manifest,
 )
+from modaltune.federation.settings import PrivacySpec
 from modaltune.federation.statistics import site_statistics
-from modaltune.federation.study import PrivacySpec, Study
+from modaltune.federation.study import Study
 from modaltune.models.learner import Learner
 from modaltune.models.modaltune import trainable_state
 

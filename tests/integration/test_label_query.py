@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from modaltune.errors import ConfigError, RunFailed
-from modaltune.federation.study import LabelQuerySpec, Study
+from modaltune.federation.settings import LabelQuerySpec
+from modaltune.federation.study import Study
 from modaltune.storage import write_text
 from server.label_query import NOTE, QUERY_FILE, Asked, answer_table, ask_sites
 from server.rounds import Federation

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from modaltune.errors import FederationError
 from modaltune.federation.average import State, Update, keywise_average, length
-from modaltune.federation.study import AggregationSpec, Study
+from modaltune.federation.settings import AggregationSpec
+from modaltune.federation.study import Study
 from server.aggregation import Gathering, ServerOptimiser
 
 SITES = ("A", "B", "C", "D", "E")

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from modaltune.errors import ConfigError
+from modaltune.federation.settings import NEEDS
 from modaltune.federation.statistics import pooled_preprocessing, site_statistics
-from modaltune.federation.study import NEEDS, Study
+from modaltune.federation.study import Study
 from modaltune.models.baselines.registry import ROWS
 from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
 from simulation.baselines import NAMES, WAYS, baseline_methods, chosen_methods, run_baselines

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from modaltune.errors import ConfigError
-from modaltune.federation.study import NEEDS, Study
+from modaltune.federation.settings import NEEDS
+from modaltune.federation.study import Study
 from modaltune.models.baselines.abmil import ABMIL
 from modaltune.models.baselines.base import Baseline, Inputs, Trunk
 from modaltune.models.baselines.genes import MLP, GeneMixer, SparseMLP

@@ -17,7 +17,8 @@ from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing, prepare
 from modaltune.errors import ConfigError, ModelFileError
 from modaltune.evaluation.predictions import predict
-from modaltune.federation.study import NEEDS, Kind, Study
+from modaltune.federation.settings import NEEDS, Kind
+from modaltune.federation.study import Study
 from modaltune.models.baselines.base import Baseline, Inputs
 from modaltune.models.baselines.registry import ROWS, baseline_study, build_baseline
 from modaltune.models.learner import OPTIONAL_PREFIXES, Learner, build_learner, load_model, save_model
