@@ -30,6 +30,7 @@ from modaltune.federation.manifest import (
     statistics_manifest,
 )
 from modaltune.federation.wire import decode_update, message_manifest, seal
+from modaltune.storage import digest_text
 from modaltune.training import round_steps
 
 UNEXPECTED = "UnexpectedError"
@@ -192,6 +193,13 @@ def _probe(question: Question, approval: Approval, content: RecordDict) -> Recor
     record = _only(approval, content, SUMS).array_records[SUMS]
     found = read_arrays(record, question.manifest, approval.site)
     return RecordDict({SUMS: _arrays(released_sums(approval, found))})
+
+
+def settled(content: RecordDict) -> dict[str, str]:
+    """What an answer settles for an approval: of a tally its numbers; a second one would tell who was added or left."""
+    if TALLIES not in content:
+        return {}
+    return {"tally answer": digest_text("".join(part.data.hex() for part in content.array_records[TALLIES].values()))}
 
 
 _RULES: Mapping[str, Callable[[Question, Approval, RecordDict], RecordDict]] = {

@@ -150,7 +150,7 @@ class Guard:
                 content = self._released(asked, reply, store)
                 self.usage.count_bytes(_size(content))
                 if set(content) != {"failure"}:
-                    self.usage.agree(asked.approval.digest, asked.question.agreed)
+                    self.usage.agree(asked.approval.digest, {**asked.question.agreed, **gate.settled(content)})
                 name = self._say(content, asked.message)
                 self.audit.append("reply", **_facts(asked), bytes=_size(content), sha256=name)
             except MessageRefused as refusal:
@@ -230,7 +230,9 @@ class Guard:
         message = _inflated(name, _pieces(name, lambda names: _stored(store, names), "ReplyRefused"), "ReplyRefused")
         if not message.has_content():
             return gate.failure(_FLOWER_FAILED)
-        return gate.released(asked.question, asked.approval, message.content)
+        content = gate.released(asked.question, asked.approval, message.content)
+        self.usage.check_agreed(asked.approval.digest, gate.settled(content))
+        return content
 
     def _refuse(self, event: str, question: Message, refusal: MessageRefused) -> None:
         address = question.metadata  # the coordinator's text: only what has the form of a kind, or of a hash, is noted

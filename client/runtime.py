@@ -31,7 +31,7 @@ from modaltune.evaluation.probes.embeddings import (
     probe_spec,
 )
 from modaltune.evaluation.probes.fit import Probe, ProbeQuestion
-from modaltune.evaluation.probes.sums import SiteCases, site_tally
+from modaltune.evaluation.probes.sums import SiteCases
 from modaltune.evaluation.survival import Censoring
 from modaltune.federation import probe_query
 from modaltune.federation.average import State
@@ -259,7 +259,7 @@ class Site:
             self.probe_memory.keep(name, known)
         groups = {task.name: probe_query.groups_of(task, preprocessing) for task in self.study.tasks}
         return probe_query.tally_arrays(
-            {task: site_tally(cases, groups[task], self.minimum) for task, cases in known.items()}
+            {task: probe_query.told_tally(cases, groups[task], self.minimum) for task, cases in known.items()}
         )
 
     def probe(self, query: ProbeQuery) -> Arrays:

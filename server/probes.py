@@ -6,6 +6,7 @@ and the round log names who was left out. A probe that cannot be fitted has a re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,8 @@ class _Inquiry:
                     raise ReplyRefused(site, problem)
                 if (sums := sums_of(arrays)) is None:
                     self.silent.add(site)
+                elif math.isinf(sums.loss) and (self.task.kind != "survival" or not _size(question)):
+                    raise ReplyRefused(site, "its loss is infinite where none can be")
                 else:
                     found[site] = sums
         if len(found) < len(self.sites):

@@ -45,6 +45,7 @@ DOMINANT = 0.9
 _PARTS = ("coefficients", "mean", "deviation", "classes")
 _TALLY = ("counts", "mean", "squares")
 _ROUNDING, _CONSTANT = 1e-9, 1e-12
+_SATURATED = 1e-3  # mean spread of the classes below which their chances are as good as 0 and 1
 _LARGEST_FEATURE, _LARGEST_SUM = 1e6, 1e15  # beyond, sums over sites may leave the range of numbers
 Arrays = dict[str, Floats]
 
@@ -186,7 +187,7 @@ def site_answer(cases: SiteCases, question: ProbeQuestion, minimum: int) -> Arra
     Raises:
         ProbeError: the site contributes nothing to this probe, or the question fits no probe of its cases.
     """
-    if not site_tally(cases, 0, minimum).cases:
+    if not told_tally(cases, 0, minimum).cases:
         raise ProbeError("a group of cases is too small to be counted, so no sums leave")
     if not set(cases.group.tolist()) <= set(question.classes):
         raise ProbeError("the question leaves out a class that cases here have")
@@ -207,13 +208,33 @@ def _silence(manifest: Manifest, why: float) -> Arrays:
     return {name: np.full(shape, why if name == "loss" else 0.0) for name, shape in manifest.shapes.items()}
 
 
+def told_tally(cases: SiteCases, groups: int, minimum: int) -> Tally:
+    """Tally of one site; that of no cases also where its mean and spread would be about a few of them."""
+    tally = site_tally(cases, groups, minimum)
+    if tally.cases and _few_carry(((cases.features - tally.mean) ** 2).sum(axis=1), minimum):
+        nothing = np.zeros(cases.features.shape[1])
+        return Tally(counts=np.zeros(groups), mean=nothing, squares=nothing)
+    return tally
+
+
 def _dominated(cases: SiteCases, question: ProbeQuestion, minimum: int) -> bool:
-    """Whether fewer cases than may be counted carry nearly all weight: the sums would be about those."""
-    for weights in _weights(cases, question):
-        total = weights.sum()
-        if total > 0 and np.sort(weights)[len(weights) - minimum + 1 :].sum() > DOMINANT * total:
-            return True
-    return False
+    """Whether fewer cases than may be counted carry nearly all weight, or nobody any: the sums would be about those.
+
+    With coefficients so large that every chance is 0 or 1, the gradient counts the cases on one side of a plane.
+    """
+    if minimum <= 1:
+        return False
+    features = question.standardised(cases.features)
+    length = (features**2).mean(axis=1)
+    found = _weights(cases, question)
+    if cases.months is None and found[-1].sum() < _SATURATED * len(length):
+        return True
+    return any(_few_carry(weights, minimum) or _few_carry(weights * length, minimum) for weights in found)
+
+
+def _few_carry(weights: Floats, minimum: int) -> bool:
+    """Whether ``minimum - 1`` cases carry nearly all of something."""
+    return bool(np.sort(weights)[len(weights) - minimum + 1 :].sum() > DOMINANT * weights.sum() > 0)
 
 
 def _weights(cases: SiteCases, question: ProbeQuestion) -> tuple[Floats, ...]:
@@ -223,7 +244,10 @@ def _weights(cases: SiteCases, question: ProbeQuestion) -> tuple[Floats, ...]:
         sets = RiskSets.of(cases.months, cases.group.astype(bool))
         score = (features @ question.coefficients[0])[sets.order]
         hazard = np.exp(score - score.max())
-        return (sets.expected_deaths(hazard, sets.at_risk(hazard)) if sets.event.any() else np.zeros(len(score)),)
+        weights = np.zeros(len(score))
+        if sets.event.any():
+            weights[sets.order] = sets.expected_deaths(hazard, sets.at_risk(hazard))
+        return (weights,)
     chance = np.exp(log_probabilities(features, question.coefficients))
     own = chance[np.arange(len(chance)), np.searchsorted(np.asarray(question.classes), cases.group)]
     return 1 - own, 1 - (chance**2).sum(axis=1)

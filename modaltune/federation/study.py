@@ -229,10 +229,11 @@ class Study(Part):
         if self.model.kind != "modaltune":
             raise ValueError('probes need model.kind = "modaltune"; set probes.questions = 0 for a baseline')
         for task in self.tasks:
-            count = len(task.labels) * (self.model.output_width + 1)
+            rows = 1 if len(task.labels) <= 2 else len(task.labels)  # survival has no labels
+            count = rows * (self.model.output_width + 1)
             if count > MOST_COEFFICIENTS:
                 raise ValueError(
-                    f"task {task.name}: a probe has {count} coefficients (labels times model.output_width + 1), more"
+                    f"task {task.name}: a probe has {count} coefficients (classes times model.output_width + 1), more"
                     f" than {MOST_COEFFICIENTS}; answers grow with their square: set probes.questions = 0"
                 )
 

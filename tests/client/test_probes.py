@@ -238,3 +238,16 @@ def test_who_approves_is_told_what_probes_would_make_leave(conversation: Convers
     document = disclosure(none.site).as_document()
     assert document["probes"] == "none"
     assert "_probe" not in str(document["evaluation metrics"])
+
+
+def test_a_second_tally_with_other_numbers_is_refused(conversation: Conversation, tmp_path: Path) -> None:
+    """The difference of two would be the patient who came or left in between."""
+    usage = Usage(tmp_path / "usage.json", Limits())
+    first = released(conversation, TALLY)
+    usage.agree("approval", gate.settled(first))
+    usage.check_agreed("approval", gate.settled(released(conversation, TALLY)))
+    counts = numbers(first, TALLY)[f"{PROBED}.counts"] - np.eye(1, len(numbers(first, TALLY)[f"{PROBED}.counts"]))[0]
+    other = released(conversation, TALLY, **{f"{PROBED}_counts": counts})
+    with pytest.raises(MessageRefused, match="another tally answer was answered"):
+        usage.check_agreed("approval", gate.settled(other))
+    assert gate.settled(released(conversation, PROBE)) == {}

@@ -23,6 +23,7 @@ from modaltune.federation.probe_query import (
     sums_of,
     tally_arrays,
     tally_of,
+    told_tally,
 )
 
 COX = ProbeSpec(kind="cox", ridge=0.1)
@@ -91,7 +92,7 @@ def odd_one_out(*, survival: bool) -> tuple[SiteCases, ProbeSpec]:
     Its hazard is all the hazard there is; or it alone lies on the wrong side of the classes.
     """
     if survival:
-        features, months = np.append(np.linspace(-1, 1, 20), 40.0)[:, None], np.arange(1.0, 22)
+        features, months = np.append(np.linspace(-1, 1, 20), 3.0)[:, None], np.arange(1.0, 22)
         return SiteCases(features=features, group=np.arange(21) % 2, months=months), COX
     features = np.concatenate([np.full(10, -1.0), np.full(10, 1.0), [1.0]])[:, None]
     group = np.repeat([0, 1, 0], [10, 10, 1])
@@ -138,6 +139,28 @@ def test_a_question_that_fits_no_pooled_cases_is_refused(change: dict[str, objec
     cases, spec = odd_one_out(survival=False)
     with pytest.raises(ProbeError, match=reason):
         site_answer(cases, replace(first(spec, cases), **change), MINIMUM)  # type: ignore[arg-type]
+
+
+def test_a_question_so_sharp_that_it_counts_the_cases_on_one_side_of_a_plane_is_held_back() -> None:
+    draw = np.random.default_rng(0)
+    cases = SiteCases(features=draw.normal(size=(80, 32)), group=np.arange(80) % 2)
+    question = first(ProbeSpec(kind="logistic"), cases)
+    aimed = draw.choice([-10.0, 10.0], question.coefficients.shape)
+    sharp = replace(question, coefficients=aimed, deviation=question.deviation / 8)
+    assert site_answer(cases, question, MINIMUM)["loss"][0] > 0
+    assert site_answer(cases, sharp, MINIMUM)["loss"][0] == HELD_BACK
+
+
+def test_a_case_that_is_alone_with_its_features_is_told_neither_by_a_tally_nor_by_sums() -> None:
+    features = np.random.default_rng(0).normal(scale=1e-3, size=(80, 4))
+    features[7] = 1.0
+    cases = SiteCases(features=features, group=np.arange(80) % 2)
+    assert site_tally(cases, 2, MINIMUM).cases == 80
+    assert not told_tally(cases, 2, MINIMUM).cases
+    assert not told_tally(cases, 2, MINIMUM).mean.any()
+    with pytest.raises(ProbeError, match="no sums leave"):
+        site_answer(cases, first(ProbeSpec(kind="logistic"), cases), MINIMUM)
+    assert told_tally(cases, 2, 1).cases == 80, "a site that may count one case tells"
 
 
 def test_a_site_that_is_left_out_of_the_tally_tells_no_sums() -> None:
