@@ -12,7 +12,7 @@ WORKERS ?= 2
 # Rough minutes on two cores, shown before a target starts.
 SETUP_MINUTES := 1-4
 DEMO_MINUTES := 3
-TEST_MINUTES := 20
+TEST_MINUTES := 11
 LINT_MINUTES := 1
 BENCH_MINUTES := 7
 CHAOS_MINUTES := 60

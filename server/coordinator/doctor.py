@@ -81,6 +81,8 @@ def processes(home: Home) -> Iterator[Finding]:
     for state in states:
         if state.state == "RUNNING":
             yield ok(f"{state.name}: running")
+        elif state.state == "STARTING":
+            yield warning(f"{state.name}: starting", "ask again in some seconds")
         else:
             yield error(f"{state.name}: {state.state.lower()}", f"see {home.folder / 'logs'}, then: {START}")
 

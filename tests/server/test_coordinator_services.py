@@ -19,10 +19,11 @@ from typing import Any
 import pytest
 
 from modaltune.errors import FederationError, ModalTuneError
+from modaltune.processes import State
 from modaltune.trust.audit import verify_log
 from modaltune.trust.certificates import certificate_facts
 from modaltune.trust.keys import create_node_key
-from server.coordinator import sites
+from server.coordinator import doctor, sites
 from server.coordinator.health import grpc_serving, https_healthy, public_status
 from server.coordinator.home import Home, Settings
 from server.coordinator.link import connected
@@ -225,6 +226,15 @@ def test_a_renewed_certificate_is_shown_without_restarting_the_proxy(home: Home,
     wait_for(shown)
     wait_for(healthy)
     assert pid_of(home, "nginx") == proxy
+
+
+@pytest.mark.parametrize(("state", "status"), [("RUNNING", "ok"), ("STARTING", "warning"), ("FATAL", "error")])
+def test_a_program_that_has_just_been_started_is_no_error(
+    state: str, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = State(name="superlink", state=state, pid=1, uptime=0.0)
+    monkeypatch.setattr(doctor, "service_states", lambda home: [one])
+    assert [finding.status for finding in doctor.processes(Home(tmp_path))] == [status]
 
 
 def test_the_doctor_finds_nothing_wrong_and_the_audit_log_is_whole(home: Home, healthy: Callable[[], bool]) -> None:
