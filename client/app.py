@@ -16,6 +16,7 @@ from client.probes import PROBES, SUMS, TALLIES, read_probe, read_probes
 from client.runtime import Site
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.errors import ConfigError, ModalTuneError
+from modaltune.federation.evaluation_counts import COUNTS
 from modaltune.federation.wire import Packed, seal, unseal
 
 logger = logging.getLogger(__name__)
@@ -79,11 +80,14 @@ def train(site: Site, message: Message) -> RecordDict:
 
 
 def evaluate(site: Site, message: Message) -> RecordDict:
-    """Metrics on this site's own test cases."""
+    """Metrics on this site's own test cases, and counts of them where the study asks."""
     preprocessing = _preprocessing(message)
     probes = read_probes(message, site.study, preprocessing) if PROBES in message.content else {}
-    metrics = site.evaluate(preprocessing, _arrays(message), probes)
-    return RecordDict({"metrics": MetricRecord(dict(metrics))})
+    found = site.evaluate(preprocessing, _arrays(message), probes)
+    records = RecordDict({"metrics": MetricRecord(dict(found.metrics))})
+    if site.study.evaluation.counts:
+        records[COUNTS] = _record(found.counts)
+    return records
 
 
 def label_query(site: Site, message: Message) -> RecordDict:

@@ -13,6 +13,7 @@ from client.questions import trained_weights
 from client.runtime import Site
 from modaltune.encoders.registry import slide_encoder
 from modaltune.encoders.text import TextEncoder, verified_text_encoder
+from modaltune.federation.evaluation_counts import disclosed
 from modaltune.federation.manifest import TRAIN_METRICS, Manifest, evaluation_metrics, statistics_manifest
 from modaltune.federation.study import Study
 from modaltune.federation.wire import message_manifest
@@ -51,6 +52,7 @@ class Disclosure:
     evaluation_metrics: tuple[str, ...]
     label_queries: str
     probes: str
+    evaluation_counts: str
     counts_below: int
     weights: dict[str, str]
     device: str
@@ -76,6 +78,7 @@ class Disclosure:
             "evaluation metrics": list(self.evaluation_metrics),
             "label queries": self.label_queries,
             "probes": self.probes,
+            "evaluation counts": self.evaluation_counts,
             "counts below": self.counts_below,
             "weights": self.weights,
             "device": self.device,
@@ -101,6 +104,7 @@ def disclosure(site: Site) -> Disclosure:
         evaluation_metrics=evaluation_metrics(study),
         label_queries=label_queries.disclosed(study),
         probes=probes.disclosed(study),
+        evaluation_counts=disclosed(study),
         counts_below=site.minimum,
         weights=verify_weights(study),
         device=str(site.device),

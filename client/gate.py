@@ -21,6 +21,7 @@ from client.questions import CAPABILITY, EVALUATE, STATISTICS, TRAIN, Question, 
 from modaltune.errors import MessageRefused, ModalTuneError, ReplyRefused
 from modaltune.federation.average import State
 from modaltune.federation.capability import Capability, versions
+from modaltune.federation.evaluation_counts import COUNTS, labelled_cases, problem_with_counts, rounded
 from modaltune.federation.manifest import (
     COUNTED,
     TRAIN_METRICS,
@@ -161,7 +162,8 @@ def _training_metrics(question: Question, approval: Approval, content: RecordDic
 
 
 def _evaluation(question: Question, approval: Approval, content: RecordDict) -> RecordDict:
-    _only(approval, content, "metrics")
+    counting = question.study.evaluation.counts
+    _only(approval, content, *(("metrics", COUNTS) if counting else ("metrics",)))
     allowed = evaluation_metrics(question.study)
     metrics = check_metrics(approval.site, content.metric_records["metrics"], allowed)
     for name, value in metrics.items():
@@ -174,7 +176,20 @@ def _evaluation(question: Question, approval: Approval, content: RecordDict) -> 
             _require(approval, 0 <= value <= 1, f"{name} is outside 0..1")
             _require(approval, metrics.get(f"{group}.n", 0) > 0, f"{group} lacks its number of cases")
     found = [name for name in allowed if name in metrics]
-    return RecordDict({"metrics": MetricRecord({name: round(metrics[name], _DECIMALS) for name in found})})
+    told = RecordDict({"metrics": MetricRecord({name: round(metrics[name], _DECIMALS) for name in found})})
+    if counting:
+        told[COUNTS] = _arrays(_counts(question, approval, content.array_records[COUNTS], metrics))
+    return told
+
+
+def _counts(
+    question: Question, approval: Approval, record: ArrayRecord, metrics: Mapping[str, float]
+) -> Mapping[str, Any]:
+    counts, study = rounded(read_arrays(record, question.manifest, approval.site)), question.study
+    labelled = labelled_cases(metrics, study)
+    problem = problem_with_counts(counts, study, approval.minimum, approval.cases.test, labelled)
+    _require(approval, problem is None, problem or "")
+    return counts
 
 
 def _label_query(question: Question, approval: Approval, content: RecordDict) -> RecordDict:

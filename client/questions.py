@@ -17,6 +17,7 @@ from client.probes import MODEL, PROBE, TALLY, check_allowed, read_probe, read_p
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.errors import ConfigError, MessageRefused, ReplyRefused
 from modaltune.federation.average import State
+from modaltune.federation.evaluation_counts import counts_manifest
 from modaltune.federation.label_query import LabelQuery
 from modaltune.federation.manifest import Manifest
 from modaltune.federation.probe_query import (
@@ -48,7 +49,8 @@ class Question:
         genes: whose sums are asked for; only of statistics.
         round: only of training.
         weights: as the coordinator sent them; of training, evaluation, label queries and tallies.
-        manifest: derived here from the study: of the answer to a tally or probe question, else of the trained weights.
+        manifest: derived here from the study: of the counts of an evaluation, of the answer to a tally or probe
+            question, else of the trained weights.
         agreed: what it has in common with other questions that are answered under one approval, name -> digest.
         query: only of label queries.
         probe: only of probe questions.
@@ -125,12 +127,13 @@ def _about_weights(message: Message, study: Study) -> Question:
         agreed[MODEL] = model_name(preprocessing, packed)
     if study.probes.questions and kind == EVALUATE:
         agreed["set of probes"] = probes_digest(read_probes(message, study, preprocessing))
+    answers = {TALLY: tally_manifest, EVALUATE: counts_manifest}
     return Question(
         kind=kind,
         study=study,
         round=number,
         weights=weights,
-        manifest=tally_manifest(study, preprocessing) if kind == TALLY else manifest,
+        manifest=answers[kind](study, preprocessing) if kind in answers else manifest,
         agreed=agreed,
         query=query,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from modaltune.data.fewer_patches import fewer, with_fewer_patches
 from modaltune.data.preprocessing import Preprocessing, prepare
 from modaltune.data.site import load_site, read_site_config
 from modaltune.errors import FeatureFileError, FederationError, ProbeError
+from modaltune.evaluation.federated import site_counts
 from modaltune.evaluation.metrics import Floats
 from modaltune.evaluation.predictions import Families, embed_cases, events_behind, metric_rows, predict
 from modaltune.evaluation.probes.embeddings import (
@@ -36,6 +38,7 @@ from modaltune.evaluation.survival import Censoring
 from modaltune.federation import probe_query
 from modaltune.federation.average import State
 from modaltune.federation.capability import versions
+from modaltune.federation.evaluation_counts import rounded
 from modaltune.federation.label_query import Answer, LabelQuery, site_answer
 from modaltune.federation.manifest import Manifest, reported_metrics, statistics_manifest
 from modaltune.federation.probe_query import Arrays, ProbeQuery
@@ -59,6 +62,14 @@ from modaltune.training import (
 )
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a site tells of its test cases: metrics by name, and counts where the study asks for them."""
+
+    metrics: dict[str, float]
+    counts: Arrays
 
 
 class Site:
@@ -196,7 +207,7 @@ class Site:
 
     def evaluate(
         self, preprocessing: Preprocessing, arrays: Packed, probes: Mapping[str, ProbeQuestion] | None = None
-    ) -> dict[str, float]:
+    ) -> Evaluation:
         """Metrics of the model on this site's own test cases, with intervals; small groups are held back.
 
         ``events`` is a lower bound where nearly all cases have one: the exact number would count the few others.
@@ -224,7 +235,15 @@ class Site:
                 out |= {f"{group}.{part}": float(row[part]) for part in ("value", "low", "high", "n")}
                 events = min(events_behind(table, task), row["n"] - self.minimum)
                 out |= {f"{group}.events": float(events)} if events >= self.minimum else {}
-        return out
+        return Evaluation(metrics=out, counts=self._counts(table, preprocessing))
+
+    def _counts(self, table: pd.DataFrame, preprocessing: Preprocessing) -> Arrays:
+        if not self.study.evaluation.counts:
+            return {}
+        counts = site_counts(table, self.study, preprocessing, self.minimum)
+        if counts.suppressed:
+            logger.info("not counted, too few test cases: %s", ", ".join(counts.suppressed))
+        return rounded(counts.arrays)
 
     def _rows(
         self, table: pd.DataFrame, preprocessing: Preprocessing, families: Families = (HEADLINES, FURTHER)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from modaltune.federation.manifest import reported_metrics
 from modaltune.federation.study import Study
 from modaltune.storage import write_json, write_text
+from server.evaluation import Evaluation
 from server.report import write_report
 from server.rounds import Result
 
@@ -18,15 +19,23 @@ DONE = "DONE"
 
 def finish(result: Result, study: Study, out: Path) -> None:
     """Write ``metrics.json``, ``summary.json``, ``report.html`` and ``DONE``."""
-    write_json(out / "metrics.json", list(metric_rows(result.evaluation, study)))
+    write_json(
+        out / "metrics.json",
+        list(metric_rows(result.evaluation, study)),
+    )
     write_json(out / "summary.json", _summary(result, study, out))
     write_report(out)
     write_text(out / DONE, f"{result.status}\n")
 
 
-def metric_rows(evaluation: Mapping[str, Mapping[str, float]], study: Study) -> Iterator[dict[str, Any]]:
-    """Rows of the metrics that the sites reported on their own test cases; ``events`` None = too few to be told."""
-    for site, found in evaluation.items():
+def metric_rows(evaluation: Evaluation, study: Study) -> Iterator[dict[str, Any]]:
+    """Rows of the metrics that the sites reported on their own test cases, and of everybody's from their counts.
+
+    ``events`` None = too few to be told.
+    """
+    for row in evaluation.together:
+        yield {"method": "federated", "hospital": "all", "seed": study.seed, **row}
+    for site, found in evaluation.metrics.items():
         for task in study.tasks:
             for metric in reported_metrics(study, task):
                 parts = {part: found.get(f"{task.name}.{metric}.{part}") for part in ("value", "low", "high", "n")}

@@ -19,12 +19,23 @@ MIN_GAP = 0.01  # a smaller local-to-pooled gap is noise, and a share of noise s
 
 _METHOD_ORDER = (*CORE_METHODS, "separate_heads", "per_task")
 _METRIC_ORDER = (
-    *("auc", "c_index", "balanced_accuracy", "auc_probe", "c_index_probe", "balanced_accuracy_probe"),
+    *(
+        "auc",
+        "c_index",
+        "auc_binned",
+        "c_index_stratified",
+        "balanced_accuracy",
+        "auc_probe",
+        "c_index_probe",
+        "balanced_accuracy_probe",
+    ),
     *dict.fromkeys(name for names in FURTHER.values() for name in names),
 )
 _METRIC_TITLES = {
     "auc": "AUC",
     "c_index": "C-index",
+    "auc_binned": "AUC, from counts",
+    "c_index_stratified": "C-index, within hospitals",
     "balanced_accuracy": "Balanced accuracy",
     "auc_probe": "AUC, probe",
     "c_index_probe": "C-index, probe",

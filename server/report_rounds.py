@@ -21,6 +21,7 @@ _LEFT = {
     "probe": "Likelihood of a linear probe with its gradient and curvature, summed over training cases",
     "evaluate": "Scores of the model on own test cases with intervals, and the number of those cases",
 }
+_COUNTED = "; test cases by class, prediction and score, and pairs of patients in the right order"
 
 
 def timeline(run: RunData) -> Plot:
@@ -72,7 +73,7 @@ def privacy(run: RunData) -> dict[str, Any]:
         "train": f"a parameter that fewer than {cell} cases trained leaves unchanged; norms are bounded",
         "tally": f"nothing of a task that has a class of fewer than {cell} cases",
         "probe": f"no sums of such a task, nor where fewer than {cell} cases carry nearly all weight; a budget",
-        "evaluate": f"a score of fewer than {cell} cases is held back",
+        "evaluate": f"a score, and a class, of fewer than {cell} cases is held back",
     }
     rows = []
     for phase, what in _LEFT.items():
@@ -80,7 +81,7 @@ def privacy(run: RunData) -> dict[str, Any]:
         if found:
             rows.append(
                 {
-                    "what": what,
+                    "what": what + _COUNTED * any("counted" in row for row in found),
                     "messages": f"{sum(_answers(row) for row in found):,}",
                     "bytes": megabytes(sum(row.get("bytes_up") or 0 for row in found)),
                     "protection": protection[phase],

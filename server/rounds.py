@@ -24,7 +24,6 @@ from modaltune.federation.average import State, Update
 from modaltune.federation.capability import Capability, check_versions, gene_panel, versions
 from modaltune.federation.manifest import (
     Manifest,
-    check_evaluation,
     check_examples,
     check_training,
     statistics_manifest,
@@ -37,6 +36,7 @@ from modaltune.models.learner import Learner, build_learner, load_trainable, sav
 from modaltune.models.modaltune import trainable_state
 from modaltune.storage import append_json_line, digest_state, write_json, write_text
 from server.aggregation import Gathering, ServerOptimiser
+from server.evaluation import Evaluation
 from server.exchange import Exchange, Round
 from server.probes import Prober, keep_probes, kept_probes, with_probes
 from server.state import Progress, ServerState
@@ -53,7 +53,7 @@ class Result:
     learner: Learner
     preprocessing: Preprocessing
     capabilities: dict[str, Capability]
-    evaluation: dict[str, dict[str, float]]
+    evaluation: Evaluation
     status: str
     steps: int
     weights_hash: str
@@ -274,18 +274,14 @@ class Federation:
         keep_probes(path, found)
         return found
 
-    def _evaluate(
-        self, weights: State, probes: Mapping[str, ProbeQuestion] | None = None
-    ) -> dict[str, dict[str, float]]:
+    def _evaluate(self, weights: State, probes: Mapping[str, ProbeQuestion] | None = None) -> Evaluation:
         this = Round(number=self.study.training.rounds, phase="evaluate")
-        accepted, question = {}, self._weights_message(weights)
+        evaluation, question = Evaluation(self.study, self.preprocessing), self._weights_message(weights)
         for site, reply in self._ask(this, "evaluate", question if probes is None else with_probes(question, probes)):
             with this.judging(site):
-                found = reply.metric_records["metrics"]
-                accepted[site] = check_evaluation(site, found, self.study, self.capabilities[site].test_cases)
-        accepted = {site: accepted[site] for site in sorted(accepted)}
-        self._log(this, accepted, metrics=accepted)
-        return accepted
+                evaluation.accept(site, reply, self.capabilities[site].test_cases)
+        self._log(this, evaluation.metrics, **evaluation.log)
+        return evaluation
 
     def _message(self, **config: Any) -> RecordDict:
         return RecordDict({"study": ConfigRecord({"study": self.study.to_json()} | config)})

@@ -151,10 +151,20 @@ def fed_tcga_brca(
 @app.command()
 def unlabelled(
     runs: Annotated[list[Path], typer.Argument(help="Finished runs with --tasks, each of other seeds.")],
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FOLDER: the shared model under another training rule, a seed of the runs (repeat)."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Score runs with --tasks at the hospitals that labelled a task and at those that never did."""
-    rows = unlabelled_rows(runs)
+    rules: dict[str, list[Path]] = {}
+    for given in rule or ():
+        name, equals, folder = given.partition("=")
+        if not (name and equals and folder):
+            raise typer.BadParameter(f"--rule {given}: expected NAME=FOLDER")
+        rules.setdefault(name, []).append(Path(folder))
+    rows = unlabelled_rows(runs, rules)
     if json:
         emit_json([vars(row) for row in rows])
     else:

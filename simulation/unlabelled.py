@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -48,28 +48,35 @@ class Row:
     seeds: int
 
 
-def unlabelled_rows(runs: Sequence[Path]) -> list[Row]:
+def unlabelled_rows(runs: Sequence[Path], rules: Mapping[str, Sequence[Path]] | None = None) -> list[Row]:
     """Score runs of ``modaltune-simulate ... --tasks`` by who labelled what; their seeds are averaged.
 
+    Args:
+        rules: other training rules, name -> runs of the shared model alone, with seeds that ``runs`` have, too.
     Raises:
-        ConfigError: a folder is no such run, or two runs have a seed in common.
+        ConfigError: a folder is no such run, two runs have a seed in common, or a rule was tried on other cases.
     """
-    summaries = [_summary(run) for run in runs]
-    seeds = [seed for summary in summaries for seed in summary["seeds"]]
-    if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"seeds {sorted(seeds)}: one is there twice; name runs of different seeds")
     found: Scores = {}
-    for run, summary in zip(runs, summaries, strict=True):
-        _add_scores(found, run, summary)
-    return [_row(*key, scores, found[(*key[:3], "per_task")]) for key, scores in found.items()] + _means(found)
+    seeds = _add_runs(found, runs, {method: method for method in METHODS})
+    for rule, tried in (rules or {}).items():
+        if rule in METHODS or (unknown := set(_add_runs(found, tried, {"federated": rule})) - set(seeds)):
+            why = "is the name of a method" if rule in METHODS else f"has seed {min(unknown)}, which no run has"
+            raise ConfigError(f"--rule {rule} {why}")
+    _check_cases(found)
+    tasks, methods = ([*dict.fromkeys(key[part] for key in found)] for part in (0, 3))
+    keys = sorted(found, key=lambda key: (tasks.index(key[0]), WHERE.index(key[2]), methods.index(key[3])))
+    rows = [_row(key, found[key], found.get((*key[:3], "per_task"), {})) for key in keys]
+    return [row for row in rows if row is not None] + _means(found, methods)
 
 
-def _row(
-    task: str, metric: str, where: str, method: str, scores: Mapping[int, Score], other: Mapping[int, Score]
-) -> Row:
-    table = np.array([[score.value, score.low, score.high] for score in scores.values()], dtype=np.float64)
+def _row(key: tuple[str, str, str, str], scores: Mapping[int, Score], other: Mapping[int, Score]) -> Row | None:
+    seeds = [seed for seed in scores if seed in other]
+    if not seeds:
+        return None
+    table = np.array([[scores[seed].value, scores[seed].low, scores[seed].high] for seed in seeds], dtype=np.float64)
     value, low, high = (float(number) for number in table.mean(axis=0))
-    gap = table[:, 0] - np.array([other[seed].value for seed in scores], dtype=np.float64)
+    gap = table[:, 0] - np.array([other[seed].value for seed in seeds], dtype=np.float64)
+    task, metric, where, method = key
     return Row(
         task=task,
         metric=metric,
@@ -84,36 +91,34 @@ def _row(
     )
 
 
-def _means(found: Scores) -> list[Row]:
+def _means(found: Scores, methods: Sequence[str]) -> list[Row]:
     """Mean of the tasks, over the seeds for which all of them are defined."""
     rows = []
-    for where in WHERE:
-        tables = {method: [scores for key, scores in found.items() if key[2:] == (where, method)] for method in METHODS}
-        each = [set(scores) for scores in tables["per_task"]]
-        seeds = sorted(set.intersection(*each)) if each else []
-        if len(each) < 2 or not seeds:
+    for where, method in product(WHERE, methods):
+        pairs = [
+            (found.get((*key[:3], method), {}), scores)
+            for key, scores in found.items()
+            if key[2:] == (where, "per_task")
+        ]
+        seeds = sorted(set.intersection(*({*own} & {*other} for own, other in pairs))) if pairs else []
+        if len(pairs) < 2 or not seeds:
             continue
-        values = {
-            method: np.array([[scores[seed].value for seed in seeds] for scores in table], dtype=np.float64)
-            for method, table in tables.items()
-        }
-        means = {method: table.mean(axis=0) for method, table in values.items()}
-        for method, mean in means.items():
-            gap = mean - means["per_task"]
-            rows.append(
-                Row(
-                    task="mean of tasks",
-                    metric="mean",
-                    where=where,
-                    method=method,
-                    value=float(mean.mean()),
-                    low=None,
-                    high=None,
-                    difference=float(gap.mean()),
-                    error=_error(gap),
-                    seeds=len(seeds),
-                )
+        values = np.array([[[side[seed].value for seed in seeds] for side in pair] for pair in pairs], np.float64)
+        mean, other = values.mean(axis=0)
+        rows.append(
+            Row(
+                task="mean of tasks",
+                metric="mean",
+                where=where,
+                method=method,
+                value=float(mean.mean()),
+                low=None,
+                high=None,
+                difference=float((mean - other).mean()),
+                error=_error(mean - other),
+                seeds=len(seeds),
             )
+        )
     return rows
 
 
@@ -133,7 +138,31 @@ def unlabelled_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _summary(run: Path) -> Mapping[str, Any]:
+def _add_runs(found: Scores, runs: Sequence[Path], methods: Mapping[str, str]) -> list[int]:
+    """Put every defined score of runs into ``found``; their seeds.
+
+    Args:
+        methods: as a run calls them -> as they are called here.
+    """
+    summaries = [_summary(run, methods) for run in runs]
+    seeds = [int(seed) for summary in summaries for seed in summary["seeds"]]
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds {sorted(seeds)}: one is there twice; name runs of different seeds")
+    for run, summary in zip(runs, summaries, strict=True):
+        _add_scores(found, run, summary, methods)
+    return seeds
+
+
+def _check_cases(found: Scores) -> None:
+    """Of one seed, every method was scored on as many cases."""
+    numbers: dict[tuple[str, str, int], int] = {}
+    for (task, _, where, method), scores in found.items():
+        for seed, score in scores.items():
+            if (known := numbers.setdefault((task, where, seed), score.n)) != score.n:
+                raise ConfigError(f"{method}, seed {seed}: {score.n} test cases of {task}, the other runs have {known}")
+
+
+def _summary(run: Path, needed: Collection[str]) -> Mapping[str, Any]:
     try:
         summary: Mapping[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         methods = set(pd.read_parquet(run / "predictions.parquet", columns=["method"])["method"])
@@ -141,19 +170,18 @@ def _summary(run: Path) -> Mapping[str, Any]:
         raise ConfigError(
             f"{run}: no summary.json with predictions.parquet beside it; expected a run of modaltune-simulate"
         ) from error
-    if absent := sorted(set(METHODS) - methods):
+    if absent := sorted(set(needed) - methods):
         raise ConfigError(f"{run}: no predictions of {absent[0]}; run modaltune-simulate with --tasks, e.g. disjoint")
     return summary
 
 
-def _add_scores(found: Scores, run: Path, summary: Mapping[str, Any]) -> None:
-    """Put every score of a run that is defined into ``found``."""
+def _add_scores(found: Scores, run: Path, summary: Mapping[str, Any], methods: Mapping[str, str]) -> None:
     predictions = pd.read_parquet(run / "predictions.parquet")
     for seed in summary["seeds"]:
         folder = run if seed == summary["seeds"][0] else run / "seeds" / str(seed)
         study = Study.from_json((folder / "study.json").read_text(encoding="utf-8"))
         preprocessing = Preprocessing.from_json((folder / "preprocessing.json").read_text(encoding="utf-8"))
-        for task, where, method in product(study.tasks, WHERE, METHODS):
+        for task, where, (method, name) in product(study.tasks, WHERE, methods.items()):
             holders = [site for site, about in summary["sites"].items() if task.name in about["tasks"]]
             table = predictions[(predictions["seed"] == seed) & (predictions["method"] == method)]
             inside = table["hospital"].isin(holders)
@@ -161,4 +189,4 @@ def _add_scores(found: Scores, run: Path, summary: Mapping[str, Any]) -> None:
             candidates, metric = preprocessing.tasks[task.name].candidates, METRICS[task.kind][0]
             score = score_models([table], task, candidates, metric, seed)
             if score.value is not None and score.low is not None:
-                found.setdefault((task.name, metric, where, method), {})[seed] = score
+                found.setdefault((task.name, metric, where, name), {})[seed] = score

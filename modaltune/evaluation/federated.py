@@ -1,18 +1,18 @@
 """Metrics of everybody's test cases from counts of each hospital, without a case leaving it.
 
-C classes (an ordinal task has two), B bins. Balanced accuracy, macro-F1, Brier score and calibration error equal those
-of the pooled cases exactly. The ROC area comes from binned scores and is off by at most what is reported with it. The
-concordance counts pairs within hospitals only: it is the index stratified by hospital, not the pooled one.
+C classes (an ordinal task has two), B = ``evaluation.bins`` of the study. Balanced accuracy, macro-F1, Brier score and
+calibration error equal those of the pooled cases exactly. The ROC area comes from binned scores and is off by at most
+what is reported with it. The concordance counts pairs within hospitals only: it is the index stratified by hospital.
 
 The counts describe groups of patients: those of one class at one hospital, or all with follow-up there. A group smaller
-than the least allowed, or a survival task with fewer deaths, is left out as a whole and named. Inside a reported group
-a count can still be small (a single misclassified case): these counts are for a channel that adds them up before
-anybody sees them, or for hospitals that have agreed to show them.
+than the least allowed, or a survival task with fewer deaths, is left out as a whole and named; so is a task whose small
+groups together would be told by the number of its cases. Inside a reported group a count can still be small (a single
+misclassified case): hospitals approve these counts on their own, see ``evaluation.counts``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,37 @@ import numpy as np
 import pandas as pd
 
 from modaltune.data.preprocessing import Preprocessing
-from modaltune.evaluation.calibration import bin_members, brier_terms
-from modaltune.evaluation.metrics import Floats, comparable_pairs
+from modaltune.evaluation.calibration import BINS, bin_members, brier_terms
+from modaltune.evaluation.metrics import RESAMPLES, Floats, comparable_pairs, ratio, share
 from modaltune.evaluation.predictions import class_outcomes, scored
 from modaltune.federation.study import Study, TaskSpec
+from modaltune.seeds import numpy_generator
 
-SCORE_BINS = 256
+_NORMAL = 1.959963984540054  # 97.5 % point
+_PAIRS = 7
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of a task: ``events`` deaths, or cases of the rarest class."""
+
+    spec: TaskSpec
+    cases: float
+    events: float
+
+    def __call__(
+        self, metric: str, value: float | None, error: float | None, limits: tuple[float, float] | None = None
+    ) -> dict[str, Any]:
+        low, high = (None, None) if value is None or limits is None else map(float, limits)
+        score = {"value": None if value is None else float(value), "low": low, "high": high}
+        return {
+            "task": self.spec.name,
+            "metric": metric,
+            **score,
+            "n": int(self.cases),
+            "events": int(self.events),
+            "error": error,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,77 +58,98 @@ class SiteCounts:
     """What one hospital tells of its test cases.
 
     Attributes:
-        arrays: name -> counts. Of a task with classes: ``.confusion`` ``[C, C]`` true by predicted, ``.scores``
-            ``[C, C, B]`` cases by class scored, true class and bin of its probability, ``.brier`` ``[C]`` sums by true
-            class, ``.calibration`` ``[C, 10, 2]`` cases and sum of correct minus confidence by true class. Of survival:
-            ``.pairs`` ``[3]`` cases, comparable pairs, concordant ones (ties half).
+        arrays: see :func:`count_shapes`; all zero of what is left out or not there.
         suppressed: groups left out: ``task/class`` or ``task``.
     """
 
-    site: str
     arrays: Mapping[str, Floats]
     suppressed: tuple[str, ...]
 
 
-def site_counts(
-    table: pd.DataFrame, study: Study, preprocessing: Preprocessing, minimum: int, *, bins: int = SCORE_BINS
-) -> SiteCounts:
+def count_shapes(study: Study, preprocessing: Preprocessing) -> dict[str, tuple[int, ...]]:
+    """Arrays of a hospital's counts, name -> shape.
+
+    Of a task with classes: ``.confusion`` true by predicted, ``.scores`` cases by class scored, true class and bin of
+    its probability, ``.brier`` sums and sums of squares by true class, ``.calibration`` by true class and bin of
+    confidence the cases and their sum of correct minus confidence. Of survival, ``.pairs``: cases, deaths (fewer, where
+    the others would be too few to be told), comparable pairs, concordant ones (ties half), and over cases the sums of
+    concordant², concordant x comparable, and comparable².
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for spec in study.tasks:
+        if spec.kind == "survival":
+            shapes[f"{spec.name}.pairs"] = (_PAIRS,)
+            continue
+        classes = len(_classes(spec, preprocessing))
+        shapes[f"{spec.name}.confusion"] = (classes, classes)
+        shapes[f"{spec.name}.scores"] = (classes, classes, study.evaluation.bins)
+        shapes[f"{spec.name}.brier"] = (2, classes)
+        shapes[f"{spec.name}.calibration"] = (classes, BINS, 2)
+    return shapes
+
+
+def site_counts(table: pd.DataFrame, study: Study, preprocessing: Preprocessing, minimum: int) -> SiteCounts:
     """Counts of one hospital's prediction table.
 
     Args:
         minimum: smallest group that may be reported.
     """
-    site = str(table["hospital"].iloc[0]) if len(table) else ""
-    arrays: dict[str, Floats] = {}
+    arrays = {name: np.zeros(shape) for name, shape in count_shapes(study, preprocessing).items()}
     suppressed: list[str] = []
     for spec in study.tasks:
-        candidates = preprocessing.tasks[spec.name].candidates
-        inside = scored(table, spec, candidates)
+        inside = scored(table, spec, preprocessing.tasks[spec.name].candidates)
         if spec.kind == "survival":
             found, small = _pairs(inside, spec, minimum)
         else:
-            found, small = _class_counts(inside, spec, candidates, minimum, bins)
+            found, small = _class_counts(inside, spec, preprocessing, minimum, study.evaluation.bins)
         arrays |= {f"{spec.name}.{name}": value for name, value in found.items()}
         suppressed += small
-    return SiteCounts(site=site, arrays=arrays, suppressed=tuple(suppressed))
+    return SiteCounts(arrays=arrays, suppressed=tuple(suppressed))
 
 
-def pooled_metrics(sites: Iterable[SiteCounts], study: Study) -> list[dict[str, Any]]:
+def pooled_metrics(sites: Iterable[Mapping[str, Floats]], study: Study) -> list[dict[str, Any]]:
     """Metrics of all hospitals' reported groups together.
 
     Returns:
-        Objects ``{"task", "metric", "value", "n", "error"}``: value None when undefined, error the most by which it can
-        differ from that of the pooled cases (None: a metric of its own, not comparable).
+        Objects ``{"task", "metric", "value", "low", "high", "n", "events", "error"}``: value None when undefined; 95 %
+        interval over patients, None where counts give none; events deaths, or cases of the rarest class; error the most
+        by which the value can differ from that of the same cases in one table (None: a metric of its own).
     """
     known = list(sites)
     rows = []
     for spec in study.tasks:
-        total = _total(known, spec.name)
-        if "pairs" in total:
-            cases, comparable, concordant = total["pairs"]
-            value = concordant / comparable if comparable else None
-            rows.append(_row(spec, "c_index_stratified", value, cases, None))
+        names = sorted({name for site in known for name in site if name.rpartition(".")[0] == spec.name})
+        total = {name.rpartition(".")[2]: np.sum([site[name] for site in known], axis=0) for name in names}
+        if spec.kind == "survival" and total:
+            rows.append(_concordance(spec, total["pairs"]))
         elif total:
-            rows += _class_metrics(spec, total)
+            rows += _class_metrics(spec, total, study.seed)
     return rows
 
 
+def _classes(spec: TaskSpec, preprocessing: Preprocessing) -> tuple[str, ...]:
+    return ("others", "positive") if spec.kind == "ordinal" else tuple(preprocessing.tasks[spec.name].candidates)
+
+
 def _class_counts(
-    table: pd.DataFrame, spec: TaskSpec, candidates: Sequence[str], minimum: int, bins: int
+    table: pd.DataFrame, spec: TaskSpec, preprocessing: Preprocessing, minimum: int, bins: int
 ) -> tuple[dict[str, Floats], list[str]]:
-    labels, probabilities = class_outcomes(table, spec, candidates)
-    classes = ("others", "positive") if spec.kind == "ordinal" else tuple(candidates)
+    labels, probabilities = class_outcomes(table, spec, preprocessing.tasks[spec.name].candidates)
+    classes = _classes(spec, preprocessing)
     truth = np.eye(len(classes))[labels]
-    small = (truth.sum(axis=0) < minimum) & (truth.sum(axis=0) > 0)
+    groups = truth.sum(axis=0)
+    small = (groups < minimum) & (groups > 0)
+    if 0 < groups[small].sum() < minimum:  # the number of all cases would tell how many they are
+        return {}, [spec.name]
     truth[:, small] = 0
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     level = np.minimum((probabilities * bins).astype(int), bins - 1)
-    members = bin_members(confidence)
+    members, terms = bin_members(confidence), brier_terms(labels, probabilities)
     surplus = (predicted == labels) - confidence
     arrays = {
         "confusion": truth.T @ np.eye(len(classes))[predicted],
         "scores": np.stack([truth.T @ np.eye(bins)[level[:, c]] for c in range(len(classes))]),
-        "brier": brier_terms(labels, probabilities) @ truth,
+        "brier": np.stack([terms @ truth, terms**2 @ truth]),
         "calibration": np.stack([truth.T @ members, truth.T @ (members * surplus[:, None])], axis=2),
     }
     return arrays, [f"{spec.name}/{name}" for name, left_out in zip(classes, small, strict=True) if left_out]
@@ -115,52 +161,95 @@ def _pairs(table: pd.DataFrame, spec: TaskSpec, minimum: int) -> tuple[dict[str,
         return {}, [spec.name]
     months, risk = table["time_months"].to_numpy(np.float64), table["risk"].to_numpy(np.float64)
     comparable, concordant = comparable_pairs(months, event, risk)
-    return {"pairs": np.array([len(table), comparable.sum(), concordant.sum()])}, []
+    whole, right = (pairs.sum(axis=0) + pairs.sum(axis=1) for pairs in (comparable, concordant))
+    deaths = max(0, min(event.sum(), len(table) - minimum))
+    sums = (len(table), deaths, comparable.sum(), concordant.sum(), right @ right, right @ whole, whole @ whole)
+    return {"pairs": np.array(sums, np.float64)}, []
 
 
-def _total(sites: Sequence[SiteCounts], task: str) -> dict[str, Floats]:
-    total: dict[str, Floats] = {}
-    for site in sites:
-        for name, value in site.arrays.items():
-            owner, _, kind = name.rpartition(".")
-            if owner == task:
-                total[kind] = total[kind] + value if kind in total else value
-    return total
+def _concordance(spec: TaskSpec, pairs: Floats) -> dict[str, Any]:
+    """Its interval is the infinitesimal jackknife's: what each patient moves, squared and summed within hospitals."""
+    cases, deaths, comparable, concordant, right, both, whole = pairs
+    row = _Row(spec, cases, deaths)
+    if not comparable:
+        return row("c_index_stratified", None, None)
+    value = concordant / comparable
+    variance = max(0.0, right - 2 * value * both + value**2 * whole) / comparable**2
+    return row("c_index_stratified", value, None, _around(value, variance))
 
 
-def _class_metrics(spec: TaskSpec, total: Mapping[str, Floats]) -> list[dict[str, Any]]:
+def _class_metrics(spec: TaskSpec, total: Mapping[str, Floats], seed: int) -> list[dict[str, Any]]:
     confusion = total["confusion"]
-    cases, right = confusion.sum(), np.diag(confusion)
-    true, said = confusion.sum(axis=1), confusion.sum(axis=0)
-    several = np.count_nonzero(true) > 1
-    occur = true + said > 0
-    area, error = _area(total["scores"])
+    groups = confusion.sum(axis=1)
+    cases, several = groups.sum(), np.count_nonzero(groups) > 1
+    row = _Row(spec, cases, groups[groups > 0].min() if several else 0)
+    tables = np.concatenate([confusion[None], _resampled(confusion, seed, spec.name, "confusion")])
+    rows = [row("auc_binned", *_area(total["scores"], seed, spec.name))]
+    for metric, values in (("balanced_accuracy", _recall(tables)), ("macro_f1", _f1(tables))):
+        rows.append(row(metric, values[0] if several else None, 0.0, _percentiles(values[1:])))
+    if not cases:
+        return [*rows, row("brier", None, 0.0), row("ece", None, 0.0)]
+    score, square = total["brier"].sum(axis=1) / cases
+    rows.append(row("brier", score, 0.0, _around(score, max(0.0, square - score**2) / cases)))
     gaps = np.abs(total["calibration"][:, :, 1].sum(axis=0)).sum()
-    return [
-        _row(spec, "auc", area, cases, error),
-        _row(spec, "balanced_accuracy", (right[true > 0] / true[true > 0]).mean() if several else None, cases, 0.0),
-        _row(spec, "macro_f1", (2 * right[occur] / (true + said)[occur]).mean() if several else None, cases, 0.0),
-        _row(spec, "brier", total["brier"].sum() / cases if cases else None, cases, 0.0),
-        _row(spec, "ece", gaps / cases if cases else None, cases, 0.0),
-    ]
+    return [*rows, row("ece", gaps / cases, 0.0)]
 
 
-def _area(scores: Floats) -> tuple[float | None, float | None]:
-    """Mean one-vs-rest area over classes, and half the share of pairs whose scores fall into one bin: its error."""
+def _recall(tables: Floats) -> Floats:
+    """Balanced accuracy of confusion tables ``[R, C, C]``, over the classes of the first."""
+    right, true = np.einsum("rcc->rc", tables), tables.sum(axis=2)
+    present = true[0] > 0
+    recalls = [ratio(right[:, c], true[:, c]) for c in np.flatnonzero(present)]
+    out: Floats = np.mean(recalls or [np.full(len(tables), np.nan)], axis=0)
+    return out
+
+
+def _f1(tables: Floats) -> Floats:
+    """Macro-F1 of confusion tables ``[R, C, C]``, over the classes that occur in each."""
+    right, both = np.einsum("rcc->rc", tables), tables.sum(axis=1) + tables.sum(axis=2)
+    scores = np.divide(2 * right, both, out=np.zeros_like(both), where=both > 0)
+    return ratio(scores.sum(axis=1), (both > 0).sum(axis=1).astype(np.float64))
+
+
+def _area(scores: Floats, seed: int, task: str) -> tuple[float | None, float | None, tuple[float, float] | None]:
+    """Mean one-vs-rest area over classes, half the share of pairs whose scores fall into one bin, and an interval.
+
+    With more than two classes the bounds are means over classes, which is at least as wide as resampling them together.
+    """
     found = []
-    for c in range(len(scores)):
-        positive, negative = scores[c, c], scores[c].sum(axis=0) - scores[c, c]
-        pairs = positive.sum() * negative.sum()
-        if pairs:
-            tied = float(positive @ negative)
-            below = negative.cumsum() - negative
-            found.append(((float(positive @ below) + 0.5 * tied) / pairs, 0.5 * tied / pairs))
+    for c in range(1, 2) if len(scores) == 2 else range(len(scores)):
+        sides = np.stack([scores[c, c], scores[c].sum(axis=0) - scores[c, c]])
+        if sides.sum(axis=1).all():
+            drawn = np.concatenate([sides[None], _resampled(sides, seed, task, "scores", c)])
+            positive, negative = drawn[:, 0], drawn[:, 1]
+            below = negative.cumsum(axis=1) - negative
+            tied, pairs = (positive * negative).sum(axis=1), positive.sum(axis=1) * negative.sum(axis=1)
+            values = share((positive * below).sum(axis=1) + 0.5 * tied, pairs)
+            found.append((values[0], 0.5 * tied[0] / pairs[0], *_percentiles(values[1:])))
     if not found:
-        return None, None
-    areas, errors = zip(*found, strict=True)
-    return float(np.mean(areas)), float(np.mean(errors))
+        return None, None, None
+    area, error, low, high = np.mean(found, axis=0)
+    return float(area), float(error), (float(low), float(high))
 
 
-def _row(spec: TaskSpec, metric: str, value: float | None, cases: float, error: float | None) -> dict[str, Any]:
-    number = None if value is None else float(value)
-    return {"task": spec.name, "metric": metric, "value": number, "n": int(cases), "error": error}
+def _resampled(counts: Floats, *names: Any) -> Floats:
+    """``[RESAMPLES, ...]`` counts of as many cases, drawn with replacement from those counted."""
+    cases = int(counts.sum())
+    if not cases:
+        return np.zeros((RESAMPLES, *counts.shape))
+    seed, *rest = names
+    drawn = numpy_generator(seed, "bootstrap", "counts", *rest).multinomial(
+        cases, counts.ravel() / cases, size=RESAMPLES
+    )
+    return drawn.reshape(RESAMPLES, *counts.shape).astype(np.float64)
+
+
+def _percentiles(values: Floats) -> tuple[float, float]:
+    defined = values[np.isfinite(values)]
+    low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (np.nan, np.nan)
+    return float(low), float(high)
+
+
+def _around(value: float, variance: float) -> tuple[float, float]:
+    half = _NORMAL * float(np.sqrt(variance))
+    return max(0.0, value - half), min(1.0, value + half)

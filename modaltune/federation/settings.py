@@ -1,4 +1,4 @@
-"""The tables of a study: model, training, aggregation, privacy, label queries, probes, release."""
+"""The tables of a study: model, training, aggregation, privacy, label queries, probes, evaluation, release."""
 
 from __future__ import annotations
 
@@ -158,6 +158,18 @@ class ProbesSpec(Part):
 
     questions: Annotated[int, Field(ge=0)] = 0
     largest: Annotated[float, Field(gt=0)] = 10.0
+
+
+class EvaluationSpec(Part):
+    """What sites tell of their test cases beside their own scores (docs/metrics.md, "From counts").
+
+    Attributes:
+        counts: sites send counts by class, from which the coordinator computes metrics of everybody's test cases.
+        bins: of predicted probabilities in those counts.
+    """
+
+    counts: bool = False
+    bins: Annotated[int, Field(ge=4, le=1024)] = 64
 
 
 class ReleaseSpec(Part):

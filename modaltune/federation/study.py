@@ -12,6 +12,7 @@ from modaltune.errors import ConfigError
 from modaltune.federation.settings import (
     MOST_COEFFICIENTS,
     AggregationSpec,
+    EvaluationSpec,
     LabelQuerySpec,
     ModelSpec,
     Part,
@@ -196,6 +197,7 @@ class Study(Part):
     release: ReleaseSpec = ReleaseSpec()
     label_queries: LabelQuerySpec = LabelQuerySpec()
     probes: ProbesSpec = ProbesSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,39 +13,35 @@ from lifelines.utils import concordance_index
 
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.evaluation.federated import SiteCounts, pooled_metrics, site_counts
-from modaltune.evaluation.metrics import Score, summarise
+from modaltune.evaluation.metrics import Score, bootstrap_weights, summarise
 from modaltune.evaluation.predictions import COLUMNS, metric_values, scored
+from modaltune.federation.settings import EvaluationSpec
 from modaltune.federation.study import METRICS, Study
+from tests.evaluation.invented import predictions
 
 EXACT = ("balanced_accuracy", "macro_f1", "brier", "ece")
 
 
-def predictions(study: Study, preprocessing: Preprocessing, cases: int, seed: int) -> pd.DataFrame:
-    """Cases of three hospitals, some empty handed, with a model that is right more often than not."""
-    draw = np.random.default_rng(seed)
-    parts = []
-    for spec in study.tasks:
-        names = np.array(preprocessing.tasks[spec.name].candidates)
-        index = draw.integers(len(names), size=cases)
-        chances = draw.dirichlet(np.ones(len(names)), size=cases) + 0.4 * np.eye(len(names))[index]
-        chances /= chances.sum(axis=1, keepdims=True)
-        survival = spec.kind == "survival"
-        months = draw.exponential(30, cases) + 1
-        part = pd.DataFrame({"hospital": draw.choice(["H1", "H2", "H3"], cases), "task": spec.name})
-        part["row"] = np.arange(cases)
-        part["label"] = None if survival else names[index]
-        part["probabilities"] = list(chances)
-        part["time_months"] = months if survival else np.nan
-        part["event"] = (draw.random(cases) < 0.6).astype(float) if survival else np.nan
-        part["risk"] = draw.normal(size=cases).round(1) - 0.05 * months if survival else np.nan
-        parts.append(part)
-    return pd.concat(parts, ignore_index=True)[list(COLUMNS)]
+def counted(table: pd.DataFrame, study: Study, preprocessing: Preprocessing, minimum: int) -> dict[str, SiteCounts]:
+    parts = table.groupby("hospital", sort=True)
+    return {str(site): site_counts(part, study, preprocessing, minimum) for site, part in parts}
 
 
-def counted(table: pd.DataFrame, study: Study, preprocessing: Preprocessing, minimum: int, **options: int) -> list:
-    return [
-        site_counts(part, study, preprocessing, minimum, **options) for _, part in table.groupby("hospital", sort=True)
-    ]
+def together(
+    table: pd.DataFrame, study: Study, preprocessing: Preprocessing, minimum: int = 1
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Metrics from the counts, by task and name."""
+    sites = counted(table, study, preprocessing, minimum).values()
+    rows = pooled_metrics([site.arrays for site in sites], study)
+    return {(row["task"], row["metric"]): row for row in rows}
+
+
+def resampled(table: pd.DataFrame, study: Study, preprocessing: Preprocessing, task: str, metric: str) -> Score:
+    """The metric of one table of all cases, with its bootstrap interval."""
+    spec, candidates = study.task(task), preprocessing.tasks[task].candidates
+    cases = scored(table, spec, candidates)
+    weights = bootstrap_weights(len(cases), 0)
+    return summarise([metric_values(cases, spec, candidates, metric, weights)], len(cases))
 
 
 def pooled(table: pd.DataFrame, study: Study, preprocessing: Preprocessing) -> dict[tuple[str, str], Score]:
@@ -65,28 +63,58 @@ def test_scores_from_counts_equal_those_of_the_pooled_cases(
 ) -> None:
     table = predictions(tiny_study, tiny_preprocessing, cases, seed)
     expected = pooled(table, tiny_study, tiny_preprocessing)
-    for row in pooled_metrics(counted(table, tiny_study, tiny_preprocessing, 1), tiny_study):
-        if row["metric"] in EXACT:
-            known = expected[row["task"], row["metric"]]
+    for (task, metric), row in together(table, tiny_study, tiny_preprocessing).items():
+        if metric in EXACT:
+            known = expected[task, metric]
             assert row["value"] == (None if known.value is None else pytest.approx(known.value, abs=1e-12))
             assert (row["n"], row["error"]) == (known.n, 0)
 
 
-@pytest.mark.parametrize("bins", [4, 16, 256, 4096])
+@pytest.mark.parametrize("bins", [4, 16, 256, 1024])
 def test_the_area_from_binned_scores_is_off_by_no_more_than_it_says(
     tiny_study: Study, tiny_preprocessing: Preprocessing, bins: int
 ) -> None:
     table = predictions(tiny_study, tiny_preprocessing, 150, bins)
     expected = pooled(table, tiny_study, tiny_preprocessing)
-    areas = [
-        row
-        for row in pooled_metrics(counted(table, tiny_study, tiny_preprocessing, 1, bins=bins), tiny_study)
-        if row["metric"] == "auc"
-    ]
-    assert len(areas) == 2
-    for row in areas:
-        assert abs(row["value"] - expected[row["task"], "auc"].value) <= row["error"] + 1e-12
+    study = tiny_study.model_copy(update={"evaluation": EvaluationSpec(counts=True, bins=bins)})
+    for task in ("diagnosis", "stage"):
+        row = together(table, study, tiny_preprocessing)[task, "auc_binned"]
+        assert abs(row["value"] - expected[task, "auc"].value) <= row["error"] + 1e-12
         assert row["error"] < 1.5 / bins  # half the share of pairs in one bin, for scores spread over all of them
+
+
+@pytest.mark.parametrize("task", ["diagnosis", "stage"])
+@pytest.mark.parametrize("metric", ["auc", "balanced_accuracy", "macro_f1", "brier"])
+def test_intervals_from_counts_are_those_of_resampled_patients(
+    tiny_study: Study, tiny_preprocessing: Preprocessing, task: str, metric: str
+) -> None:
+    table = predictions(tiny_study, tiny_preprocessing, 150, 7)
+    study = tiny_study.model_copy(update={"evaluation": EvaluationSpec(counts=True, bins=1024)})
+    row = together(table, study, tiny_preprocessing)[task, "auc_binned" if metric == "auc" else metric]
+    known = resampled(table, study, tiny_preprocessing, task, metric)
+    assert known.low is not None
+    assert known.high is not None
+    width = known.high - known.low
+    if (task, metric) == ("diagnosis", "auc"):  # three classes: counts do not tell how their areas move together
+        assert row["low"] < known.low < known.high < row["high"]
+        assert row["high"] - row["low"] < 2 * width
+        return
+    assert row["low"] == pytest.approx(known.low, abs=0.15 * width)
+    assert row["high"] == pytest.approx(known.high, abs=0.15 * width)
+
+
+def test_the_interval_of_concordance_is_that_of_resampled_patients(
+    tiny_study: Study, tiny_preprocessing: Preprocessing
+) -> None:
+    table = predictions(tiny_study, tiny_preprocessing, 150, 7)
+    table["hospital"] = "H1"  # one hospital: then the stratified index is the index
+    row = together(table, tiny_study, tiny_preprocessing)["survival", "c_index_stratified"]
+    known = resampled(table, tiny_study, tiny_preprocessing, "survival", "c_index")
+    assert row["value"] == pytest.approx(known.value)
+    assert known.low is not None
+    assert known.high is not None
+    assert row["high"] - row["low"] == pytest.approx(known.high - known.low, rel=0.15)
+    assert row["events"] == table.loc[table["task"] == "survival", "event"].sum()
 
 
 def test_concordance_from_pair_counts_is_the_one_stratified_by_hospital(
@@ -100,43 +128,56 @@ def test_concordance_from_pair_counts_is_the_one_stratified_by_hospital(
         pairs = (later & (part["event"].to_numpy() > 0)[:, None]).sum()
         top += pairs * concordance_index(part["time_months"], -part["risk"], part["event"])
         bottom += pairs
-    (row,) = [
-        row
-        for row in pooled_metrics(counted(table, tiny_study, tiny_preprocessing, 1), tiny_study)
-        if row["task"] == "survival"
-    ]
-    assert row["metric"] == "c_index_stratified"
+    row = together(table, tiny_study, tiny_preprocessing)["survival", "c_index_stratified"]
     assert row["value"] == pytest.approx(top / bottom)
     assert row["n"] == 90
 
 
 def test_small_groups_are_left_out_whole_and_named(tiny_study: Study, tiny_preprocessing: Preprocessing) -> None:
-    table = predictions(tiny_study, tiny_preprocessing, 60, 4)
-    diagnosis = table["task"] == "diagnosis"
-    first = diagnosis & (table["hospital"] == "H1")
-    rare = first & (table["label"] == "alpha")
-    table = table.drop(table.index[rare][4:])
+    table = predictions(tiny_study, tiny_preprocessing, 120, 4)
+    first = (table["task"] == "diagnosis") & (table["hospital"] == "H1")
+    for label, kept in (("alpha", 4), ("beta", 3)):  # two: neither can be told by the number of all cases
+        table = table.drop(table.index[first & (table["label"] == label)][kept:])
+        first = first[table.index]
+    table = table.reset_index(drop=True)
     died = (table["task"] == "survival") & (table["hospital"] == "H2") & (table["event"] > 0)
     table.loc[table.index[died][3:], "event"] = 0.0
     sites = counted(table, tiny_study, tiny_preprocessing, 5)
-    named = {f"{site.site}:{group}" for site in sites for group in site.suppressed}
-    assert {"H1:diagnosis/alpha", "H2:survival"} <= named
-    cells = [count for site in sites for name, a in site.arrays.items() if "scores" in name for count in a.sum(axis=2)]
+    named = {f"{name}:{group}" for name, site in sites.items() for group in site.suppressed}
+    assert {"H1:diagnosis/alpha", "H1:diagnosis/beta", "H2:survival"} <= named
+    arrays = [(name, a) for site in sites.values() for name, a in site.arrays.items()]
+    cells = [count for name, a in arrays if "scores" in name for count in a.sum(axis=2)]
     assert all(((rows == 0) | (rows >= 5)).all() for rows in cells)
     left = [f"{h}:{t}/{v}" not in named for h, t, v in table[["hospital", "task", "label"]].itertuples(index=False)]
     known = pooled(table[left], tiny_study, tiny_preprocessing)["diagnosis", "balanced_accuracy"]
-    (row,) = [
-        row
-        for row in pooled_metrics(sites, tiny_study)
-        if (row["task"], row["metric"]) == ("diagnosis", "balanced_accuracy")
-    ]
+    row = together(table, tiny_study, tiny_preprocessing, 5)["diagnosis", "balanced_accuracy"]
     assert row["value"] == pytest.approx(known.value)
-    assert row["n"] == known.n < diagnosis.sum()
+    assert row["n"] == known.n < (table["task"] == "diagnosis").sum()
+
+
+def test_a_single_small_group_takes_its_task_along(tiny_study: Study, tiny_preprocessing: Preprocessing) -> None:
+    """The number of all cases is told with the scores: with the others counted it would tell the small group."""
+    table = predictions(tiny_study, tiny_preprocessing, 120, 4)
+    rare = (table["task"] == "diagnosis") & (table["hospital"] == "H1") & (table["label"] == "alpha")
+    table = table.drop(table.index[rare][4:])
+    site = counted(table, tiny_study, tiny_preprocessing, 5)["H1"]
+    assert "diagnosis" in site.suppressed
+    assert not any(value.any() for name, value in site.arrays.items() if name.startswith("diagnosis."))
+
+
+def test_few_survivors_are_not_told_by_the_deaths(tiny_study: Study, tiny_preprocessing: Preprocessing) -> None:
+    table = predictions(tiny_study, tiny_preprocessing, 40, 4)
+    table["hospital"] = "H1"
+    survival = table.index[table["task"] == "survival"]
+    table.loc[survival, "event"] = 1.0
+    table.loc[survival[:2], "event"] = 0.0
+    site = counted(table, tiny_study, tiny_preprocessing, 5)["H1"]
+    assert list(site.arrays["survival.pairs"][:2]) == [40, 35]
 
 
 def test_nobody_counted_is_undefined_and_not_zero(tiny_study: Study, tiny_preprocessing: Preprocessing) -> None:
     empty = site_counts(pd.DataFrame(columns=list(COLUMNS)), tiny_study, tiny_preprocessing, 5)
     assert empty.suppressed == ()
-    for row in pooled_metrics([empty], tiny_study):
+    for row in pooled_metrics([empty.arrays], tiny_study):
         assert (row["value"], row["n"]) == (None, 0)
-    assert pooled_metrics([SiteCounts(site="H1", arrays={}, suppressed=())], tiny_study) == []
+    assert pooled_metrics([], tiny_study) == []

@@ -211,7 +211,7 @@ def test_sums_that_lead_nowhere_end_a_probe_and_not_the_run(
     found = federate(one_task, folders, tmp_path, at_question("H2", 1, lying))
     assert row_of(found)["reason"]
     assert found.result.status == "OK"
-    assert found.result.evaluation["H1"]
+    assert found.result.evaluation.metrics["H1"]
 
 
 def failure(reply: Message) -> list[Message]:
@@ -288,8 +288,8 @@ def test_a_probe_that_cannot_be_fitted_has_a_reason_and_no_scores(
     found = federate(one_task.model_copy(update=parts), folders, tmp_path)
     assert reason in row_of(found)["reason"]
     assert (found.probes, found.result.status) == ({}, "OK")
-    assert found.result.evaluation["H1"]
-    assert "_probe" not in json.dumps(found.result.evaluation)
+    assert found.result.evaluation.metrics["H1"]
+    assert "_probe" not in json.dumps(found.result.evaluation.metrics)
     asked = [message for message in found.passed if message.down and message.kind == "query.probe"]
     assert len(asked) <= len(SITES) * parts.get("probes", one_task.probes).questions
 

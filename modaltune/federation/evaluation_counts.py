@@ -1,0 +1,126 @@
+"""Counts of test cases as they travel with an evaluation: which arrays, and what is wrong with them.
+
+The same check runs at the hospital's gate before they leave and at the server when they arrive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modaltune.data.preprocessing import Preprocessing
+from modaltune.evaluation.federated import count_shapes
+from modaltune.evaluation.metrics import Floats
+from modaltune.federation.manifest import Manifest
+from modaltune.federation.study import Study, TaskSpec
+
+COUNTS = "counts"
+_DECIMALS = 6
+_ROUNDING = 1e-5  # of sums that are rounded to _DECIMALS, a case
+
+
+def counts_manifest(study: Study, preprocessing: Preprocessing) -> Manifest:
+    """Arrays of a site's counts."""
+    return Manifest(shapes=count_shapes(study, preprocessing), dtype="float64")
+
+
+def rounded(counts: Mapping[str, NDArray[Any]]) -> dict[str, Floats]:
+    """Counts as they leave: sums of scores without the digits that nobody needs; there is but one zero."""
+    return {name: np.asarray(value, np.float64).round(_DECIMALS) + 0.0 for name, value in counts.items()}
+
+
+def problem_with_counts(
+    counts: Mapping[str, Floats], study: Study, minimum: int, cases: int, labelled: Mapping[str, float]
+) -> str | None:
+    """What is wrong with counts that fit their manifest; None = nothing.
+
+    Args:
+        minimum: smallest group that may be told.
+        cases: test cases there are.
+        labelled: task -> test cases that carry its label, where that was told, too.
+    """
+    for task in study.tasks:
+        own = {name.rpartition(".")[2]: value for name, value in counts.items() if name.rpartition(".")[0] == task.name}
+        problem = _of_pairs(own["pairs"], minimum) if task.kind == "survival" else _of_classes(own, minimum)
+        counted = _counted(counts, task)
+        if problem is None and counted > cases:
+            problem = "more cases than there are"
+        hidden = labelled.get(task.name, counted) - counted
+        if problem is None and counted and hidden and hidden < minimum:
+            problem = f"a group of fewer than {minimum} cases, by leaving out no other"
+        if problem is not None:
+            return f"counts of {task.name} tell of {problem}"
+    return None
+
+
+def labelled_cases(metrics: Mapping[str, float], study: Study) -> dict[str, float]:
+    """Task -> test cases with its label, from the metrics of an evaluation."""
+    return {task.name: metrics[name] for task in study.tasks if (name := _number_of(task)) in metrics}
+
+
+def counted_sites(counts: Mapping[str, Mapping[str, Floats]], study: Study) -> dict[str, list[str]]:
+    """Task -> sites whose counts of it are not all held back, from each site's counts."""
+    return {task.name: [site for site in counts if _counted(counts[site], task)] for task in study.tasks}
+
+
+def _counted(counts: Mapping[str, Floats], task: TaskSpec) -> float:
+    """Test cases in a task's counts."""
+    if task.kind == "survival":
+        return float(counts[f"{task.name}.pairs"][0])
+    return float(counts[f"{task.name}.confusion"].sum())
+
+
+def disclosed(study: Study) -> str:
+    """What counts would make leave, for who approves."""
+    if not study.evaluation.counts:
+        return "none"
+    return (
+        "once, for each task: test cases by true and predicted class, by true class and probability in"
+        f" {study.evaluation.bins} steps, sums of Brier scores and of confidence; of survival the numbers of comparable"
+        " and concordant pairs; a group of too few cases is left out, but within a larger one a count can be a single"
+        " case"
+    )
+
+
+def _number_of(task: TaskSpec) -> str:
+    return f"{task.name}.{'c_index' if task.kind == 'survival' else 'balanced_accuracy'}.n"
+
+
+def _of_classes(own: Mapping[str, Floats], minimum: int) -> str | None:
+    confusion, scores, brier, calibration = (own[name] for name in ("confusion", "scores", "brier", "calibration"))
+    groups = confusion.sum(axis=1)
+    if not all(map(_whole, (confusion, scores, calibration[:, :, 0]))):
+        return "no whole number of cases"
+    if ((groups > 0) & (groups < minimum)).any():
+        return f"a class with fewer than {minimum} cases"
+    if not (scores.sum(axis=2) == groups).all() or not (calibration[:, :, 0].sum(axis=1) == groups).all():
+        return "different numbers of cases"
+    loose = _ROUNDING * groups
+    if (np.abs(calibration[:, :, 1]) > calibration[:, :, 0] + loose[:, None]).any():
+        return "confidence beyond 0..1"
+    sums, squares = brier
+    possible = (sums >= 0) & (sums <= groups + loose) & (squares >= 0) & (squares <= sums + loose)
+    if not (possible & (sums**2 <= squares * groups + groups * loose)).all():
+        return "Brier scores that no cases have"
+    return None
+
+
+def _of_pairs(pairs: Floats, minimum: int) -> str | None:
+    cases, deaths, comparable, concordant, right, both, whole = pairs
+    if not _whole(4 * pairs) or not _whole(pairs[:3]):
+        return "no whole number of pairs"
+    if cases and cases < minimum:
+        return f"fewer than {minimum} cases"
+    if deaths > max(0, cases - minimum):
+        return "how few the survivors are"
+    bounded = concordant <= comparable <= cases * (cases - 1) / 2 and right <= both <= whole
+    if not bounded or whole > 2 * comparable * max(cases - 1, 0):
+        return "pairs that no cases have"
+    return None
+
+
+def _whole(values: Floats) -> bool:
+    return bool((values >= 0).all() and (values == np.floor(values)).all())

@@ -1,0 +1,71 @@
+"""What sites answer to the evaluation: metrics of each, and counts from which those of all are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import RecordDict
+
+from modaltune.data.preprocessing import Preprocessing
+from modaltune.errors import ReplyRefused
+from modaltune.evaluation.federated import pooled_metrics
+from modaltune.evaluation.metrics import Floats
+from modaltune.federation.evaluation_counts import (
+    COUNTS,
+    counted_sites,
+    counts_manifest,
+    labelled_cases,
+    problem_with_counts,
+    rounded,
+)
+from modaltune.federation.manifest import check_evaluation
+from modaltune.federation.study import Study
+from modaltune.federation.wire import sealed_size, unseal
+
+
+@dataclass
+class Evaluation:
+    """Answers by site, in the order of their names.
+
+    Attributes:
+        metrics: name -> value, as each site reports them.
+        counts: of each site's test cases, where the study asks for them.
+    """
+
+    study: Study
+    preprocessing: Preprocessing
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    counts: dict[str, Mapping[str, Floats]] = field(default_factory=dict)
+
+    def accept(self, site: str, reply: RecordDict, cases: int) -> None:
+        """Read an answer of a site that has ``cases`` test cases.
+
+        Raises:
+            ReplyRefused: it is none, or tells of fewer cases than may be told.
+        """
+        metrics = check_evaluation(site, reply.metric_records["metrics"], self.study, cases)
+        if self.study.evaluation.counts:
+            self.counts = dict(sorted({**self.counts, site: self._counts(site, reply, cases, metrics)}.items()))
+        self.metrics = dict(sorted({**self.metrics, site: metrics}.items()))
+
+    @property
+    def log(self) -> dict[str, Any]:
+        """For the round log."""
+        counted = {"counted": counted_sites(self.counts, self.study)} if self.study.evaluation.counts else {}
+        return {"metrics": self.metrics, **counted}
+
+    @property
+    def together(self) -> list[dict[str, Any]]:
+        """Metrics of everybody's test cases; none without counts."""
+        return pooled_metrics(self.counts.values(), self.study)
+
+    def _counts(self, site: str, reply: RecordDict, cases: int, metrics: Mapping[str, float]) -> Mapping[str, Floats]:
+        manifest = counts_manifest(self.study, self.preprocessing)
+        found = unseal(reply.array_records[COUNTS], site, *sealed_size(manifest))
+        manifest.check(site, found)
+        counts, labelled = rounded(found), labelled_cases(metrics, self.study)
+        if problem := problem_with_counts(counts, self.study, self.study.privacy.min_cell, cases, labelled):
+            raise ReplyRefused(site, problem)
+        return counts

@@ -1,0 +1,110 @@
+"""Counts of test cases: honest ones pass, what tells of too few cases or is no count of cases does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from modaltune.data.preprocessing import Preprocessing
+from modaltune.evaluation.federated import site_counts
+from modaltune.federation.evaluation_counts import (
+    counted_sites,
+    counts_manifest,
+    disclosed,
+    labelled_cases,
+    problem_with_counts,
+    rounded,
+)
+from modaltune.federation.settings import EvaluationSpec
+from modaltune.federation.study import Study
+from tests.evaluation.invented import predictions
+
+CASES, MINIMUM = 150, 5
+Counts = dict[str, Any]
+
+
+@pytest.fixture
+def honest(tiny_study: Study, tiny_preprocessing: Preprocessing) -> Counts:
+    table = predictions(tiny_study, tiny_preprocessing, CASES, 3)
+    table["hospital"] = "H1"
+    return rounded(site_counts(table, tiny_study, tiny_preprocessing, MINIMUM).arrays)
+
+
+def problem(counts: Counts, study: Study, **labelled: float) -> str | None:
+    return problem_with_counts(counts, study, MINIMUM, CASES, labelled)
+
+
+def test_honest_counts_fit_and_pass(honest: Counts, tiny_study: Study, tiny_preprocessing: Preprocessing) -> None:
+    counts_manifest(tiny_study, tiny_preprocessing).check("H1", honest)
+    assert problem(honest, tiny_study, diagnosis=CASES, stage=CASES, survival=CASES) is None
+    assert counted_sites({"H1": honest}, tiny_study) == {"diagnosis": ["H1"], "stage": ["H1"], "survival": ["H1"]}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_honest_counts_of_small_hospitals_pass(tiny_study: Study, tiny_preprocessing: Preprocessing, seed: int) -> None:
+    table = predictions(tiny_study, tiny_preprocessing, 40, seed)
+    for _, part in table.groupby("hospital"):
+        counts = rounded(site_counts(part, tiny_study, tiny_preprocessing, MINIMUM).arrays)
+        labelled = {str(task): float(n) for task, n in part["task"].value_counts().items()}
+        assert problem_with_counts(counts, tiny_study, MINIMUM, len(part), labelled) is None
+
+
+def put(name: str, place: Any, value: float) -> Any:
+    def change(counts: Counts) -> None:
+        counts[name] = counts[name].copy()
+        counts[name][place] = value
+
+    return change
+
+
+def lone_case(counts: Counts) -> None:
+    """A class of one case, consistent everywhere."""
+    for name in ("confusion", "brier", "calibration", "scores"):
+        counts[f"diagnosis.{name}"] = np.zeros_like(counts[f"diagnosis.{name}"])
+    counts["diagnosis.confusion"][0, 0] = 1
+    counts["diagnosis.scores"][:, 0, 3] = 1
+    counts["diagnosis.calibration"][0, 4, 0] = 1
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lone_case, "a class with fewer than 5 cases"),
+        (put("diagnosis.confusion", (0, 0), 0.25), "no whole number of cases"),
+        (put("diagnosis.confusion", (0, 0), 1000.0), "different numbers of cases"),
+        (put("diagnosis.scores", (0, 0, 0), 77.0), "different numbers of cases"),
+        (put("stage.scores", (0, 0, 0), -1.0), "no whole number of cases"),
+        (put("stage.calibration", (0, 9, 1), 1e5), "confidence beyond"),
+        (put("stage.brier", (0, 1), 1e5), "Brier scores that no cases have"),
+        (put("stage.brier", (1, 1), 0.0), "Brier scores that no cases have"),
+        (put("survival.pairs", 0, 3.0), "fewer than 5 cases"),
+        (put("survival.pairs", 1, 149.0), "how few the survivors are"),
+        (put("survival.pairs", 2, 1e9), "pairs that no cases have"),
+        (put("survival.pairs", 4, 0.123), "no whole number of pairs"),
+        (put("survival.pairs", 6, 1e12), "pairs that no cases have"),
+    ],
+)
+def test_what_is_no_count_of_enough_cases_is_named(honest: Counts, tiny_study: Study, change: Any, reason: str) -> None:
+    change(honest)
+    found = problem(honest, tiny_study)
+    assert found is not None
+    assert reason in found
+
+
+def test_more_cases_than_there_are_and_a_group_told_by_the_others(honest: Counts, tiny_study: Study) -> None:
+    assert "more cases than there are" in str(problem_with_counts(honest, tiny_study, MINIMUM, CASES - 1, {}))
+    assert "fewer than 5 cases" in str(problem(honest, tiny_study, diagnosis=CASES + 2))
+    assert problem(honest, tiny_study, diagnosis=CASES + 5) is None
+
+
+def test_labelled_cases_are_those_of_the_metrics(tiny_study: Study) -> None:
+    metrics = {"diagnosis.balanced_accuracy.n": 30.0, "survival.c_index.n": 20.0, "stage.auc.value": 0.5}
+    assert labelled_cases(metrics, tiny_study) == {"diagnosis": 30.0, "survival": 20.0}
+
+
+def test_who_approves_reads_what_the_counts_tell(tiny_study: Study) -> None:
+    assert disclosed(tiny_study) == "none"
+    study = tiny_study.model_copy(update={"evaluation": EvaluationSpec(counts=True, bins=32)})
+    assert "probability in 32 steps" in disclosed(study)
