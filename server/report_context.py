@@ -47,8 +47,7 @@ Table = dict[str, Any]
 def lead(run: RunData) -> list[str]:
     """The plain summary at the top: what was done, what came out, and what went wrong."""
     sentences = [_what_was_done(run)]
-    together = {key: score for key, score in run.scores.items() if key.hospital == "all"}
-    results = [text for task, metric in main_metrics(together) if (text := _result(run, task, metric))]
+    results = [text for task, metric in main_metrics(run.together) if (text := _result(run, task, metric))]
     if results:
         sentences.append("On the test cases of all hospitals together: " + "; ".join(results) + ".")
     elif run.status == "FAILED":

@@ -141,6 +141,11 @@ class RunData:
     suppressed: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
+    def together(self) -> dict[Key, Score]:
+        """Scores on the test cases of all hospitals together."""
+        return {key: score for key, score in self.scores.items() if key.hospital == "all"}
+
+    @property
     def status(self) -> str:
         """OK, DEGRADED or FAILED; a run without any result and without a word about it has failed."""
         said = str(self.summary.get("status", "")).upper()

@@ -164,7 +164,7 @@ def short(text: str, length: int = 26) -> str:
 
 def overview(run: RunData) -> Plot:
     """Dots and whiskers: every method on every task, test cases of all hospitals together."""
-    panels = [(task, metric, by_method(run.scores, task, metric)) for task, metric in main_metrics(run.scores)]
+    panels = [(task, metric, by_method(run.scores, task, metric)) for task, metric in main_metrics(run.together)]
     panels = [panel for panel in panels if any(score.value is not None for score in panel[2].values())]
     if not panels:
         return Plot(missing="No method was scored on the test cases of all hospitals together.")
