@@ -36,6 +36,9 @@ def make_app(
     return app
 
 
+SETTINGS = ("study", "out", "nodes", "home", "query")
+"""Run configuration; Flower refuses a key that pyproject.toml does not declare."""
+
 app = ServerApp()
 
 
@@ -47,8 +50,7 @@ def main(grid: Grid, context: Context) -> None:
     -> node, as admitted) and ``home`` (its home folder, for the audit log). With ``query`` (a folder with a label
     query) the run is finished already, and its sites are asked that.
     """
-    known = ("study", "out", "nodes", "home", "query")
-    named = {name: Path(str(value)) for name in known if (value := context.run_config.get(name))}
+    named = {name: Path(str(value)) for name in SETTINGS if (value := context.run_config.get(name))}
     if not {"study", "out"} <= set(named):
         raise ConfigError("run configuration needs study=FILE and out=FOLDER; modaltune-server run STUDY sets both")
     study, out = Study.load(named["study"]), named["out"]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from modaltune.bundle import bundle_files
+from server.app import SETTINGS
 from server.coordinator.bundle import build_bundle
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +30,13 @@ def test_the_bundle_holds_sources_and_configuration_and_nothing_else() -> None:
         ".info", "client", "configs", "modaltune", "pyproject.toml", "server", "simulation",
     }  # fmt: skip
     assert {"server/app.py", "client/app.py", "configs/labels/brca.toml"} <= names
+
+
+def test_every_setting_of_a_run_is_declared_in_the_bundle() -> None:
+    """Flower refuses a run that is given any other."""
+    with zipfile.ZipFile(io.BytesIO(build_bundle().content)) as bundle:
+        project = tomllib.loads(bundle.read("pyproject.toml").decode())
+    assert set(project["tool"]["flwr"]["app"]["config"]) == set(SETTINGS)
 
 
 def test_the_hash_does_not_depend_on_a_compression_library() -> None:

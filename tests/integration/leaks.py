@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing, prepare
+from modaltune.federation.evaluation_counts import counts_manifest
 from modaltune.federation.manifest import TRAIN_METRICS, evaluation_metrics, statistics_manifest
 from modaltune.federation.study import Study
 from modaltune.models.learner import Learner
@@ -96,6 +97,7 @@ class Rules:
     training: Mapping[str, tuple[int, ...]]
     statistics: Mapping[str, tuple[int, ...]]
     metrics: Mapping[str, tuple[str, ...]]
+    counts: Mapping[str, tuple[int, ...]]
 
     def problems(self, message: Passed) -> list[str]:
         """Everything in a message that may not be there; empty when it keeps the rules."""
@@ -113,7 +115,10 @@ class Rules:
 
     def _reply(self, message: Passed) -> list[str]:
         content = message.content
-        out = _same("records", set(content), REPLIES[message.kind])
+        counted = {"counts"} if self.counts and message.kind == "evaluate" else set()
+        out = _same("records", set(content), REPLIES[message.kind] | counted)
+        if counted:
+            out += self._arrays(message, "counts", self.counts, "float64")
         if message.kind == "query.capability":
             said = set(content.config_records["capability"])
             return out + _inside("fields", said, CAPABILITY | {name for name in said if name.startswith("version-")})
@@ -150,4 +155,5 @@ def rules_of(
         training={name: tuple(value.shape) for name, value in state.items()},
         statistics=statistics_manifest(study, preprocessing.genes).shapes,
         metrics={"train": TRAIN_METRICS, "evaluate": evaluation_metrics(study)},
+        counts=counts_manifest(study, preprocessing).shapes if study.evaluation.counts else {},
     )

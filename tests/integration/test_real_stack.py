@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from modaltune.federation.settings import EvaluationSpec, LabelQuerySpec
 from modaltune.federation.study import Study
 from modaltune.models.learner import load_model
 from modaltune.storage import write_text
@@ -60,7 +61,8 @@ def stack(hospitals: dict[str, Path]) -> Iterator[Stack]:
     """Three hospitals with different tasks and modalities, enrolled; everything is stopped at the end."""
     folders = [hospitals[site] for site in SITES]
     drafted = make_study(read_sites(folders, vocabulary(), "unused"), folders[0].parent / "gene_sets.gmt")
-    study = drafted.model_copy(update={"quorum": len(SITES)})
+    asked = {"evaluation": EvaluationSpec(counts=True), "label_queries": LabelQuerySpec(budget=1)}
+    study = drafted.model_copy(update={"quorum": len(SITES), **asked})
     folder = Path(tempfile.mkdtemp(prefix="mt-", dir="/tmp"))
     write_text(folder / "study.json", study.to_json())
     found = Stack(folder, study)
@@ -117,6 +119,8 @@ def test_three_hospitals_train_a_model_that_is_released_with_a_signature(stack: 
     assert [row["round"] for row in trained] == [1, 2]
     assert {site for row in rows for site in row["contributors"]} == set(SITES)
     assert all((run / name).exists() for name in ("model", "metrics.json", "report.html", "DONE"))
+    scored = {(row["hospital"], row["task"]) for row in json.loads((run / "metrics.json").read_text())}
+    assert {("all", task.name) for task in stack.study.tasks} <= scored
     shown = stack.server("status")
     assert {site["site"]: site["online"] for site in shown["sites"]} == dict.fromkeys(SITES, True)
     assert shown["run"]["bytes_up"] > 0
@@ -127,6 +131,18 @@ def test_three_hospitals_train_a_model_that_is_released_with_a_signature(stack: 
         "modaltune", "release-check", released["release"], "--public-key", released["public_key"], "--json"
     )
     assert json.loads(checked.out)["study"] == stack.study.digest
+
+
+def test_hospitals_answer_a_label_query_within_what_they_approved(stack: Stack) -> None:
+    question = ("query", "first", "--task", "necrosis", "--template", "a slide with {text}")
+    answer = stack.server(*question, "--candidate", "much necrosis", "--candidate", "little necrosis")
+    assert set(answer["sites"]) == set(SITES)
+    for found in answer["sites"].values():
+        assert sum(found["counts"]) == found["cases"] > 0
+        assert sum(found["probability"]) == pytest.approx(1, abs=1e-3)
+    other = (*question, "--candidate", "one more", "--candidate", "than approved")
+    refused = run_script("modaltune-server", *other, "--home", stack.folder / "s")
+    assert (refused.code, "LimitReached" in refused.err) == (4, True), refused.err
 
 
 def test_both_sides_have_written_down_what_happened_and_name_the_same_replies(stack: Stack) -> None:
