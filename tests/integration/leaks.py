@@ -30,6 +30,7 @@ REPLIES = {
     "query.statistics": {"statistics"},
     "train": {"arrays", "examples", "metrics"},
     "evaluate": {"metrics"},
+    "query.label": {"label-query"},
 }
 
 
@@ -124,6 +125,9 @@ class Rules:
             return out + _inside("fields", said, CAPABILITY | {name for name in said if name.startswith("version-")})
         if message.kind == "query.statistics":
             return out + self._arrays(message, "statistics", self.statistics, "float64")
+        if message.kind == "query.label":
+            said = set(Arrays(content, "label-query"))
+            return out + _same("arrays", said, {"cases", "counts", "probability"})
         out += _inside("metrics", set(content.metric_records["metrics"]), set(self.metrics[message.kind]))
         if message.kind == "train":
             out += self._arrays(message, "arrays", self.training, "float32")
