@@ -123,7 +123,7 @@ def write_scene(spec: DataSpec, seed: int, data: Path | None, out: Path) -> Scen
     held = disjoint_tasks(known, [task.name for task in tasks]) if isinstance(spec.tasks, str) else spec.tasks
     check_overrides(known, [task.name for task in tasks], held, spec.without)
     shares = [share.without(spec.without.get(share.name, ())) for share in shares]
-    shares = filled(shares) if spec.fill else [share.usable() for share in shares]
+    shares = filled(shares, spec.leave_out) if spec.fill else [share.usable() for share in shares]
     if spec.sites is not None:
         shares = deal(shares, spec.sites, spec.skew, seed)
     if set(spec.leave_out) >= {share.name for share in shares}:
@@ -245,13 +245,13 @@ def _joined(shares: Sequence[Share]) -> Share:
     )
 
 
-def filled(shares: Sequence[Share]) -> list[Share]:
-    """Cases that lack a modality are given its mean over the training cases that have it.
+def filled(shares: Sequence[Share], leave_out: Sequence[str] = ()) -> list[Share]:
+    """Cases that lack a modality are given its mean over the training cases that have it, of hospitals that train.
 
     After standardisation that is nearly zero: the zero filling that plain averaging needs. No real federation can do
     it before its sums are pooled; here it only stands for the comparison.
     """
-    whole = _joined(shares)
+    whole = _joined([share for share in shares if share.name not in leave_out] or shares)
     train = whole.cases.index[whole.cases["split"] == "train"]
     tables = whole.expression
     mean = None if tables is None else tables[tables.index.isin(train)].mean()

@@ -111,6 +111,16 @@ def test_filling_leaves_no_modality_missing_and_sees_training_cases_only(shares:
     np.testing.assert_allclose(whole[0].expression.iloc[0].to_numpy(), mean.to_numpy(), rtol=1e-5)
 
 
+def test_filling_sees_no_hospital_that_is_left_out(shares: list[Share]) -> None:
+    lacking = [shares[0].without(["expression"]), *shares[1:]]
+    whole = filled(lacking, leave_out=[shares[1].name])
+    assert whole[0].expression is not None
+    known = pd.concat([share.expression for share in lacking[2:] if share.expression is not None])
+    train = [case for share in shares for case in share.cases.index[share.cases["split"] == "train"]]
+    mean = known[known.index.isin(train)].mean()
+    np.testing.assert_allclose(whole[0].expression.iloc[0].to_numpy(), mean.to_numpy(), rtol=1e-5)
+
+
 def test_pan_cancer_labels_are_distinct_and_carry_the_cancers_location() -> None:
     tasks = {task.name: task for task in pan_vocabulary(["BRCA", "GBMLGG", "RCC"])}
     for name in ("diagnosis", "stage"):
