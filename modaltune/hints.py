@@ -23,23 +23,24 @@ from modaltune.step import case_groups, device_of, precision_of
 
 @torch.no_grad()
 def with_hints(learner: Learner, cases: Sequence[CaseTensors]) -> list[CaseTensors]:
-    """The cases, each with the model's log-probabilities for the tasks that it has no target for.
+    """The cases, each with the model's log-probabilities for the tasks that none of them has a target for.
 
-    The model is asked without dropout and with all that is known of a case; its mode is left as it was.
+    A single case without a label at a hospital that labels the task gets none: the others keep the task in mind. The
+    model is asked without dropout and with all that is known of a case; its mode is left as it was.
     """
-    lacking = [[task for task in learner.kinds if task not in case.targets] for case in cases]
-    asked = [row for row, tasks in enumerate(lacking) if tasks]
-    hints: list[dict[str, Tensor]] = [{} for _ in cases]
+    lacking = [task for task in learner.kinds if not any(task in case.targets for case in cases)]
+    if not lacking:
+        return list(cases)
+    found: list[CaseTensors] = []
     mode = learner.training
     learner.eval()
-    spans = list(case_groups(learner, [cases[row] for row in asked], [len(lacking[row]) for row in asked]))
-    groups = loaded_ahead([cases[row] for row in asked[start:stop]] for start, stop in spans)
-    for (start, stop), group in zip(spans, groups, strict=True):
-        pairs = [(place, task) for place, row in enumerate(asked[start:stop]) for task in lacking[row]]
-        for (place, task), hint in zip(pairs, _log_probabilities(learner, group, pairs), strict=True):
-            hints[asked[start + place]][task] = hint
+    spans = case_groups(learner, cases, [len(lacking)] * len(cases))
+    for group in loaded_ahead(cases[start:stop] for start, stop in spans):
+        pairs = [(place, task) for place in range(len(group)) for task in lacking]
+        said = iter(_log_probabilities(learner, group, pairs))
+        found += [replace(case, hints={task: next(said) for task in lacking}) for case in group]
     learner.train(mode)
-    return [replace(case, hints=found) for case, found in zip(cases, hints, strict=True)]
+    return found
 
 
 def _log_probabilities(

@@ -33,18 +33,23 @@ def only(cases: list[CaseTensors], task: str) -> list[CaseTensors]:
     return [replace(case, targets={task: case.targets[task]}) for case in cases if task in case.targets]
 
 
+def without(cases: list[CaseTensors], task: str) -> list[CaseTensors]:
+    """The cases of a hospital that does not label a task."""
+    return [replace(case, targets={name: t for name, t in case.targets.items() if name != task}) for case in cases]
+
+
 def gradients(learner: Learner, cases: list[CaseTensors], hint: float, limit: int = 2**20) -> dict[str, Tensor]:
     learner.zero_grad(set_to_none=True)
     accumulate_gradients(learner, cases, "contrastive", limit, task_weights(cases, hint))
     return {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
 
 
-def test_hints_are_what_the_model_says_about_missing_labels_only(
+def test_hints_are_what_the_model_says_about_tasks_that_nobody_here_labels(
     tiny_learner: Learner, tiny_cases: list[CaseTensors]
 ) -> None:
     embeddings = embed_cases(tiny_learner, tiny_cases)
-    for row, case in enumerate(with_hints(tiny_learner.train(), tiny_cases)):
-        assert set(case.hints) == set(tiny_learner.kinds) - set(case.targets)
+    for row, case in enumerate(with_hints(tiny_learner.train(), without(tiny_cases, "stage"))):
+        assert set(case.hints) == {"stage"}
         for task, hint in case.hints.items():
             said = tiny_learner.head(embeddings[task][row : row + 1], task).log_softmax(dim=-1)[0]
             torch.testing.assert_close(hint, said, atol=1e-5, rtol=1e-4)
@@ -52,12 +57,12 @@ def test_hints_are_what_the_model_says_about_missing_labels_only(
     assert tiny_learner.training
 
 
-def test_hints_change_nothing_where_every_task_is_labelled(
+def test_hints_change_nothing_where_every_task_has_labels(
     tiny_learner: Learner, other_learner: Learner, tiny_cases: list[CaseTensors]
 ) -> None:
-    cases = [case for case in tiny_cases if set(case.targets) == set(tiny_learner.kinds)]
+    assert any(set(case.targets) < set(tiny_learner.kinds) for case in tiny_cases), "single cases may lack some"
     outcomes = [
-        fit(learner, cases, spec, steps=4, seed=0, anchored=True)
+        fit(learner, tiny_cases, spec, steps=4, seed=0, anchored=True)
         for learner, spec in ((tiny_learner, SPEC), (other_learner, HELD))
     ]
     assert outcomes[0] == outcomes[1]
@@ -85,13 +90,14 @@ def test_the_gradient_is_that_of_the_labels_plus_that_of_the_hints(
     limit: int, tiny_learner: Learner, other_learner: Learner, tiny_cases: list[CaseTensors]
 ) -> None:
     fit(other_learner, tiny_cases, SPEC, steps=3, seed=1)
-    cases = with_hints(other_learner, labelled(tiny_cases))
+    cases = with_hints(other_learner, labelled(without(tiny_cases, "stage")))
     learner = tiny_learner.eval()
     labels, both = (gradients(learner, cases, weight, limit) for weight in (0.0, 0.5))
     learner.zero_grad(set_to_none=True)
     tasks = len({task for case in cases for task in case.targets})
     for task, kind in learner.kinds.items():
-        lacking = [case for case in cases if task in case.hints]
+        if not (lacking := [case for case in cases if task in case.hints]):
+            continue
         embeddings = torch.cat([learner(collate([case]), torch.tensor([0]), [task]) for case in lacking])
         hints = torch.stack([case.hints[task] for case in lacking])
         (0.5 / tasks * agreement(learner.head, embeddings, task, kind, hints)).backward()
@@ -99,7 +105,9 @@ def test_the_gradient_is_that_of_the_labels_plus_that_of_the_hints(
     largest = max(float(value.abs().max()) for value in both.values())
     assert any(float((both[name] - labels[name]).abs().max()) > 1e-3 * largest for name in labels)
     for name, value in both.items():
-        torch.testing.assert_close(value - labels[name], expected[name], atol=1e-5 * largest, rtol=1e-3, msg=name)
+        more = value - labels.get(name, torch.zeros_like(value))
+        wanted = expected.get(name, torch.zeros_like(value))
+        torch.testing.assert_close(more, wanted, atol=1e-5 * largest, rtol=1e-3, msg=name)
 
 
 def test_a_hospital_with_one_task_forgets_less_of_the_others(

@@ -71,7 +71,7 @@ class TrainingSpec(Part):
 
     Attributes:
         local_epochs: passes over a hospital's cases in a round; a part of one, e.g. 0.34, makes rounds shorter.
-        hints: weight of a task that a case has no label for, beside one that it has: the hospital holds on to what the
+        hints: weight of a task that the hospital has no labels for, beside one that it has: it holds on to what the
             received model says about it (modaltune/hints.py). 0 = trained on labels only.
     """
 
