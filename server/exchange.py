@@ -40,7 +40,7 @@ class Round:
     started: float = field(default_factory=time.monotonic)
     missing: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
-    digests: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, list[str]] = field(default_factory=dict)
     repeated: bool = False
     bytes_down: int = 0
     bytes_up: int = 0
@@ -135,7 +135,8 @@ class Exchange:
                     records = _records(name, reply)
                     this.bytes_up += _size(records)
                 if name not in this.refused:
-                    this.digests |= {name: reply.digest} if reply.digest else {}
+                    if reply.digest:
+                        this.digests.setdefault(name, []).append(reply.digest)
                     yield name, records
             if asked or due:
                 time.sleep(pause)

@@ -154,7 +154,7 @@ def test_both_sides_have_written_down_what_happened_and_name_the_same_replies(st
     for site in SITES:
         assert stack.client(site, "audit", "verify")["lines"] > 0
         sent = [line["facts"]["sha256"] for line in _audit(stack, site) if line["event"] == "reply"]
-        assert [replies[site] for replies in exchanges] == sent
+        assert [digest for replies in exchanges for digest in replies[site]] == sent
 
 
 def test_what_left_each_hospital_holds_nothing_of_a_patient_and_nothing_frozen(
