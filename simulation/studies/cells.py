@@ -113,12 +113,11 @@ def expand(study: StudyFile) -> list[Cell]:
 
 
 def select(cells: Sequence[Cell], pattern: str | None) -> list[Cell]:
-    """The cells whose name matches a pattern with ``*``, or one of whose choices is it; None = all."""
+    """The cells whose name matches a pattern with ``*``, or that have all the choices it names; None = all."""
     if pattern is None:
         return list(cells)
-    chosen = [
-        cell for cell in cells if fnmatchcase(cell.name, pattern) or pattern in cell.name.split(",")
-    ]  # fmt: skip
+    named = {*pattern.split(",")}
+    chosen = [cell for cell in cells if fnmatchcase(cell.name, pattern) or named <= {*cell.name.split(",")}]
     if not chosen:
         raise ConfigError(f"--only {pattern!r} matches no cell; the first of {len(cells)} is {cells[0].name!r}")
     return chosen

@@ -29,7 +29,7 @@ def study(
     file: Annotated[Path, typer.Argument(help="Study file, or the name of a ready-made one (docs/studies.md).")],
     data: Annotated[Path | None, typer.Option(help="Folder with the TCGA tables, where the study needs them.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the study; finished cells in it are kept.")] = None,
-    only: Annotated[str | None, typer.Option(help="Only cells of this name, e.g. 'wire=int8*' or seed=0.")] = None,
+    only: Annotated[str | None, typer.Option(help="Only such cells, e.g. 'wire=int8*', or seed=0,wire=int8.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Cells at a time, each about 1.6 GB; they share the cores.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:

@@ -88,7 +88,9 @@ def test_all_digests_of_a_grid_differ(cells: list[Cell]) -> None:
     assert len({cell.digest for cell in cells}) == len(cells)
 
 
-@pytest.mark.parametrize(("pattern", "count"), [(None, 8), ("wire=int8*", 4), ("seed=0", 4), (READY[0], 0)])
+@pytest.mark.parametrize(
+    ("pattern", "count"), [(None, 8), ("wire=int8*", 4), ("seed=0", 4), ("seed=0,wire=int8", 2), (READY[0], 0)]
+)
 def test_cells_are_selected_by_pattern_or_choice(cells: list[Cell], pattern: str | None, count: int) -> None:
     if count:
         assert len(select(cells, pattern)) == count
