@@ -19,10 +19,7 @@ DONE = "DONE"
 
 def finish(result: Result, study: Study, out: Path) -> None:
     """Write ``metrics.json``, ``summary.json``, ``report.html`` and ``DONE``."""
-    write_json(
-        out / "metrics.json",
-        list(metric_rows(result.evaluation, study)),
-    )
+    write_json(out / "metrics.json", list(metric_rows(result.evaluation, study)))
     write_json(out / "summary.json", _summary(result, study, out))
     write_report(out)
     write_text(out / DONE, f"{result.status}\n")

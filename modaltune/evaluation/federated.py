@@ -5,9 +5,9 @@ calibration error equal those of the pooled cases exactly. The ROC area comes fr
 what is reported with it. The concordance counts pairs within hospitals only: it is the index stratified by hospital.
 
 The counts describe groups of patients: those of one class at one hospital, or all with follow-up there. A group smaller
-than the least allowed, or a survival task with fewer deaths, is left out as a whole and named; so is a task whose small
-groups together would be told by the number of its cases. Inside a reported group a count can still be small (a single
-misclassified case): hospitals approve these counts on their own, see ``evaluation.counts``.
+than the least allowed, or a survival task with fewer deaths or censored cases, is left out as a whole and named; so is
+a task whose small groups together would be told by the number of its cases. Inside a reported group a count can still
+be small (a single misclassified case): hospitals approve these counts on their own, see ``evaluation.counts``.
 """
 
 from __future__ import annotations
@@ -71,9 +71,8 @@ def count_shapes(study: Study, preprocessing: Preprocessing) -> dict[str, tuple[
 
     Of a task with classes: ``.confusion`` true by predicted, ``.scores`` cases by class scored, true class and bin of
     its probability, ``.brier`` sums and sums of squares by true class, ``.calibration`` by true class and bin of
-    confidence the cases and their sum of correct minus confidence. Of survival, ``.pairs``: cases, deaths (fewer, where
-    the others would be too few to be told), comparable pairs, concordant ones (ties half), and over cases the sums of
-    concordant², concordant x comparable, and comparable².
+    confidence the cases and their sum of correct minus confidence. Of survival, ``.pairs``: cases, deaths, comparable
+    pairs, concordant ones (ties half), and over cases the sums of concordant², concordant x comparable, comparable².
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for spec in study.tasks:
@@ -157,12 +156,12 @@ def _class_counts(
 
 def _pairs(table: pd.DataFrame, spec: TaskSpec, minimum: int) -> tuple[dict[str, Floats], list[str]]:
     event = table["event"].to_numpy().astype(bool)
-    if len(table) and event.sum() < minimum:
+    deaths, others = event.sum(), (~event).sum()
+    if len(table) and (deaths < minimum or 0 < others < minimum):
         return {}, [spec.name]
     months, risk = table["time_months"].to_numpy(np.float64), table["risk"].to_numpy(np.float64)
     comparable, concordant = comparable_pairs(months, event, risk)
     whole, right = (pairs.sum(axis=0) + pairs.sum(axis=1) for pairs in (comparable, concordant))
-    deaths = max(0, min(event.sum(), len(table) - minimum))
     sums = (len(table), deaths, comparable.sum(), concordant.sum(), right @ right, right @ whole, whole @ whole)
     return {"pairs": np.array(sums, np.float64)}, []
 

@@ -112,10 +112,8 @@ def _of_pairs(pairs: Floats, minimum: int) -> str | None:
     cases, deaths, comparable, concordant, right, both, whole = pairs
     if not _whole(4 * pairs) or not _whole(pairs[:3]):
         return "no whole number of pairs"
-    if cases and cases < minimum:
-        return f"fewer than {minimum} cases"
-    if deaths > max(0, cases - minimum):
-        return "how few the survivors are"
+    if deaths > cases or any(0 < group < minimum for group in (cases, deaths, cases - deaths)):
+        return f"fewer than {minimum} cases, deaths or others"
     bounded = concordant <= comparable <= cases * (cases - 1) / 2 and right <= both <= whole
     if not bounded or whole > 2 * comparable * max(cases - 1, 0):
         return "pairs that no cases have"

@@ -165,14 +165,18 @@ def test_a_single_small_group_takes_its_task_along(tiny_study: Study, tiny_prepr
     assert not any(value.any() for name, value in site.arrays.items() if name.startswith("diagnosis."))
 
 
-def test_few_survivors_are_not_told_by_the_deaths(tiny_study: Study, tiny_preprocessing: Preprocessing) -> None:
+def test_survival_with_few_censored_cases_is_left_out(tiny_study: Study, tiny_preprocessing: Preprocessing) -> None:
     table = predictions(tiny_study, tiny_preprocessing, 40, 4)
     table["hospital"] = "H1"
     survival = table.index[table["task"] == "survival"]
     table.loc[survival, "event"] = 1.0
     table.loc[survival[:2], "event"] = 0.0
     site = counted(table, tiny_study, tiny_preprocessing, 5)["H1"]
-    assert list(site.arrays["survival.pairs"][:2]) == [40, 35]
+    assert "survival" in site.suppressed
+    assert not site.arrays["survival.pairs"].any()
+    table.loc[survival, "event"] = 1.0  # none is no small group
+    site = counted(table, tiny_study, tiny_preprocessing, 5)["H1"]
+    assert list(site.arrays["survival.pairs"][:2]) == [40, 40]
 
 
 def test_nobody_counted_is_undefined_and_not_zero(tiny_study: Study, tiny_preprocessing: Preprocessing) -> None:
