@@ -186,7 +186,7 @@ def _counts(
     question: Question, approval: Approval, record: ArrayRecord, metrics: Mapping[str, float]
 ) -> Mapping[str, Any]:
     counts, study = rounded(read_arrays(record, question.manifest, approval.site)), question.study
-    labelled = labelled_cases(metrics, study)
+    labelled = labelled_cases(metrics)
     problem = problem_with_counts(counts, study, approval.minimum, approval.cases.test, labelled)
     _require(approval, problem is None, problem or "")
     return counts

@@ -23,7 +23,7 @@ from modaltune.data.site import load_site, read_site_config
 from modaltune.errors import FeatureFileError, FederationError, ProbeError
 from modaltune.evaluation.federated import site_counts
 from modaltune.evaluation.metrics import Floats
-from modaltune.evaluation.predictions import Families, embed_cases, events_behind, metric_rows, predict
+from modaltune.evaluation.predictions import Families, embed_cases, events_behind, metric_rows, predict, scored
 from modaltune.evaluation.probes.embeddings import (
     as_probe_row,
     embedded,
@@ -233,7 +233,8 @@ class Site:
             if defined and row["n"] >= self.minimum and row["metric"] in reported_metrics(self.study, task):
                 group = f"{row['task']}.{row['metric']}"
                 out |= {f"{group}.{part}": float(row[part]) for part in ("value", "low", "high", "n")}
-                events = min(events_behind(table, task), row["n"] - self.minimum)
+                known = scored(table, task, preprocessing.tasks[task.name].candidates)
+                events = min(events_behind(known, task), row["n"] - self.minimum)
                 out |= {f"{group}.events": float(events)} if events >= self.minimum else {}
         return Evaluation(metrics=out, counts=self._counts(table, preprocessing))
 

@@ -65,7 +65,7 @@ class Evaluation:
         manifest = counts_manifest(self.study, self.preprocessing)
         found = unseal(reply.array_records[COUNTS], site, *sealed_size(manifest))
         manifest.check(site, found)
-        counts, labelled = rounded(found), labelled_cases(metrics, self.study)
+        counts, labelled = rounded(found), labelled_cases(metrics)
         if problem := problem_with_counts(counts, self.study, self.study.privacy.min_cell, cases, labelled):
             raise ReplyRefused(site, problem)
         return counts

@@ -59,9 +59,10 @@ def unlabelled_rows(runs: Sequence[Path], rules: Mapping[str, Sequence[Path]] | 
     found: Scores = {}
     seeds = _add_runs(found, runs, {method: method for method in METHODS})
     for rule, tried in (rules or {}).items():
-        if rule in METHODS or (unknown := set(_add_runs(found, tried, {"federated": rule})) - set(seeds)):
-            why = "is the name of a method" if rule in METHODS else f"has seed {min(unknown)}, which no run has"
-            raise ConfigError(f"--rule {rule} {why}")
+        if rule in METHODS:
+            raise ConfigError(f"--rule {rule} is the name of a method")
+        if sorted(own := _add_runs(found, tried, {"federated": rule})) != sorted(seeds):
+            raise ConfigError(f"--rule {rule} has seeds {sorted(own)}, the runs have {sorted(seeds)}")
     _check_cases(found)
     tasks, methods = ([*dict.fromkeys(key[part] for key in found)] for part in (0, 3))
     keys = sorted(found, key=lambda key: (tasks.index(key[0]), WHERE.index(key[2]), methods.index(key[3])))

@@ -1,13 +1,13 @@
 """Metrics of everybody's test cases from counts of each hospital, without a case leaving it.
 
-C classes (an ordinal task has two), B = ``evaluation.bins`` of the study. Balanced accuracy, macro-F1, Brier score and
-calibration error equal those of the pooled cases exactly. The ROC area comes from binned scores and is off by at most
-what is reported with it. The concordance counts pairs within hospitals only: it is the index stratified by hospital.
+Balanced accuracy, macro-F1, Brier score and calibration error equal those of the counted cases in one table exactly.
+The ROC area comes from binned scores and is off by at most what is reported with it. The concordance counts pairs
+within hospitals only: it is the index stratified by hospital.
 
-The counts describe groups of patients: those of one class at one hospital, or all with follow-up there. A group smaller
-than the least allowed, or a survival task with fewer deaths or censored cases, is left out as a whole and named; so is
-a task whose small groups together would be told by the number of its cases. Inside a reported group a count can still
-be small (a single misclassified case): hospitals approve these counts on their own, see ``evaluation.counts``.
+A hospital leaves out a task of which one of its classes has some cases, but fewer than the least allowed (survival:
+deaths, or censored cases): all of the task, because metrics and numbers of cases of the others would tell the small
+class. Inside a class that is told a count can be small (a single misclassified case): hospitals approve these counts on
+their own, see ``evaluation.counts``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class _Row:
     def __call__(
         self, metric: str, value: float | None, error: float | None, limits: tuple[float, float] | None = None
     ) -> dict[str, Any]:
-        low, high = (None, None) if value is None or limits is None else map(float, limits)
+        known = value is not None and limits is not None and np.isfinite(limits).all()
+        low, high = map(float, limits) if known and limits is not None else (None, None)
         score = {"value": None if value is None else float(value), "low": low, "high": high}
         return {
             "task": self.spec.name,
@@ -58,8 +59,8 @@ class SiteCounts:
     """What one hospital tells of its test cases.
 
     Attributes:
-        arrays: see :func:`count_shapes`; all zero of what is left out or not there.
-        suppressed: groups left out: ``task/class`` or ``task``.
+        arrays: see :func:`count_shapes`; all zero of a task that is left out or not there.
+        suppressed: tasks left out.
     """
 
     arrays: Mapping[str, Floats]
@@ -69,10 +70,11 @@ class SiteCounts:
 def count_shapes(study: Study, preprocessing: Preprocessing) -> dict[str, tuple[int, ...]]:
     """Arrays of a hospital's counts, name -> shape.
 
-    Of a task with classes: ``.confusion`` true by predicted, ``.scores`` cases by class scored, true class and bin of
-    its probability, ``.brier`` sums and sums of squares by true class, ``.calibration`` by true class and bin of
-    confidence the cases and their sum of correct minus confidence. Of survival, ``.pairs``: cases, deaths, comparable
-    pairs, concordant ones (ties half), and over cases the sums of concordant², concordant x comparable, comparable².
+    Of a task with classes (an ordinal one has two): ``.confusion`` true by predicted; ``.scores`` for each scored class
+    (of two: the second) cases of other classes and its own by bin of its probability; ``.brier`` sum and sum of
+    squares; ``.calibration`` sum of correct minus confidence by bin of confidence. Of survival, ``.pairs``: cases,
+    deaths, comparable pairs, concordant ones (ties half), and over cases the sums of concordant², concordant x
+    comparable, comparable².
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for spec in study.tasks:
@@ -81,9 +83,9 @@ def count_shapes(study: Study, preprocessing: Preprocessing) -> dict[str, tuple[
             continue
         classes = len(_classes(spec, preprocessing))
         shapes[f"{spec.name}.confusion"] = (classes, classes)
-        shapes[f"{spec.name}.scores"] = (classes, classes, study.evaluation.bins)
-        shapes[f"{spec.name}.brier"] = (2, classes)
-        shapes[f"{spec.name}.calibration"] = (classes, BINS, 2)
+        shapes[f"{spec.name}.scores"] = (len(_scored_classes(classes)), 2, study.evaluation.bins)
+        shapes[f"{spec.name}.brier"] = (2,)
+        shapes[f"{spec.name}.calibration"] = (BINS,)
     return shapes
 
 
@@ -94,15 +96,16 @@ def site_counts(table: pd.DataFrame, study: Study, preprocessing: Preprocessing,
         minimum: smallest group that may be reported.
     """
     arrays = {name: np.zeros(shape) for name, shape in count_shapes(study, preprocessing).items()}
-    suppressed: list[str] = []
+    suppressed = []
     for spec in study.tasks:
         inside = scored(table, spec, preprocessing.tasks[spec.name].candidates)
         if spec.kind == "survival":
-            found, small = _pairs(inside, spec, minimum)
+            found = _pairs(inside, minimum)
         else:
-            found, small = _class_counts(inside, spec, preprocessing, minimum, study.evaluation.bins)
-        arrays |= {f"{spec.name}.{name}": value for name, value in found.items()}
-        suppressed += small
+            found = _class_counts(inside, spec, preprocessing, minimum, study.evaluation.bins)
+        if found is None:
+            suppressed.append(spec.name)
+        arrays |= {f"{spec.name}.{name}": value for name, value in (found or {}).items()}
     return SiteCounts(arrays=arrays, suppressed=tuple(suppressed))
 
 
@@ -112,7 +115,7 @@ def pooled_metrics(sites: Iterable[Mapping[str, Floats]], study: Study) -> list[
     Returns:
         Objects ``{"task", "metric", "value", "low", "high", "n", "events", "error"}``: value None when undefined; 95 %
         interval over patients, None where counts give none; events deaths, or cases of the rarest class; error the most
-        by which the value can differ from that of the same cases in one table (None: a metric of its own).
+        by which the value can differ from that of the counted cases in one table (None: a metric of its own).
     """
     known = list(sites)
     rows = []
@@ -130,40 +133,42 @@ def _classes(spec: TaskSpec, preprocessing: Preprocessing) -> tuple[str, ...]:
     return ("others", "positive") if spec.kind == "ordinal" else tuple(preprocessing.tasks[spec.name].candidates)
 
 
+def _scored_classes(classes: int) -> range:
+    """Classes whose probability is scored against the others; of two, the second."""
+    return range(1, 2) if classes == 2 else range(classes)
+
+
 def _class_counts(
     table: pd.DataFrame, spec: TaskSpec, preprocessing: Preprocessing, minimum: int, bins: int
-) -> tuple[dict[str, Floats], list[str]]:
+) -> dict[str, Floats] | None:
     labels, probabilities = class_outcomes(table, spec, preprocessing.tasks[spec.name].candidates)
-    classes = _classes(spec, preprocessing)
-    truth = np.eye(len(classes))[labels]
+    classes = len(_classes(spec, preprocessing))
+    truth = np.eye(classes)[labels]
     groups = truth.sum(axis=0)
-    small = (groups < minimum) & (groups > 0)
-    if 0 < groups[small].sum() < minimum:  # the number of all cases would tell how many they are
-        return {}, [spec.name]
-    truth[:, small] = 0
+    if ((groups > 0) & (groups < minimum)).any():
+        return None
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    level = np.minimum((probabilities * bins).astype(int), bins - 1)
-    members, terms = bin_members(confidence), brier_terms(labels, probabilities)
-    surplus = (predicted == labels) - confidence
-    arrays = {
-        "confusion": truth.T @ np.eye(len(classes))[predicted],
-        "scores": np.stack([truth.T @ np.eye(bins)[level[:, c]] for c in range(len(classes))]),
-        "brier": np.stack([terms @ truth, terms**2 @ truth]),
-        "calibration": np.stack([truth.T @ members, truth.T @ (members * surplus[:, None])], axis=2),
+    level = np.eye(bins)[np.minimum((probabilities * bins).astype(int), bins - 1)]
+    terms = brier_terms(labels, probabilities)
+    sides = [np.stack([labels != c, labels == c]).astype(np.float64) @ level[:, c] for c in _scored_classes(classes)]
+    return {
+        "confusion": truth.T @ np.eye(classes)[predicted],
+        "scores": np.stack(sides),
+        "brier": np.array([terms.sum(), (terms**2).sum()]),
+        "calibration": ((predicted == labels) - confidence) @ bin_members(confidence),
     }
-    return arrays, [f"{spec.name}/{name}" for name, left_out in zip(classes, small, strict=True) if left_out]
 
 
-def _pairs(table: pd.DataFrame, spec: TaskSpec, minimum: int) -> tuple[dict[str, Floats], list[str]]:
+def _pairs(table: pd.DataFrame, minimum: int) -> dict[str, Floats] | None:
     event = table["event"].to_numpy().astype(bool)
     deaths, others = event.sum(), (~event).sum()
     if len(table) and (deaths < minimum or 0 < others < minimum):
-        return {}, [spec.name]
+        return None
     months, risk = table["time_months"].to_numpy(np.float64), table["risk"].to_numpy(np.float64)
     comparable, concordant = comparable_pairs(months, event, risk)
     whole, right = (pairs.sum(axis=0) + pairs.sum(axis=1) for pairs in (comparable, concordant))
     sums = (len(table), deaths, comparable.sum(), concordant.sum(), right @ right, right @ whole, whole @ whole)
-    return {"pairs": np.array(sums, np.float64)}, []
+    return {"pairs": np.array(sums, np.float64)}
 
 
 def _concordance(spec: TaskSpec, pairs: Floats) -> dict[str, Any]:
@@ -188,10 +193,9 @@ def _class_metrics(spec: TaskSpec, total: Mapping[str, Floats], seed: int) -> li
         rows.append(row(metric, values[0] if several else None, 0.0, _percentiles(values[1:])))
     if not cases:
         return [*rows, row("brier", None, 0.0), row("ece", None, 0.0)]
-    score, square = total["brier"].sum(axis=1) / cases
+    score, square = total["brier"] / cases
     rows.append(row("brier", score, 0.0, _around(score, max(0.0, square - score**2) / cases)))
-    gaps = np.abs(total["calibration"][:, :, 1].sum(axis=0)).sum()
-    return [*rows, row("ece", gaps / cases, 0.0)]
+    return [*rows, row("ece", np.abs(total["calibration"]).sum() / cases, 0.0)]
 
 
 def _recall(tables: Floats) -> Floats:
@@ -213,14 +217,13 @@ def _f1(tables: Floats) -> Floats:
 def _area(scores: Floats, seed: int, task: str) -> tuple[float | None, float | None, tuple[float, float] | None]:
     """Mean one-vs-rest area over classes, half the share of pairs whose scores fall into one bin, and an interval.
 
-    With more than two classes the bounds are means over classes, which is at least as wide as resampling them together.
+    With more than two classes the bounds are means over classes, usually wider than resampling them together.
     """
     found = []
-    for c in range(1, 2) if len(scores) == 2 else range(len(scores)):
-        sides = np.stack([scores[c, c], scores[c].sum(axis=0) - scores[c, c]])
+    for c, sides in enumerate(scores):
         if sides.sum(axis=1).all():
             drawn = np.concatenate([sides[None], _resampled(sides, seed, task, "scores", c)])
-            positive, negative = drawn[:, 0], drawn[:, 1]
+            negative, positive = drawn[:, 0], drawn[:, 1]
             below = negative.cumsum(axis=1) - negative
             tied, pairs = (positive * negative).sum(axis=1), positive.sum(axis=1) * negative.sum(axis=1)
             values = share((positive * below).sum(axis=1) + 0.5 * tied, pairs)

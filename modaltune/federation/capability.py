@@ -44,8 +44,9 @@ class Capability:
         if not all(isinstance(count, int) and 0 <= count <= MOST_CASES for count in counts):
             raise ReplyRefused(site, "its case counts are not whole numbers")
         most = study.site_cases.get(site, MOST_CASES)
-        if int(counts[0]) > most:  # type: ignore[arg-type]
-            raise ReplyRefused(site, f"it claims {counts[0]} training cases and the study allows it {most}")
+        for what, count in zip(("training", "validation", "test"), counts, strict=True):
+            if int(count) > most:  # type: ignore[arg-type]
+                raise ReplyRefused(site, f"it claims {count} {what} cases and the study allows it {most}")
         named = {gene for members in study.gene_sets.values() for gene in members}
         inputs = {"slides", "expression", "clinical", *(modality.name for modality in study.modalities)}
         return cls(

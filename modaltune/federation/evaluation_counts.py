@@ -5,6 +5,7 @@ The same check runs at the hospital's gate before they leave and at the server w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,17 +49,21 @@ def problem_with_counts(
         counted = _counted(counts, task)
         if problem is None and counted > cases:
             problem = "more cases than there are"
-        hidden = labelled.get(task.name, counted) - counted
-        if problem is None and counted and hidden and hidden < minimum:
-            problem = f"a group of fewer than {minimum} cases, by leaving out no other"
+        if problem is None and counted not in (0, labelled.get(task.name, counted)):
+            problem = "other cases than its scores"
         if problem is not None:
             return f"counts of {task.name} tell of {problem}"
     return None
 
 
-def labelled_cases(metrics: Mapping[str, float], study: Study) -> dict[str, float]:
-    """Task -> test cases with its label, from the metrics of an evaluation."""
-    return {task.name: metrics[name] for task in study.tasks if (name := _number_of(task)) in metrics}
+def labelled_cases(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Task -> test cases with its label, from the metrics of an evaluation; infinite where they do not agree."""
+    told: dict[str, set[float]] = {}
+    for name, value in metrics.items():
+        group, _, part = name.rpartition(".")
+        if part == "n":
+            told.setdefault(group.rpartition(".")[0], set()).add(value)
+    return {task: min(found) if len(found) == 1 else math.inf for task, found in told.items()}
 
 
 def counted_sites(counts: Mapping[str, Mapping[str, Floats]], study: Study) -> dict[str, list[str]]:
@@ -78,32 +83,30 @@ def disclosed(study: Study) -> str:
     if not study.evaluation.counts:
         return "none"
     return (
-        "once, for each task: test cases by true and predicted class, by true class and probability in"
-        f" {study.evaluation.bins} steps, sums of Brier scores and of confidence; of survival the numbers of comparable"
-        " and concordant pairs; a group of too few cases is left out, but within a larger one a count can be a single"
-        " case"
+        "once, for each task: test cases by true and predicted class; for each class, its own and other test cases by"
+        f" probability in {study.evaluation.bins} steps; sum of Brier scores and of their squares; in ten bins of"
+        " confidence the sum of correct minus confidence; of survival cases, deaths, comparable and concordant pairs,"
+        " and three sums of squares of the pairs of a case; nothing of a task with a class (deaths, censored) of too"
+        " few cases, but within a larger class a count can be a single case"
     )
-
-
-def _number_of(task: TaskSpec) -> str:
-    return f"{task.name}.{'c_index' if task.kind == 'survival' else 'balanced_accuracy'}.n"
 
 
 def _of_classes(own: Mapping[str, Floats], minimum: int) -> str | None:
     confusion, scores, brier, calibration = (own[name] for name in ("confusion", "scores", "brier", "calibration"))
     groups = confusion.sum(axis=1)
-    if not all(map(_whole, (confusion, scores, calibration[:, :, 0]))):
+    cases = groups.sum()
+    if not _whole(confusion) or not _whole(scores):
         return "no whole number of cases"
     if ((groups > 0) & (groups < minimum)).any():
         return f"a class with fewer than {minimum} cases"
-    if not (scores.sum(axis=2) == groups).all() or not (calibration[:, :, 0].sum(axis=1) == groups).all():
+    own_cases = groups[1:] if len(groups) == 2 else groups
+    if not (scores.sum(axis=2) == np.stack([cases - own_cases, own_cases], axis=1)).all():
         return "different numbers of cases"
-    loose = _ROUNDING * groups
-    if (np.abs(calibration[:, :, 1]) > calibration[:, :, 0] + loose[:, None]).any():
+    loose = _ROUNDING * cases
+    if np.abs(calibration).sum() > cases + loose:
         return "confidence beyond 0..1"
-    sums, squares = brier
-    possible = (sums >= 0) & (sums <= groups + loose) & (squares >= 0) & (squares <= sums + loose)
-    if not (possible & (sums**2 <= squares * groups + groups * loose)).all():
+    score, square = brier
+    if not (0 <= square <= score + loose and score <= cases and score**2 <= square * cases + loose * cases):
         return "Brier scores that no cases have"
     return None
 
@@ -115,7 +118,9 @@ def _of_pairs(pairs: Floats, minimum: int) -> str | None:
     if deaths > cases or any(0 < group < minimum for group in (cases, deaths, cases - deaths)):
         return f"fewer than {minimum} cases, deaths or others"
     bounded = concordant <= comparable <= cases * (cases - 1) / 2 and right <= both <= whole
-    if not bounded or whole > 2 * comparable * max(cases - 1, 0):
+    # the sums over cases are at least as large as with the pairs spread evenly over them
+    spread = whole * cases >= 4 * comparable**2 and right * cases >= 4 * concordant**2
+    if not bounded or not spread or whole > 2 * comparable * max(cases - 1, 0):
         return "pairs that no cases have"
     return None
 

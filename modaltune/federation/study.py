@@ -168,7 +168,7 @@ class Study(Part):
     Attributes:
         quorum: sites that a round needs; a round with fewer is repeated, ``attempts`` times in all.
         deadline_seconds: how long a round waits for its sites.
-        site_cases: most training cases that a site may claim, and so most weight that it can have.
+        site_cases: most cases of a split that a site may claim, and so most weight that it can have.
         gene_panel: genes of the sets that all sites with expression measure, or that any does. In a union, a gene that
             a site does not measure is the pooled mean there, with a flag beside it; flags can give the site away.
     """

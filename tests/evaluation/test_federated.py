@@ -16,7 +16,7 @@ from modaltune.evaluation.federated import SiteCounts, pooled_metrics, site_coun
 from modaltune.evaluation.metrics import Score, bootstrap_weights, summarise
 from modaltune.evaluation.predictions import COLUMNS, metric_values, scored
 from modaltune.federation.settings import EvaluationSpec
-from modaltune.federation.study import METRICS, Study
+from modaltune.federation.study import METRICS, Label, Study
 from tests.evaluation.invented import predictions
 
 EXACT = ("balanced_accuracy", "macro_f1", "brier", "ece")
@@ -133,36 +133,47 @@ def test_concordance_from_pair_counts_is_the_one_stratified_by_hospital(
     assert row["n"] == 90
 
 
-def test_small_groups_are_left_out_whole_and_named(tiny_study: Study, tiny_preprocessing: Preprocessing) -> None:
+def test_a_task_with_a_small_class_is_left_out_whole_and_named(
+    tiny_study: Study, tiny_preprocessing: Preprocessing
+) -> None:
+    """Of the others the number of all cases, or the scores of all, would tell the small one."""
     table = predictions(tiny_study, tiny_preprocessing, 120, 4)
-    first = (table["task"] == "diagnosis") & (table["hospital"] == "H1")
-    for label, kept in (("alpha", 4), ("beta", 3)):  # two: neither can be told by the number of all cases
-        table = table.drop(table.index[first & (table["label"] == label)][kept:])
-        first = first[table.index]
-    table = table.reset_index(drop=True)
+    rare = (table["task"] == "diagnosis") & (table["hospital"] == "H1") & (table["label"] == "alpha")
+    table = table.drop(table.index[rare][4:]).reset_index(drop=True)
     died = (table["task"] == "survival") & (table["hospital"] == "H2") & (table["event"] > 0)
     table.loc[table.index[died][3:], "event"] = 0.0
     sites = counted(table, tiny_study, tiny_preprocessing, 5)
-    named = {f"{name}:{group}" for name, site in sites.items() for group in site.suppressed}
-    assert {"H1:diagnosis/alpha", "H1:diagnosis/beta", "H2:survival"} <= named
-    arrays = [(name, a) for site in sites.values() for name, a in site.arrays.items()]
-    cells = [count for name, a in arrays if "scores" in name for count in a.sum(axis=2)]
-    assert all(((rows == 0) | (rows >= 5)).all() for rows in cells)
-    left = [f"{h}:{t}/{v}" not in named for h, t, v in table[["hospital", "task", "label"]].itertuples(index=False)]
+    named = {(name, task) for name, site in sites.items() for task in site.suppressed}
+    assert {("H1", "diagnosis"), ("H2", "survival")} <= named
+    for name, site in sites.items():
+        for key, value in site.arrays.items():
+            assert (name, key.rpartition(".")[0]) not in named or not value.any()
+    left = [(h, t) not in named for h, t in table[["hospital", "task"]].itertuples(index=False)]
     known = pooled(table[left], tiny_study, tiny_preprocessing)["diagnosis", "balanced_accuracy"]
     row = together(table, tiny_study, tiny_preprocessing, 5)["diagnosis", "balanced_accuracy"]
     assert row["value"] == pytest.approx(known.value)
     assert row["n"] == known.n < (table["task"] == "diagnosis").sum()
 
 
-def test_a_single_small_group_takes_its_task_along(tiny_study: Study, tiny_preprocessing: Preprocessing) -> None:
-    """The number of all cases is told with the scores: with the others counted it would tell the small group."""
-    table = predictions(tiny_study, tiny_preprocessing, 120, 4)
-    rare = (table["task"] == "diagnosis") & (table["hospital"] == "H1") & (table["label"] == "alpha")
-    table = table.drop(table.index[rare][4:])
-    site = counted(table, tiny_study, tiny_preprocessing, 5)["H1"]
-    assert "diagnosis" in site.suppressed
-    assert not any(value.any() for name, value in site.arrays.items() if name.startswith("diagnosis."))
+def test_a_class_that_nobody_here_has_is_no_small_one(tiny_study: Study, tiny_preprocessing: Preprocessing) -> None:
+    table = predictions(tiny_study, tiny_preprocessing, 60, 4)
+    table["hospital"] = "H1"
+    table = table[(table["task"] != "diagnosis") | (table["label"] != "alpha")]
+    assert "diagnosis" not in counted(table, tiny_study, tiny_preprocessing, 5)["H1"].suppressed
+
+
+def test_an_interval_that_no_resample_defines_is_none(tiny_study: Study, tiny_preprocessing: Preprocessing) -> None:
+    """Many classes of one case each: hardly a resample has all of them."""
+    values = tuple(Label(value=f"v{number}", text=f"v{number}") for number in range(25))
+    task = tiny_study.task("diagnosis").model_copy(update={"labels": values})
+    study = tiny_study.model_copy(update={"tasks": (task,)})
+    spaces = {"diagnosis": tiny_preprocessing.tasks["diagnosis"].model_copy(update={"candidates": task.values})}
+    preprocessing = tiny_preprocessing.model_copy(update={"tasks": spaces})
+    table = predictions(study, preprocessing, 200, 0).drop_duplicates("label").assign(hospital="H1")
+    rows = pooled_metrics([site_counts(table, study, preprocessing, 1).arrays], study)
+    limits = [row[end] for row in rows for end in ("low", "high") if row[end] is not None]
+    assert np.isfinite(limits).all()
+    assert {row["low"] for row in rows if row["metric"] == "balanced_accuracy"} == {None}
 
 
 def test_survival_with_few_censored_cases_is_left_out(tiny_study: Study, tiny_preprocessing: Preprocessing) -> None:

@@ -64,8 +64,7 @@ def lone_case(counts: Counts) -> None:
     for name in ("confusion", "brier", "calibration", "scores"):
         counts[f"diagnosis.{name}"] = np.zeros_like(counts[f"diagnosis.{name}"])
     counts["diagnosis.confusion"][0, 0] = 1
-    counts["diagnosis.scores"][:, 0, 3] = 1
-    counts["diagnosis.calibration"][0, 4, 0] = 1
+    counts["diagnosis.scores"][0, 1, 3] = counts["diagnosis.scores"][1:, 0, 3] = 1
 
 
 @pytest.mark.parametrize(
@@ -76,9 +75,10 @@ def lone_case(counts: Counts) -> None:
         (put("diagnosis.confusion", (0, 0), 1000.0), "different numbers of cases"),
         (put("diagnosis.scores", (0, 0, 0), 77.0), "different numbers of cases"),
         (put("stage.scores", (0, 0, 0), -1.0), "no whole number of cases"),
-        (put("stage.calibration", (0, 9, 1), 1e5), "confidence beyond"),
-        (put("stage.brier", (0, 1), 1e5), "Brier scores that no cases have"),
-        (put("stage.brier", (1, 1), 0.0), "Brier scores that no cases have"),
+        (put("stage.calibration", 9, 1e5), "confidence beyond"),
+        (put("stage.brier", 0, 1e5), "Brier scores that no cases have"),
+        (put("stage.brier", 1, 0.0), "Brier scores that no cases have"),
+        (put("survival.pairs", slice(4, 7), 0.0), "pairs that no cases have"),
         (put("survival.pairs", 0, 3.0), "fewer than 5 cases, deaths or others"),
         (put("survival.pairs", 1, 149.0), "fewer than 5 cases, deaths or others"),
         (put("survival.pairs", 1, 2.0), "fewer than 5 cases, deaths or others"),
@@ -94,15 +94,16 @@ def test_what_is_no_count_of_enough_cases_is_named(honest: Counts, tiny_study: S
     assert reason in found
 
 
-def test_more_cases_than_there_are_and_a_group_told_by_the_others(honest: Counts, tiny_study: Study) -> None:
+def test_more_cases_than_there_are_and_others_than_were_scored(honest: Counts, tiny_study: Study) -> None:
     assert "more cases than there are" in str(problem_with_counts(honest, tiny_study, MINIMUM, CASES - 1, {}))
-    assert "fewer than 5 cases" in str(problem(honest, tiny_study, diagnosis=CASES + 2))
-    assert problem(honest, tiny_study, diagnosis=CASES + 5) is None
+    assert "other cases than its scores" in str(problem(honest, tiny_study, diagnosis=CASES + 5))
+    assert problem(honest, tiny_study, diagnosis=CASES) is None
 
 
-def test_labelled_cases_are_those_of_the_metrics(tiny_study: Study) -> None:
-    metrics = {"diagnosis.balanced_accuracy.n": 30.0, "survival.c_index.n": 20.0, "stage.auc.value": 0.5}
-    assert labelled_cases(metrics, tiny_study) == {"diagnosis": 30.0, "survival": 20.0}
+def test_labelled_cases_are_those_of_all_metrics() -> None:
+    metrics = {"diagnosis.brier.n": 30.0, "diagnosis.auc.n": 30.0, "survival.c_index.n": 20.0, "stage.auc.value": 0.5}
+    assert labelled_cases(metrics) == {"diagnosis": 30.0, "survival": 20.0}
+    assert labelled_cases({**metrics, "diagnosis.macro_f1.n": 32.0})["diagnosis"] == np.inf
 
 
 def test_who_approves_reads_what_the_counts_tell(tiny_study: Study) -> None:
