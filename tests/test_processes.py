@@ -118,6 +118,7 @@ def test_in_the_foreground_a_termination_stops_the_programs_too(home: Path) -> N
     service = subprocess.Popen([sys.executable, "-c", call], stdout=subprocess.DEVNULL)
     wait(lambda: states(config) and pid_of(config, "sleeper"))
     pid = pid_of(config, "sleeper")
+    wait(lambda: psutil.Process(pid).cmdline() == SLEEPER)  # before, it is a copy of supervisord, which loses signals
     service.terminate()
     assert service.wait(timeout=15) == 0
     assert not alive(pid)

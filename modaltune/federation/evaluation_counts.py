@@ -118,8 +118,9 @@ def _of_pairs(pairs: Floats, minimum: int) -> str | None:
     if deaths > cases or any(0 < group < minimum for group in (cases, deaths, cases - deaths)):
         return f"fewer than {minimum} cases, deaths or others"
     bounded = concordant <= comparable <= cases * (cases - 1) / 2 and right <= both <= whole
-    # the sums over cases are at least as large as with the pairs spread evenly over them
-    spread = whole * cases >= 4 * comparable**2 and right * cases >= 4 * concordant**2
+    # the sums over cases are at least as large as with the pairs spread evenly over them, but for rounding
+    even = (1 - 1e-9) * 4
+    spread = whole * cases >= even * comparable**2 and right * cases >= even * concordant**2
     if not bounded or not spread or whole > 2 * comparable * max(cases - 1, 0):
         return "pairs that no cases have"
     return None
