@@ -1,4 +1,4 @@
-"""What a site that errs or cheats does to the update that it sends."""
+"""What else a site that errs or cheats does to the update that it sends: for the coordinator to refuse."""
 
 from __future__ import annotations
 
@@ -15,17 +15,6 @@ def first_array(content: RecordDict, record: str = "arrays") -> tuple[Arrays, st
     arrays = Arrays(content, record)
     name = min(arrays)
     return arrays, name, arrays[name].copy()
-
-
-def not_a_number(content: RecordDict) -> None:
-    arrays, name, value = first_array(content)
-    value.reshape(-1)[0] = np.nan
-    arrays[name] = value
-
-
-def other_shape(content: RecordDict) -> None:
-    arrays, name, value = first_array(content)
-    arrays[name] = value[None]
 
 
 def double_precision(content: RecordDict) -> None:
@@ -58,29 +47,8 @@ def text(content: RecordDict) -> None:
     content.array_records["arrays"][SEALED] = Array(np.full(7, "text"))
 
 
-def extra_array(content: RecordDict) -> None:
-    Arrays(content)["rows"] = np.zeros(3, np.float32)
-
-
-def missing_array(content: RecordDict) -> None:
-    arrays, name, _ = first_array(content)
-    del arrays[name]
-
-
-def no_arrays(content: RecordDict) -> None:
-    del content["arrays"]
-
-
-def wrong_kind_of_record(content: RecordDict) -> None:
-    content["examples"] = ConfigRecord({"all": 3})
-
-
 def too_many_examples(content: RecordDict) -> None:
     count(content, 10**9)
-
-
-def negative_examples(content: RecordDict) -> None:
-    count(content, -1)
 
 
 def half_an_example(content: RecordDict) -> None:
@@ -102,10 +70,6 @@ def examples_of_nothing(content: RecordDict) -> None:
 
 def metric_outside(content: RecordDict) -> None:
     content.metric_records["metrics"]["age-of-the-oldest"] = 97.0
-
-
-def infinite_loss(content: RecordDict) -> None:
-    content.metric_records["metrics"]["loss"] = float("inf")
 
 
 def failure_as_numbers(content: RecordDict) -> None:

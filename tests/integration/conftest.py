@@ -18,7 +18,7 @@ from simulation.engine import run_federation
 from simulation.study import read_sites
 from simulation.synthetic import build_synthetic
 from tests.integration.grids import Passed, RecordingGrid
-from tests.integration.helpers import Finished, Ran, make_study, run_script, vocabulary
+from tests.integration.helpers import SITES, Finished, Ran, make_study, run_script, vocabulary
 
 CASES = 80
 
@@ -31,6 +31,12 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         settings = folder / "site.toml"
         settings.write_text(settings.read_text().replace("min_cell = 5", "min_cell = 1"))
     return {folder.name: folder for folder in folders}
+
+
+@pytest.fixture(scope="session")
+def folders(hospitals: dict[str, Path]) -> dict[str, Path]:
+    """The folders of three of the hospitals."""
+    return {site: hospitals[site] for site in SITES}
 
 
 @pytest.fixture(scope="session")

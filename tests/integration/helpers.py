@@ -21,6 +21,7 @@ from server.rounds import Result
 from simulation.study import draft_study
 from tests.integration.grids import Passed
 
+SITES = ("H1", "H2", "H5")  # of the synthetic cohort; all three hold the diagnosis
 SMALL = {
     "slides": {"width": 32, "depth": 2, "standardise": "feature"},
     "model": {

@@ -32,9 +32,8 @@ from simulation.compare import Hospitals, Scene
 from simulation.outcomes import Outcome, Scorer
 from simulation.probes import embeddings_of, fit_probes, probe_tables
 from tests.integration.grids import LocalGrid, Passed, RecordingGrid, Tamper, honest
-from tests.integration.helpers import read_rounds
+from tests.integration.helpers import SITES, read_rounds
 
-SITES = ("H1", "H2", "H5")
 SAME = 1e-9
 DECIMALS = 0.5e-4 + SAME  # metrics leave with four
 
@@ -58,11 +57,6 @@ class Run:
 
     def of(self, phase: str) -> list[dict[str, Any]]:
         return [row for row in self.rows if row["phase"] == phase]
-
-
-@pytest.fixture(scope="module")
-def folders(hospitals: dict[str, Path]) -> dict[str, Path]:
-    return {site: hospitals[site] for site in SITES}
 
 
 @pytest.fixture(scope="module")

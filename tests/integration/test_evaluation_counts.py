@@ -19,17 +19,11 @@ from server.rounds import Federation, Result
 from simulation.compare import Hospitals, Scene, everybodys_test_cases, predict_site
 from tests.client.conversation import sealed
 from tests.integration.grids import LocalGrid, Passed, RecordingGrid
-from tests.integration.helpers import read_rounds
+from tests.integration.helpers import SITES, read_rounds
 
-SITES = ("H1", "H2", "H5")
 SAME = 1e-5  # counts leave with six decimals
 EXACT = {"balanced_accuracy", "macro_f1", "brier", "ece"}
 Rows = dict[tuple[str, str], dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def folders(hospitals: dict[str, Path]) -> dict[str, Path]:
-    return {site: hospitals[site] for site in SITES}
 
 
 @pytest.fixture(scope="module")

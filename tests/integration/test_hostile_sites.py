@@ -20,6 +20,16 @@ from modaltune.federation.study import Study
 from modaltune.models.learner import build_learner
 from modaltune.models.modaltune import trainable_state
 from server.rounds import Federation, Result
+from tests.client.bad_updates import (
+    extra_key,
+    infinite_loss,
+    missing_key,
+    negative_examples,
+    no_arrays,
+    not_a_number,
+    wrong_kind_of_record,
+    wrong_shape,
+)
 from tests.integration.bad_updates import (
     an_archive,
     an_empty_list,
@@ -28,35 +38,21 @@ from tests.integration.bad_updates import (
     enormous_loss,
     examples_as_lists,
     examples_of_nothing,
-    extra_array,
     failure_as_numbers,
     first_array,
     half_an_example,
     hidden_bytes,
-    infinite_loss,
     metric_outside,
-    missing_array,
-    negative_examples,
-    no_arrays,
     no_loss,
-    not_a_number,
     not_an_array,
-    other_shape,
     text,
     too_many_examples,
-    wrong_kind_of_record,
 )
 from tests.integration.grids import LocalGrid, Tamper, honest, pack, unpack
-from tests.integration.helpers import read_rounds
+from tests.integration.helpers import SITES, read_rounds
 
-SITES = ("H1", "H2", "H5")
 SECRET = "SYN-H2-0003"
 Change = Callable[[RecordDict], None]
-
-
-@pytest.fixture(scope="module")
-def folders(hospitals: dict[str, Path]) -> dict[str, Path]:
-    return {site: hospitals[site] for site in SITES}
 
 
 @pytest.fixture(scope="module")
@@ -116,15 +112,15 @@ BAD_UPDATES: dict[Change, str] = {
     enormous_loss: "metric loss is out of range",
     no_loss: "metric loss is missing",
     not_a_number: "is not finite",
-    other_shape: r"is float32\(1,.*, not float32",
+    wrong_shape: r"is float32\(1,.*, not float32",
     double_precision: "is float64.*, not float32",
     enormous: "has a norm above 10000",
     not_an_array: "a record of arrays is unreadable",
     an_archive: "a record of arrays is unreadable",
     hidden_bytes: "holds more than its arrays",
     text: "holds more than its arrays",
-    extra_array: r"1 array\(s\) outside the manifest",
-    missing_array: r"1 array\(s\) missing, first ",
+    extra_key: r"1 array\(s\) outside the manifest",
+    missing_key: r"1 array\(s\) missing, first ",
     no_arrays: "record 'arrays' is missing",
     wrong_kind_of_record: "record 'examples' is missing",
     too_many_examples: r"example count of .* is outside 0\.\.",

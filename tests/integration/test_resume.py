@@ -16,9 +16,8 @@ from server.app import admitted_nodes
 from server.finish import finish
 from server.rounds import Federation, Result
 from tests.integration.grids import LocalGrid, pack, unpack
-from tests.integration.helpers import read_rounds
+from tests.integration.helpers import SITES, read_rounds
 
-SITES = ("H1", "H2", "H5")
 ROUNDS = 3
 
 
@@ -36,11 +35,6 @@ class DyingGrid(LocalGrid):
             raise Killed
         self.left -= 1
         return super().push_messages(messages)
-
-
-@pytest.fixture(scope="module")
-def folders(hospitals: dict[str, Path]) -> dict[str, Path]:
-    return {site: hospitals[site] for site in SITES}
 
 
 @pytest.fixture(scope="module")
