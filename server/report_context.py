@@ -50,6 +50,7 @@ def lead(run: RunData) -> list[str]:
     results = [text for task, metric in main_metrics(run.together) if (text := _result(run, task, metric))]
     if results:
         sentences.append("On the test cases of all hospitals together: " + "; ".join(results) + ".")
+        sentences += _counted(run)
     elif run.status == "FAILED":
         sentences += ["The run ended without a model that could be scored.", *map(str, run.summary.get("notes") or [])]
     else:
@@ -310,6 +311,13 @@ def duration(seconds: object) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _counted(run: RunData) -> list[str]:
+    """Whose test cases the figures of all hospitals rest on, where they come from counts."""
+    found = next((row["counted"] for row in reversed(run.rounds) if row.get("counted")), {})
+    known = [f"{task} of {_join(sites)}" for task, sites in found.items() if sites]
+    return [f"These figures come from counts that hospitals sent: {'; '.join(known)}."] if known else []
 
 
 def _headlines(run: RunData) -> list[tuple[str, str]]:

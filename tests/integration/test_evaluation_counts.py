@@ -88,7 +88,9 @@ def test_each_hospital_still_reports_its_own(finished: tuple[Result, Path], coun
     (row,) = (row for row in read_rounds(finished[1]) if row["phase"] == "evaluate")
     assert set(row["counted"]) == {task.name for task in counting.tasks}
     assert row["counted"]["diagnosis"] == list(SITES)
-    assert "AUC, from counts" in (finished[1] / "report.html").read_text(encoding="utf-8")
+    report = (finished[1] / "report.html").read_text(encoding="utf-8")
+    assert "AUC, from counts" in report
+    assert "come from counts that hospitals sent: diagnosis of H1, H2 and H5;" in report
 
 
 def test_a_site_whose_counts_are_none_of_cases_is_refused(
