@@ -315,7 +315,7 @@ def duration(seconds: object) -> str:
 
 def _counted(run: RunData) -> list[str]:
     """Whose test cases the figures of all hospitals rest on, where they come from counts."""
-    found = next((row["counted"] for row in reversed(run.rounds) if row.get("counted")), {})
+    found: Table = next((row["counted"] for row in reversed(run.rounds) if row.get("counted")), {})
     known = [f"{task} of {_join(sites)}" for task, sites in found.items() if sites]
     return [f"These figures come from counts that hospitals sent: {'; '.join(known)}."] if known else []
 

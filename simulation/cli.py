@@ -33,6 +33,7 @@ from simulation.study import TABLES
 from simulation.synthetic import HOMOGENEOUS, HOSPITAL_SHARES, TASKS, build_synthetic
 from simulation.tcga import build_tcga
 from simulation.unlabelled import unlabelled_rows, unlabelled_table
+from simulation.words import OWN_WORDS, in_own_words, own_words, words_vocabulary
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
@@ -42,7 +43,8 @@ Seeds = Annotated[str | None, typer.Option(help="Several seeds, e.g. 0,1,2; rows
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, the rest on stderr.")]
 Rounds = Annotated[int | None, typer.Option(min=1, help="Training rounds instead of the study's.")]
 Tasks = Annotated[
-    list[str] | None, typer.Option("--tasks", help="'disjoint', or H1=diagnosis,stage for one hospital (repeat).")
+    list[str] | None,
+    typer.Option("--tasks", help="'disjoint', 'own-words' (tcga), or H1=diagnosis,stage for one hospital (repeat)."),
 ]
 Without = Annotated[
     list[str] | None, typer.Option("--without", help="Take a modality away: H2=expression or H2=slides (repeat).")
@@ -108,19 +110,22 @@ def tcga(
     """Real TCGA cases, split by the hospital that contributed them."""
     tables = read_tcga(data, cohort)
     chosen = _hospitals(hospitals, tables.hospitals)
-    overrides, lacks = _overrides(tasks, tables.hospitals, tables.tasks), _pairs(without, "--without")
+    words = tasks == [OWN_WORDS]
+    tables = in_own_words(tables) if words else tables
+    lacks = _pairs(without, "--without")
+    overrides = own_words(chosen, tables.tasks) if words else _overrides(tasks, tables.hospitals, tables.tasks)
     if tasks == ["disjoint"]:
         overrides = {name: value for name, value in overrides.items() if name in chosen}
     check_overrides(chosen, tables.tasks, overrides, lacks)
 
     def build(folder: Path, number: int, everything: bool) -> Sequence[Path]:
         held = None if everything else overrides
-        return build_tcga(data, cohort, folder, hospitals=chosen, seed=number, tasks=held, without=lacks)
+        return build_tcga(data, cohort, folder, hospitals=chosen, seed=number, tasks=held, without=lacks, words=words)
 
     plan = Plan(
         name=f"tcga-{tables.cohort.lower()}",
         title=f"TCGA {tables.cohort}: {len(chosen)} hospitals",
-        vocabulary=tables.cohort.lower(),
+        vocabulary=words_vocabulary(tables.cohort) if words else tables.cohort.lower(),
         settings="tcga",
         build=build,
         changes=_changes(settings, rounds),

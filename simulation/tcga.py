@@ -16,6 +16,7 @@ from modaltune.data.genesets import restrict, write_gmt
 from modaltune.data.tcga import HospitalTables, TcgaTables, hospital_tables, read_tcga
 from modaltune.errors import ConfigError
 from simulation.sites import check_overrides, class_and_event, draw_split, require_known, write_site
+from simulation.words import in_own_words
 
 GENE_SETS_FILE = "gene_sets.gmt"
 MINIMUM_GENES = 3
@@ -43,6 +44,7 @@ def build_tcga(
     tasks: Mapping[str, Collection[str]] | None = None,
     without: Mapping[str, Collection[str]] | None = None,
     expression: str = "rna",
+    words: bool = False,
 ) -> list[Path]:
     """Write one site folder a hospital, and ``gene_sets.gmt`` beside them.
 
@@ -56,6 +58,7 @@ def build_tcga(
         tasks: hospital -> tasks it labels, default all of the cohort that it has labels for.
         without: hospital -> modalities taken away, ``expression`` or ``slides``.
         expression: name of the expression table.
+        words: the diagnosis in several wordings in place of all tasks, see :mod:`simulation.words`.
     Returns:
         The site folders, in the order of the hospitals.
     Raises:
@@ -63,6 +66,7 @@ def build_tcga(
         DataError: the tables are absent or broken.
     """
     tables = read_tcga(data, cohort, expression=expression)
+    tables = in_own_words(tables) if words else tables
     for reason, count in tables.counts.items():
         logger.info("%s: %s: %d cases", tables.cohort, reason, count)
     chosen = tuple(hospitals) if hospitals is not None else tables.hospitals

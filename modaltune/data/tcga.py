@@ -44,6 +44,7 @@ class TcgaTables:
 
     Attributes:
         cohort: its name, e.g. ``BRCA``.
+        tasks: that this cohort has.
         cases: index ``case_id``; ``hospital``, ``diagnosis``, ``stage`` or ``grade`` (None when unlabelled),
             ``time_months`` (> 0), ``event`` (1 = death observed), ``age`` (years), ``sex``.
         expression: ``[cases, genes]`` float32, index ``case_id``.
@@ -53,16 +54,12 @@ class TcgaTables:
     """
 
     cohort: str
+    tasks: tuple[str, ...]
     cases: pd.DataFrame
     expression: pd.DataFrame
     image: pd.DataFrame | None
     gene_sets: Mapping[str, tuple[str, ...]]
     counts: Mapping[str, int]
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Tasks that this cohort has."""
-        return cohort_tasks(self.cohort)
 
     @property
     def hospitals(self) -> tuple[str, ...]:
@@ -120,6 +117,7 @@ def read_tcga(data: Path, cohort: str, *, expression: str = "rna", slides: Colle
         raise DataError(f"{name}: no case has a hospital and a row in {table} or an image table; {_HELP}")
     return TcgaTables(
         cohort=name,
+        tasks=cohort_tasks(name),
         cases=cases,
         expression=genes[genes.index.isin(cases.index)],
         image=None if image is None else image[image.index.isin(cases.index)],

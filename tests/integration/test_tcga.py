@@ -130,3 +130,16 @@ def test_the_model_scores_every_eligible_case(
         assert_sound(row)
     survival = next(row for row in rows if (row["task"], row["hospital"]) == ("survival", "all"))
     assert survival["n"] == read_tcga(tcga_dir, COHORT).cases["time_months"].notna().sum()
+
+
+def test_hospitals_may_label_the_diagnosis_in_their_own_words(tcga_dir: Path, tmp_path: Path) -> None:
+    options = ("--cohort", "RCC", "--hospitals", "H4,H5", "--tasks", "own-words", "--rounds", 1, "--methods", "")
+    out = tmp_path / "run"
+    ran = run_script(
+        "modaltune-simulate", "tcga", "--data", tcga_dir, *options, "--no-ablations", "--json", "--out", out
+    )
+    assert ran.code == 0, ran.err
+    sites = json.loads((out / "summary.json").read_text())["sites"]
+    assert {name: site["tasks"] for name, site in sites.items()} == {"H4": ["diagnosis"], "H5": ["morphology"]}
+    found = {(row["task"], row["hospital"]) for row in json.loads(ran.out)["metrics"] if row["metric"] == "auc"}
+    assert found == {(task, place) for task in ("diagnosis", "morphology") for place in ("H4", "H5", "all")}
