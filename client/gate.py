@@ -31,7 +31,7 @@ from modaltune.federation.manifest import (
     statistics_manifest,
 )
 from modaltune.federation.wire import decode_update, message_manifest, seal
-from modaltune.storage import digest_text
+from modaltune.storage import canonical_json, digest_text
 from modaltune.training import round_steps
 
 UNEXPECTED = "UnexpectedError"
@@ -210,11 +210,13 @@ def _probe(question: Question, approval: Approval, content: RecordDict) -> Recor
     return RecordDict({SUMS: _arrays(released_sums(approval, found))})
 
 
-def settled(content: RecordDict) -> dict[str, str]:
-    """What an answer settles for an approval: of a tally its numbers; a second one would tell who was added or left."""
-    if TALLIES not in content:
+def settled(question: Question, content: RecordDict) -> dict[str, str]:
+    """What an answer settles for an approval: a second one with other numbers would tell who was added or left."""
+    if question.kind not in (STATISTICS, EVALUATE, TALLY) or "failure" in content:
         return {}
-    return {"tally answer": digest_text("".join(part.data.hex() for part in content.array_records[TALLIES].values()))}
+    arrays = {name: [part.data.hex() for part in record.values()] for name, record in content.array_records.items()}
+    metrics = {name: dict(record) for name, record in content.metric_records.items()}
+    return {f"{question.kind.rpartition('.')[2]} answer": digest_text(canonical_json([arrays, metrics]))}
 
 
 _RULES: Mapping[str, Callable[[Question, Approval, RecordDict], RecordDict]] = {

@@ -150,7 +150,8 @@ class Guard:
                 content = self._released(asked, reply, store)
                 self.usage.count_bytes(_size(content))
                 if set(content) != {"failure"}:
-                    self.usage.agree(asked.approval.digest, {**asked.question.agreed, **gate.settled(content)})
+                    settled = gate.settled(asked.question, content)
+                    self.usage.agree(asked.approval.digest, {**asked.question.agreed, **settled})
                 name = self._say(content, asked.message)
                 self.audit.append("reply", **_facts(asked), bytes=_size(content), sha256=name)
             except MessageRefused as refusal:
@@ -231,7 +232,7 @@ class Guard:
         if not message.has_content():
             return gate.failure(_FLOWER_FAILED)
         content = gate.released(asked.question, asked.approval, message.content)
-        self.usage.check_agreed(asked.approval.digest, gate.settled(content))
+        self.usage.check_agreed(asked.approval.digest, gate.settled(asked.question, content))
         return content
 
     def _refuse(self, event: str, question: Message, refusal: MessageRefused) -> None:

@@ -71,7 +71,7 @@ class Usage:
         before = self.counts.agreed.get(approval, {})
         for name, digest in agreed.items():
             if before.get(name, digest) != digest:
-                raise MessageRefused("QuestionRefused", f"another {name} was answered; approve again to allow this one")
+                raise MessageRefused("QuestionRefused", f"another {name} went before; approve again to allow this one")
 
     def agree(self, approval: str, agreed: Mapping[str, str]) -> None:
         """Remember what an answered question settles."""

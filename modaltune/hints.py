@@ -34,10 +34,10 @@ def with_hints(learner: Learner, cases: Sequence[CaseTensors]) -> list[CaseTenso
     found: list[CaseTensors] = []
     mode = learner.training
     learner.eval()
-    spans = case_groups(learner, cases, [len(lacking)] * len(cases))
-    for group in loaded_ahead(cases[start:stop] for start, stop in spans):
+    groups = [cases[start:stop] for start, stop in case_groups(learner, cases, [len(lacking)] * len(cases))]
+    for group, loaded in zip(groups, loaded_ahead(groups), strict=True):
         pairs = [(place, task) for place in range(len(group)) for task in lacking]
-        said = iter(_log_probabilities(learner, group, pairs))
+        said = iter(_log_probabilities(learner, loaded, pairs))
         found += [replace(case, hints={task: next(said) for task in lacking}) for case in group]
     learner.train(mode)
     return found

@@ -24,13 +24,25 @@ from client import daemon, gate, guard
 from client.approvals import Approvals
 from client.enrol import enrol
 from client.home import Home
+from client.probes import TALLIES
 from client.questions import largest_message
 from modaltune.errors import FederationError
+from modaltune.federation.wire import unseal
 from modaltune.invitation import Invitation
 from modaltune.trust.certificates import create_authority
 from modaltune.trust.keys import SigningKey
 from server.coordinator.bundle import Bundle
-from tests.client.conversation import CAPABILITY, EVALUATE, PROBE, PROBED, STATISTICS, TALLY, TRAIN, Conversation
+from tests.client.conversation import (
+    CAPABILITY,
+    EVALUATE,
+    PROBE,
+    PROBED,
+    STATISTICS,
+    TALLY,
+    TRAIN,
+    Conversation,
+    sealed,
+)
 from tests.client.stack import probe_bundle
 from tests.client.wire import RUN, Wire, failed
 from tests.integration.grids import unpack
@@ -324,6 +336,33 @@ def test_statistics_and_evaluation_are_answered_once_in_an_approval(wire: Wire, 
     assert wire.guard.asked is not None, again
 
 
+@pytest.mark.parametrize(
+    ("kind", "record", "name"),
+    [
+        (STATISTICS, "statistics", "expression.squares"),
+        (EVALUATE, "metrics", "diagnosis.auc.value"),
+        (TALLY, TALLIES, f"{PROBED}.squares"),
+    ],
+)
+def test_an_answer_with_other_numbers_does_not_leave(
+    kind: str, record: str, name: str, wire: Wire, conversation: Conversation
+) -> None:
+    """The difference of two would be the patient who came or left in between."""
+    assert record in answered(wire, conversation, kind, conversation.message(kind))
+    question = wire.ask(conversation.message(kind))
+    seen_by_the_app(wire)
+    content = conversation.reply(kind)
+    if kind == EVALUATE:
+        content.metric_records[record][name] = 0.5
+    else:
+        arrays: dict[str, Any] = dict(unseal(content.array_records[record], "H1"))
+        arrays[name] = arrays[name] + 1
+        content[record] = sealed(arrays)
+    assert failed(wire.answer(Message(content, reply_to=question))) == "QuestionRefused"
+    assert f"another {kind.rpartition('.')[2]} answer went before" in wire.log[-1]["facts"]["reason"]
+    assert answered(Wire(wire.home, wire.bundle), conversation, kind, conversation.message(kind)).startswith(record)
+
+
 def test_a_question_that_was_not_answered_settles_nothing(wire: Wire, conversation: Conversation) -> None:
     question = wire.ask(conversation.message(STATISTICS, genes=conversation.genes[1:]))
     seen_by_the_app(wire)
@@ -340,7 +379,7 @@ def test_a_first_round_brings_no_second_preprocessing(wire: Wire, conversation: 
     for kind in (TRAIN, EVALUATE):
         wire.ask(conversation.message(kind, preprocessing=other.to_json()))
         assert wire.refused() == "QuestionRefused"
-    assert wire.log[-1]["facts"]["reason"].startswith("another preprocessing was answered")
+    assert wire.log[-1]["facts"]["reason"].startswith("another preprocessing went before")
 
 
 def test_of_an_unknown_bundle_nothing_is_fetched_and_no_text_is_noted(home: Home, conversation: Conversation) -> None:

@@ -104,7 +104,7 @@ def test_a_query_is_about_the_model_that_was_evaluated(conversation: Conversatio
     usage.check_agreed("approval", conversation.question(LABEL).agreed)
     other = {name: value + np.float32(0.5) for name, value in conversation.start.items()}
     message = conversation.message(LABEL, weights=other)
-    with pytest.raises(MessageRefused, match="another evaluate was answered"):
+    with pytest.raises(MessageRefused, match="another evaluate went before"):
         usage.check_agreed("approval", read_question(message, conversation.study).agreed)
 
 
