@@ -17,7 +17,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from client.approvals import Approval
 from client.label_queries import ANSWER, LABEL, manifest_of, released_answer
 from client.probes import PROBE, SUMS, TALLIES, TALLY, released_sums, released_tally
-from client.questions import CAPABILITY, EVALUATE, STATISTICS, TRAIN, Question, read_arrays
+from client.questions import CAPABILITY, EVALUATE, STATISTICS, TRAIN, Question
 from modaltune.errors import MessageRefused, ModalTuneError, ReplyRefused
 from modaltune.federation.average import State
 from modaltune.federation.capability import Capability, versions
@@ -30,7 +30,7 @@ from modaltune.federation.manifest import (
     evaluation_metrics,
     statistics_manifest,
 )
-from modaltune.federation.wire import decode_update, message_manifest, seal
+from modaltune.federation.wire import decode_update, message_manifest, read_arrays, seal
 from modaltune.storage import canonical_json, digest_text
 from modaltune.training import round_steps
 

@@ -127,7 +127,7 @@ def disclosed(study: Study) -> str:
     spec = study.probes
     if not spec.questions:
         return "none"
-    largest = max(study.model.output_width + 1, *(len(t.labels) * (study.model.output_width + 1) for t in study.tasks))
+    largest = max(task.probe_rows for task in study.tasks) * (study.model.output_width + 1)
     return (
         "once, for each task: training cases by class (or deaths and survivors), mean and squared distances of their"
         f" embeddings; then for at most {spec.questions} sets of coefficients a task (none beyond {spec.largest:g}):"

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-import numpy as np
 import torch
-from flwr.app import Array, ConfigRecord, Message
+from flwr.app import ConfigRecord, Message
 
 from client.label_queries import LABEL, label_query_bytes, read_label_query
 from client.preprocessing import check_preprocessing, named_genes, widest_preprocessing
@@ -30,7 +29,7 @@ from modaltune.federation.probe_query import (
 )
 from modaltune.federation.statistics import statistics_shapes
 from modaltune.federation.study import Study
-from modaltune.federation.wire import Packed, decode_weights, message_manifest, sealed_size, unseal
+from modaltune.federation.wire import decode_weights, message_manifest, read_arrays
 from modaltune.models.learner import build_learner
 from modaltune.models.modaltune import trainable_state
 from modaltune.storage import canonical_json, digest_state, digest_text
@@ -137,17 +136,6 @@ def _about_weights(message: Message, study: Study) -> Question:
         agreed=agreed,
         query=query,
     )
-
-
-def read_arrays(record: Mapping[str, Array], manifest: Manifest, sender: str) -> Packed:
-    """The arrays of a record, once they are known to fit a manifest.
-
-    Raises:
-        ReplyRefused: they do not. The reason quotes the manifest, never the message.
-    """
-    found = unseal(record, sender, *sealed_size(manifest))
-    manifest.check(sender, found)
-    return {name: np.ascontiguousarray(found[name]).reshape(shape) for name, shape in manifest.shapes.items()}
 
 
 @lru_cache(maxsize=2)

@@ -38,7 +38,6 @@ from modaltune.evaluation.survival import Censoring
 from modaltune.federation import probe_query
 from modaltune.federation.average import State
 from modaltune.federation.capability import versions
-from modaltune.federation.evaluation_counts import rounded
 from modaltune.federation.label_query import Answer, LabelQuery, site_answer
 from modaltune.federation.manifest import Manifest, reported_metrics, statistics_manifest
 from modaltune.federation.probe_query import Arrays, ProbeQuery
@@ -244,7 +243,7 @@ class Site:
         counts = site_counts(table, self.study, preprocessing, self.minimum)
         if counts.suppressed:
             logger.info("not counted, too few test cases: %s", ", ".join(counts.suppressed))
-        return rounded(counts.arrays)
+        return dict(counts.arrays)
 
     def _rows(
         self, table: pd.DataFrame, preprocessing: Preprocessing, families: Families = (HEADLINES, FURTHER)

@@ -22,7 +22,7 @@ from modaltune.federation.evaluation_counts import (
 )
 from modaltune.federation.manifest import check_evaluation
 from modaltune.federation.study import Study
-from modaltune.federation.wire import sealed_size, unseal
+from modaltune.federation.wire import read_arrays
 
 
 @dataclass
@@ -62,9 +62,7 @@ class Evaluation:
         return pooled_metrics(self.counts.values(), self.study)
 
     def _counts(self, site: str, reply: RecordDict, cases: int, metrics: Mapping[str, float]) -> Mapping[str, Floats]:
-        manifest = counts_manifest(self.study, self.preprocessing)
-        found = unseal(reply.array_records[COUNTS], site, *sealed_size(manifest))
-        manifest.check(site, found)
+        found = read_arrays(reply.array_records[COUNTS], counts_manifest(self.study, self.preprocessing), site)
         counts, labelled = rounded(found), labelled_cases(metrics)
         if problem := problem_with_counts(counts, self.study, self.study.privacy.min_cell, cases, labelled):
             raise ReplyRefused(site, problem)

@@ -24,7 +24,7 @@ from modaltune.errors import ConfigError, ModalTuneError, ReplyRefused, RunFaile
 from modaltune.federation.label_query import HELD_BACK, LabelQuery, answer_manifest, problem_with
 from modaltune.federation.manifest import MOST_CASES
 from modaltune.federation.study import Name, Study
-from modaltune.federation.wire import seal, sealed_size, unseal
+from modaltune.federation.wire import read_floats, seal
 from modaltune.storage import load_state, write_json
 from server.exchange import Round
 from server.rounds import Federation
@@ -135,10 +135,7 @@ class Inquiry(Federation):
         return document
 
     def _answer(self, site: str, reply: RecordDict, query: LabelQuery) -> dict[str, Numbers]:
-        manifest = answer_manifest(self.study, query)
-        found = unseal(reply.array_records[_PHASE], site, *sealed_size(manifest))
-        manifest.check(site, found)
-        answer = {name: np.asarray(value, np.float64) for name, value in found.items()}
+        answer = read_floats(reply.array_records[_PHASE], answer_manifest(self.study, query), site)
         if problem := problem_with(answer, self.study.privacy.min_cell, MOST_CASES):
             raise ReplyRefused(site, problem)
         return answer

@@ -21,7 +21,6 @@ from modaltune.evaluation.probes.embeddings import probe_spec
 from modaltune.evaluation.probes.fit import MOST_QUESTIONS, ProbeQuestion, fit_probe
 from modaltune.evaluation.probes.sums import Sums, Tally, contributors
 from modaltune.federation.capability import Capability
-from modaltune.federation.manifest import Manifest
 from modaltune.federation.probe_query import (
     Arrays,
     probe_arrays,
@@ -35,7 +34,7 @@ from modaltune.federation.probe_query import (
     tally_of,
 )
 from modaltune.federation.study import Study, TaskSpec
-from modaltune.federation.wire import seal, sealed_size, unseal
+from modaltune.federation.wire import read_floats, seal
 from modaltune.storage import write_bytes
 from server.exchange import Round
 
@@ -78,7 +77,7 @@ class Prober:
         manifest, least = tally_manifest(self.study, self.preprocessing), self.study.privacy.min_cell
         for site, reply in self.ask(this, "query.tally", weights, None):
             with this.judging(site):
-                found = _read(site, reply, "tally", manifest)
+                found = read_floats(reply.array_records["tally"], manifest, site)
                 for task in self.study.tasks:
                     tally = tally_of(found, task.name)
                     if problem := problem_with_tally(task.name, tally, least, capabilities[site].train_cases):
@@ -157,7 +156,7 @@ class _Inquiry:
         manifest, found = sums_manifest(question), dict[str, Sums]()
         for site, reply in self.prober.ask(self.this, "query.probe", self._message(question), self.sites):
             with self.this.judging(site):
-                arrays = _read(site, reply, "sums", manifest)
+                arrays = read_floats(reply.array_records["sums"], manifest, site)
                 if problem := problem_with_sums(arrays):
                     raise ReplyRefused(site, problem)
                 if (sums := sums_of(arrays)) is None:
@@ -192,12 +191,6 @@ def keep_probes(path: Path, probes: Mapping[str, ProbeQuestion]) -> None:
 def kept_probes(path: Path, study: Study, preprocessing: Preprocessing) -> dict[str, ProbeQuestion] | None:
     """Fitted probes from a file; None when there is none."""
     return probes_of(dict(load_file(path)), study, preprocessing) if path.is_file() else None
-
-
-def _read(site: str, reply: RecordDict, record: str, manifest: Manifest) -> Arrays:
-    found = unseal(reply.array_records[record], site, *sealed_size(manifest))
-    manifest.check(site, found)
-    return {name: np.asarray(value, np.float64) for name, value in found.items()}
 
 
 def _record(arrays: Arrays) -> ArrayRecord:

@@ -73,18 +73,20 @@ def privacy(run: RunData) -> dict[str, Any]:
         "train": f"a parameter that fewer than {cell} cases trained leaves unchanged; norms are bounded",
         "tally": f"nothing of a task that has a class of fewer than {cell} cases",
         "probe": f"no sums of such a task, nor where fewer than {cell} cases carry nearly all weight; a budget",
-        "evaluate": f"a score, and a class, of fewer than {cell} cases is held back",
+        "evaluate": f"a score of fewer than {cell} cases is held back",
     }
+    counted = f"; so are all counts of a task that has a class of fewer than {cell}"
     rows = []
     for phase, what in _LEFT.items():
         found = [row for row in run.rounds if row.get("phase") == phase]
         if found:
+            counts = any("counted" in row for row in found)
             rows.append(
                 {
-                    "what": what + _COUNTED * any("counted" in row for row in found),
+                    "what": what + _COUNTED * counts,
                     "messages": f"{sum(_answers(row) for row in found):,}",
                     "bytes": megabytes(sum(row.get("bytes_up") or 0 for row in found)),
-                    "protection": protection[phase],
+                    "protection": protection[phase] + counted * counts,
                 }
             )
     held = [f"{what} from {', '.join(map(str, values))}" for what, values in run.suppressed.items() if values]
@@ -92,7 +94,10 @@ def privacy(run: RunData) -> dict[str, Any]:
 
 
 def _answers(row: Mapping[str, Any]) -> int:
+    """Replies that arrived; a phase with several questions names them all."""
     refused: Sequence[Any] | Mapping[str, Any] = row.get("refused") or ()
+    if replies := row.get("replies"):
+        return sum(map(len, replies.values())) + len({*refused} - {*replies})
     return len(row.get("contributors") or ()) + len(refused)
 
 

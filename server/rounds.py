@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.serverapp import Grid
@@ -31,7 +30,15 @@ from modaltune.federation.manifest import (
 from modaltune.federation.probe_query import model_name
 from modaltune.federation.statistics import pooled_preprocessing
 from modaltune.federation.study import Study
-from modaltune.federation.wire import Packed, decode_update, encode_weights, message_manifest, seal, sealed_size, unseal
+from modaltune.federation.wire import (
+    Packed,
+    decode_update,
+    encode_weights,
+    message_manifest,
+    read_arrays,
+    read_floats,
+    seal,
+)
 from modaltune.models.learner import Learner, build_learner, load_trainable, save_model
 from modaltune.models.modaltune import trainable_state
 from modaltune.storage import append_json_line, digest_state, write_json, write_text
@@ -209,9 +216,7 @@ class Federation:
             accepted = {}
             for site, reply in self._ask(this, "query.statistics", self._message(**named)):
                 with this.judging(site):
-                    sums = unseal(reply.array_records["statistics"], site, *sealed_size(manifest))
-                    manifest.check(site, sums)
-                    accepted[site] = {name: value.astype(np.float64) for name, value in sums.items()}
+                    accepted[site] = read_floats(reply.array_records["statistics"], manifest, site)
             if self._enough(this, accepted):
                 break
         return pooled_preprocessing({site: accepted[site] for site in sorted(accepted)}, self.study, panel)
@@ -251,9 +256,7 @@ class Federation:
     def _update(self, site: str, reply: RecordDict, weights: State) -> tuple[Update, dict[str, float]]:
         """A site's reply to a training round, checked."""
         form = self.study.training.wire
-        travelling = message_manifest(form, self.manifest)
-        arrays = unseal(reply.array_records["arrays"], site, *sealed_size(travelling))
-        travelling.check(site, arrays)
+        arrays = read_arrays(reply.array_records["arrays"], message_manifest(form, self.manifest), site)
         trained = decode_update(form, arrays, weights)
         self.manifest.check(site, trained)
         largest = max(self.capabilities[site].train_cases, self.study.privacy.min_cell - 1)

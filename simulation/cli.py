@@ -15,7 +15,7 @@ import typer
 from rich.progress import Progress
 
 from modaltune.console import console, emit_json, progress_line, run_app
-from modaltune.data.tcga import read_tcga
+from modaltune.data.tcga import TcgaTables, read_tcga
 from modaltune.errors import ConfigError
 from server.cross_site import matrix_tables, read_matrices
 from server.report_data import leaves_out, load_run
@@ -110,12 +110,8 @@ def tcga(
     """Real TCGA cases, split by the hospital that contributed them."""
     tables = read_tcga(data, cohort)
     chosen = _hospitals(hospitals, tables.hospitals)
-    words = tasks == [OWN_WORDS]
-    tables = in_own_words(tables) if words else tables
-    lacks = _pairs(without, "--without")
-    overrides = own_words(chosen, tables.tasks) if words else _overrides(tasks, tables.hospitals, tables.tasks)
-    if tasks == ["disjoint"]:
-        overrides = {name: value for name, value in overrides.items() if name in chosen}
+    tables, overrides = _labelled(tables, chosen, tasks)
+    words, lacks = tasks == [OWN_WORDS], _pairs(without, "--without")
     check_overrides(chosen, tables.tasks, overrides, lacks)
 
     def build(folder: Path, number: int, everything: bool) -> Sequence[Path]:
@@ -212,8 +208,9 @@ def build(
         folders = build_synthetic(out, seed=seed, tasks=overrides, without=lacks)
     elif kind == "tcga" and data is not None and cohort is not None:
         tables = read_tcga(data, cohort)
-        overrides = _overrides(tasks, tables.hospitals, tables.tasks)
-        folders = build_tcga(data, cohort, out, seed=seed, tasks=overrides, without=lacks)
+        _, overrides = _labelled(tables, tables.hospitals, tasks)
+        words = tasks == [OWN_WORDS]
+        folders = build_tcga(data, cohort, out, seed=seed, tasks=overrides, without=lacks, words=words)
     elif kind == "tcga":
         raise ConfigError("build tcga needs --data DIR and --cohort NAME; docs/data.md says how to get the tables")
     else:
@@ -337,6 +334,17 @@ def _overrides(
     if list(values or ()) != ["disjoint"]:
         return _pairs(values, "--tasks")
     return disjoint_tasks(hospitals, tasks)
+
+
+def _labelled(
+    tables: TcgaTables, chosen: Sequence[str], tasks: Sequence[str] | None
+) -> tuple[TcgaTables, dict[str, tuple[str, ...]]]:
+    """The tables with the tasks that ``--tasks`` is about, and which of the chosen hospitals label what."""
+    if list(tasks or ()) == [OWN_WORDS]:
+        worded = in_own_words(tables)
+        return worded, own_words(chosen, worded.tasks)
+    held = _overrides(tasks, tables.hospitals, tables.tasks)
+    return tables, {name: value for name, value in held.items() if name in chosen or tasks != ["disjoint"]}
 
 
 def _run(plan: Plan, out: Path, seeds: Sequence[int], json: bool) -> None:

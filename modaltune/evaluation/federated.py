@@ -1,8 +1,8 @@
 """Metrics of everybody's test cases from counts of each hospital, without a case leaving it.
 
-Balanced accuracy, macro-F1, Brier score and calibration error equal those of the counted cases in one table exactly.
-The ROC area comes from binned scores and is off by at most what is reported with it. The concordance counts pairs
-within hospitals only: it is the index stratified by hospital.
+Balanced accuracy and macro-F1 equal those of the counted cases in one table exactly. Brier score and calibration error
+come from sums that leave rounded, the ROC area from binned scores: they are off by at most what is reported with them.
+The concordance counts pairs within hospitals only: it is the index stratified by hospital.
 
 A hospital leaves out a task of which one of its classes has some cases, but fewer than the least allowed (survival:
 deaths, or censored cases): all of the task, because metrics and numbers of cases of the others would tell the small
@@ -26,6 +26,9 @@ from modaltune.evaluation.predictions import class_outcomes, scored
 from modaltune.federation.study import Study, TaskSpec
 from modaltune.seeds import numpy_generator
 
+SUM_DECIMALS = 2
+"""Decimals of sums over scores (``.brier``, ``.calibration``): more would tell the probability of a lone case."""
+_ROUNDED = 0.5 * 10**-SUM_DECIMALS
 _NORMAL = 1.959963984540054  # 97.5 % point
 _PAIRS = 7
 
@@ -115,7 +118,8 @@ def pooled_metrics(sites: Iterable[Mapping[str, Floats]], study: Study) -> list[
     Returns:
         Objects ``{"task", "metric", "value", "low", "high", "n", "events", "error"}``: value None when undefined; 95 %
         interval over patients, None where counts give none; events deaths, or cases of the rarest class; error the most
-        by which the value can differ from that of the counted cases in one table (None: a metric of its own).
+        by which the value can differ from that of the counted cases in one table (None: undefined, or a metric of its
+        own).
     """
     known = list(sites)
     rows = []
@@ -125,7 +129,7 @@ def pooled_metrics(sites: Iterable[Mapping[str, Floats]], study: Study) -> list[
         if spec.kind == "survival" and total:
             rows.append(_concordance(spec, total["pairs"]))
         elif total:
-            rows += _class_metrics(spec, total, study.seed)
+            rows += _class_metrics(spec, total, len(known), study.seed)
     return rows
 
 
@@ -148,12 +152,15 @@ def _class_counts(
     if ((groups > 0) & (groups < minimum)).any():
         return None
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    level = np.eye(bins)[np.minimum((probabilities * bins).astype(int), bins - 1)]
+    level = np.minimum((probabilities * bins).astype(int), bins - 1)
     terms = brier_terms(labels, probabilities)
-    sides = [np.stack([labels != c, labels == c]).astype(np.float64) @ level[:, c] for c in _scored_classes(classes)]
+    sides = [
+        [np.bincount(level[inside, c], minlength=bins) for inside in (labels != c, labels == c)]
+        for c in _scored_classes(classes)
+    ]
     return {
         "confusion": truth.T @ np.eye(classes)[predicted],
-        "scores": np.stack(sides),
+        "scores": np.array(sides, np.float64),
         "brier": np.array([terms.sum(), (terms**2).sum()]),
         "calibration": ((predicted == labels) - confidence) @ bin_members(confidence),
     }
@@ -182,7 +189,7 @@ def _concordance(spec: TaskSpec, pairs: Floats) -> dict[str, Any]:
     return row("c_index_stratified", value, None, _around(value, variance))
 
 
-def _class_metrics(spec: TaskSpec, total: Mapping[str, Floats], seed: int) -> list[dict[str, Any]]:
+def _class_metrics(spec: TaskSpec, total: Mapping[str, Floats], sites: int, seed: int) -> list[dict[str, Any]]:
     confusion = total["confusion"]
     groups = confusion.sum(axis=1)
     cases, several = groups.sum(), np.count_nonzero(groups) > 1
@@ -192,10 +199,10 @@ def _class_metrics(spec: TaskSpec, total: Mapping[str, Floats], seed: int) -> li
     for metric, values in (("balanced_accuracy", _recall(tables)), ("macro_f1", _f1(tables))):
         rows.append(row(metric, values[0] if several else None, 0.0, _percentiles(values[1:])))
     if not cases:
-        return [*rows, row("brier", None, 0.0), row("ece", None, 0.0)]
-    score, square = total["brier"] / cases
-    rows.append(row("brier", score, 0.0, _around(score, max(0.0, square - score**2) / cases)))
-    return [*rows, row("ece", np.abs(total["calibration"]).sum() / cases, 0.0)]
+        return [*rows, row("brier", None, None), row("ece", None, None)]
+    (score, square), error = total["brier"] / cases, _ROUNDED * sites / cases
+    rows.append(row("brier", score, error, _around(score, max(0.0, square - score**2) / cases)))
+    return [*rows, row("ece", np.abs(total["calibration"]).sum() / cases, BINS * error)]
 
 
 def _recall(tables: Floats) -> Floats:
@@ -234,15 +241,13 @@ def _area(scores: Floats, seed: int, task: str) -> tuple[float | None, float | N
     return float(area), float(error), (float(low), float(high))
 
 
-def _resampled(counts: Floats, *names: Any) -> Floats:
+def _resampled(counts: Floats, seed: int, *names: object) -> Floats:
     """``[RESAMPLES, ...]`` counts of as many cases, drawn with replacement from those counted."""
     cases = int(counts.sum())
     if not cases:
         return np.zeros((RESAMPLES, *counts.shape))
-    seed, *rest = names
-    drawn = numpy_generator(seed, "bootstrap", "counts", *rest).multinomial(
-        cases, counts.ravel() / cases, size=RESAMPLES
-    )
+    generator = numpy_generator(seed, "bootstrap", "counts", *names)
+    drawn = generator.multinomial(cases, counts.ravel() / cases, size=RESAMPLES)
     return drawn.reshape(RESAMPLES, *counts.shape).astype(np.float64)
 
 

@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modaltune.data.preprocessing import Preprocessing
-from modaltune.evaluation.federated import count_shapes
+from modaltune.evaluation.federated import SUM_DECIMALS, count_shapes
 from modaltune.evaluation.metrics import Floats
 from modaltune.federation.manifest import Manifest
 from modaltune.federation.study import Study, TaskSpec
 
 COUNTS = "counts"
-_DECIMALS = 6
-_ROUNDING = 1e-5  # of sums that are rounded to _DECIMALS, a case
+_SUMS = (".brier", ".calibration")
+_LOOSE = 0.1  # more than rounding moves any of the sums that are compared
 
 
 def counts_manifest(study: Study, preprocessing: Preprocessing) -> Manifest:
@@ -29,8 +29,9 @@ def counts_manifest(study: Study, preprocessing: Preprocessing) -> Manifest:
 
 
 def rounded(counts: Mapping[str, NDArray[Any]]) -> dict[str, Floats]:
-    """Counts as they leave: sums of scores without the digits that nobody needs; there is but one zero."""
-    return {name: np.asarray(value, np.float64).round(_DECIMALS) + 0.0 for name, value in counts.items()}
+    """Counts as they leave: sums over scores without further digits; there is but one zero."""
+    found = {name: np.asarray(value, np.float64) + 0.0 for name, value in counts.items()}
+    return {name: value.round(SUM_DECIMALS) + 0.0 if name.endswith(_SUMS) else value for name, value in found.items()}
 
 
 def problem_with_counts(
@@ -84,10 +85,10 @@ def disclosed(study: Study) -> str:
         return "none"
     return (
         "once, for each task: test cases by true and predicted class; for each class, its own and other test cases by"
-        f" probability in {study.evaluation.bins} steps; sum of Brier scores and of their squares; in ten bins of"
-        " confidence the sum of correct minus confidence; of survival cases, deaths, comparable and concordant pairs,"
-        " and three sums of squares of the pairs of a case; nothing of a task with a class (deaths, censored) of too"
-        " few cases, but within a larger class a count can be a single case"
+        f" probability in {study.evaluation.bins} steps; with {SUM_DECIMALS} decimals, sum of Brier scores and of their"
+        " squares, and in ten bins of confidence the sum of correct minus confidence; of survival cases, deaths,"
+        " comparable and concordant pairs, and three sums of squares of the pairs of a case; nothing of a task with a"
+        " class (deaths, censored) of too few cases, but within a larger class a count can be a single case"
     )
 
 
@@ -102,11 +103,10 @@ def _of_classes(own: Mapping[str, Floats], minimum: int) -> str | None:
     own_cases = groups[1:] if len(groups) == 2 else groups
     if not (scores.sum(axis=2) == np.stack([cases - own_cases, own_cases], axis=1)).all():
         return "different numbers of cases"
-    loose = _ROUNDING * cases
-    if np.abs(calibration).sum() > cases + loose:
+    if np.abs(calibration).sum() > cases + _LOOSE:
         return "confidence beyond 0..1"
     score, square = brier
-    if not (0 <= square <= score + loose and score <= cases and score**2 <= square * cases + loose * cases):
+    if not (0 <= square <= score + _LOOSE and score <= cases and score**2 <= (square + _LOOSE) * cases):
         return "Brier scores that no cases have"
     return None
 

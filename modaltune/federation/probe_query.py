@@ -30,7 +30,7 @@ from modaltune.errors import ConfigError, ProbeError
 from modaltune.evaluation.metrics import Floats
 from modaltune.evaluation.probes.cox import RiskSets
 from modaltune.evaluation.probes.fit import ProbeQuestion, site_sums
-from modaltune.evaluation.probes.logistic import log_probabilities
+from modaltune.evaluation.probes.logistic import log_probabilities, logits
 from modaltune.evaluation.probes.sums import SiteCases, Sums, Tally, site_tally
 from modaltune.federation.manifest import Manifest
 from modaltune.federation.study import Study, TaskSpec
@@ -42,10 +42,14 @@ WIDEST = 10.0
 """Root mean square of a standardised feature at a site; pooled over all sites it is 1."""
 DOMINANT = 0.9
 """Most that fewer cases than a site may count carry of the weight in its sums."""
+SHARPEST = 30.0
+"""Root mean square over cases of the largest difference between the logits of two classes.
+
+Beyond it nearly all chances are 0 or 1; an optimum with a ridge stays far below, however easy its classes are to tell.
+"""
 _PARTS = ("coefficients", "mean", "deviation", "classes")
 _TALLY = ("counts", "mean", "squares")
 _ROUNDING, _CONSTANT = 1e-9, 1e-12
-_SATURATED = 1e-3  # mean spread of the classes below which their chances are as good as 0 and 1
 _LARGEST_FEATURE, _LARGEST_SUM = 1e6, 1e15  # beyond, sums over sites may leave the range of numbers
 Arrays = dict[str, Floats]
 
@@ -220,15 +224,14 @@ def told_tally(cases: SiteCases, groups: int, minimum: int) -> Tally:
 def _dominated(cases: SiteCases, question: ProbeQuestion, minimum: int) -> bool:
     """Whether fewer cases than may be counted carry nearly all weight, or nobody any: the sums would be about those.
 
-    With coefficients so large that every chance is 0 or 1, the gradient counts the cases on one side of a plane.
+    With coefficients so large that nearly every chance is 0 or 1, the gradient counts the cases on one side of a plane.
     """
     if minimum <= 1:
         return False
     features = question.standardised(cases.features)
-    length = (features**2).mean(axis=1)
-    found = _weights(cases, question)
-    if cases.months is None and found[-1].sum() < _SATURATED * len(length):
+    if cases.months is None and _sharpness(features, question.coefficients) > SHARPEST:
         return True
+    length, found = (features**2).mean(axis=1), _weights(cases, features, question)
     return any(_few_carry(weights, minimum) or _few_carry(weights * length, minimum) for weights in found)
 
 
@@ -237,9 +240,18 @@ def _few_carry(weights: Floats, minimum: int) -> bool:
     return bool(np.sort(weights)[len(weights) - minimum + 1 :].sum() > DOMINANT * weights.sum() > 0)
 
 
-def _weights(cases: SiteCases, question: ProbeQuestion) -> tuple[Floats, ...]:
-    """``[n]`` of each case in the derivatives: expected deaths; or distance from its label, and spread of classes."""
-    features = question.standardised(cases.features)
+def _sharpness(features: Floats, coefficients: Floats) -> float:
+    """Root mean square over cases of the largest difference between the logits of two classes."""
+    found = logits(features, coefficients)
+    return float(np.sqrt(((found.max(axis=1) - found.min(axis=1)) ** 2).mean()))
+
+
+def _weights(cases: SiteCases, features: Floats, question: ProbeQuestion) -> tuple[Floats, ...]:
+    """``[n]`` of each case in the derivatives: expected deaths; or distance from its label, and spread of classes.
+
+    Args:
+        features: of the cases, as the question standardises them.
+    """
     if cases.months is not None:
         sets = RiskSets.of(cases.months, cases.group.astype(bool))
         score = (features @ question.coefficients[0])[sets.order]

@@ -164,7 +164,8 @@ class EvaluationSpec(Part):
     """What sites tell of their test cases beside their own scores (docs/metrics.md, "From counts").
 
     Attributes:
-        counts: sites send counts by class, from which the coordinator computes metrics of everybody's test cases.
+        counts: sites send counts by class and score, and of pairs of patients, from which the coordinator computes
+            metrics of everybody's test cases.
         bins: of predicted probabilities in those counts.
     """
 

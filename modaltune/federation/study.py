@@ -85,6 +85,11 @@ class TaskSpec(Part):
         """Label values in the order of the vocabulary."""
         return tuple(label.value for label in self.labels)
 
+    @property
+    def probe_rows(self) -> int:
+        """Rows of coefficients of its probe: one of survival and of two classes."""
+        return 1 if len(self.labels) <= 2 else len(self.labels)
+
 
 class ClinicalColumn(Part):
     """A clinical input; labels in disguise (see docs/data.md) are refused."""
@@ -231,8 +236,7 @@ class Study(Part):
         if self.model.kind != "modaltune":
             raise ValueError('probes need model.kind = "modaltune"; set probes.questions = 0 for a baseline')
         for task in self.tasks:
-            rows = 1 if len(task.labels) <= 2 else len(task.labels)  # survival has no labels
-            count = rows * (self.model.output_width + 1)
+            count = task.probe_rows * (self.model.output_width + 1)
             if count > MOST_COEFFICIENTS:
                 raise ValueError(
                     f"task {task.name}: a probe has {count} coefficients (classes times model.output_width + 1), more"

@@ -159,6 +159,22 @@ def unseal(
         raise ReplyRefused(sender, "a record of arrays is unreadable") from None
 
 
+def read_arrays(record: Mapping[str, Any], manifest: Manifest, sender: str) -> Packed:
+    """The arrays of a record, once they are known to fit a manifest.
+
+    Raises:
+        ReplyRefused: they do not. The reason quotes the manifest, never the message.
+    """
+    found = unseal(record, sender, *sealed_size(manifest))
+    manifest.check(sender, found)
+    return {name: np.ascontiguousarray(found[name]).reshape(shape) for name, shape in manifest.shapes.items()}
+
+
+def read_floats(record: Mapping[str, Any], manifest: Manifest, sender: str) -> dict[str, NDArray[np.float64]]:
+    """:func:`read_arrays` of float64."""
+    return {name: np.asarray(value, np.float64) for name, value in read_arrays(record, manifest, sender).items()}
+
+
 def _blocks(value: NDArray[np.float32]) -> NDArray[np.float32]:
     flat = value.reshape(-1)
     return np.pad(flat, (0, -len(flat) % _BLOCK)).reshape(-1, _BLOCK)

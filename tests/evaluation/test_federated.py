@@ -19,7 +19,8 @@ from modaltune.federation.settings import EvaluationSpec
 from modaltune.federation.study import METRICS, Label, Study
 from tests.evaluation.invented import predictions
 
-EXACT = ("balanced_accuracy", "macro_f1", "brier", "ece")
+COUNTED = ("balanced_accuracy", "macro_f1")
+EXACT = (*COUNTED, "brier", "ece")  # of counts before they are rounded
 
 
 def counted(table: pd.DataFrame, study: Study, preprocessing: Preprocessing, minimum: int) -> dict[str, SiteCounts]:
@@ -67,7 +68,8 @@ def test_scores_from_counts_equal_those_of_the_pooled_cases(
         if metric in EXACT:
             known = expected[task, metric]
             assert row["value"] == (None if known.value is None else pytest.approx(known.value, abs=1e-12))
-            assert (row["n"], row["error"]) == (known.n, 0)
+            assert row["n"] == known.n
+            assert (row["error"] or 0) <= (0 if metric in COUNTED else 0.05 * len(set(table["hospital"])) / known.n)
 
 
 @pytest.mark.parametrize("bins", [4, 16, 256, 1024])

@@ -110,3 +110,16 @@ def test_who_approves_reads_what_the_counts_tell(tiny_study: Study) -> None:
     assert disclosed(tiny_study) == "none"
     study = tiny_study.model_copy(update={"evaluation": EvaluationSpec(counts=True, bins=32)})
     assert "probability in 32 steps" in disclosed(study)
+
+
+def test_counts_of_very_many_cases_are_not_rounded(honest: Counts) -> None:
+    honest["survival.pairs"] = np.array([15_000.0, 7_500.0, 56_246_250.0, 28_123_125.0, 0.0, 0.0, 0.0])
+    honest["survival.pairs"][4:] = (2.109375e11 + 0.25, 4.21875e11 + 0.25, 8.4375e11 + 0.25)
+    np.testing.assert_array_equal(rounded(honest)["survival.pairs"], honest["survival.pairs"])
+
+
+def test_sums_over_scores_leave_with_two_decimals(honest: Counts) -> None:
+    """A lone case in a step of confidence would show its probability, which those who know its inputs know."""
+    for name in ("diagnosis.brier", "diagnosis.calibration"):
+        told = rounded({name: np.full(3, 0.426790123)})[name]
+        np.testing.assert_array_equal(told, [0.43] * 3)

@@ -151,6 +151,19 @@ def test_a_question_so_sharp_that_it_counts_the_cases_on_one_side_of_a_plane_is_
     assert site_answer(cases, sharp, MINIMUM)["loss"][0] == HELD_BACK
 
 
+def test_the_optimum_of_classes_that_are_easy_to_tell_apart_is_answered() -> None:
+    """A good model gives such embeddings: nearly all chances are 0 or 1 there, too."""
+    draw, group = np.random.default_rng(1), np.arange(1200) % 2
+    direction = draw.normal(size=64)
+    features = draw.normal(size=(1200, 64)) + 4 * np.outer(group - 0.5, direction)
+    sites = {f"H{n}": SiteCases(features=features[n::3], group=group[n::3]) for n in (1, 2, 0)}
+    probe = fit_sites(ProbeSpec(kind="logistic"), sites, MINIMUM)
+    chances = probe.probabilities(features)
+    assert (chances * (1 - chances)).mean() < 4e-4
+    for cases in sites.values():
+        assert site_answer(cases, replace(probe.optimum, derivatives=True), MINIMUM)["loss"][0] > 0
+
+
 def test_a_case_that_is_alone_with_its_features_is_told_neither_by_a_tally_nor_by_sums() -> None:
     features = np.random.default_rng(0).normal(scale=1e-3, size=(80, 4))
     features[7] = 1.0

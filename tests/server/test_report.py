@@ -155,6 +155,22 @@ def test_the_report_says_what_left_how_often_and_what_protected_it(run: Path, pa
     assert "Secure aggregation and added noise: none" in text
 
 
+def test_every_answer_to_a_phase_with_several_questions_has_left(tmp_path: Path) -> None:
+    run = write_run(tmp_path, cases=False)
+    row = {
+        "round": 2,
+        "phase": "probe",
+        "status": "DEGRADED",
+        "contributors": ["H1", "H2"],
+        "missing": [],
+        "bytes_up": 9,
+    }
+    row |= {"replies": {"H1": ["a", "b", "c"], "H2": ["d", "e", "f"], "H3": ["g"]}, "refused": {"H3": "", "H4": ""}}
+    with (run / "rounds.jsonl").open("a", encoding="utf-8") as log:
+        log.write(json.dumps(row) + "\n")
+    assert privacy(load_run(run))["rows"][-1]["messages"] == "8"  # of H4 one that was refused unread
+
+
 def test_a_run_without_protection_is_not_called_protected(tmp_path: Path) -> None:
     run = write_run(tmp_path, cases=False)
     study = json.loads((run / "study.json").read_text()) | {"privacy": {"min_cell": 1, "min_contributors": 1}}

@@ -117,7 +117,9 @@ def site_sums(cases: SiteCases, question: ProbeQuestion) -> Sums:
 
 
 def fit_sites(spec: ProbeSpec, sites: Mapping[str, SiteCases], minimum: int = 1, needed: int = 0) -> Probe:
-    """Fit over sites in memory; each answers only with what could leave it.
+    """Fit over sites in memory; those with a group of too few cases contribute nothing.
+
+    Deployed sites also hold back answers that few cases dominate, see :mod:`modaltune.federation.probe_query`.
 
     Args:
         minimum: smallest group of cases that a site counts.
