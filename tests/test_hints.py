@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Self
 
 import pytest
 import torch
@@ -21,6 +22,25 @@ from modaltune.training import fit, labelled, round_steps
 
 SPEC = TrainingSpec(batch_size=8, learning_rate=5e-3, modality_dropout=0.0, warmup=0.0)
 HELD = SPEC.model_copy(update={"hints": 1.0})
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """Patches of a case that lie in a file."""
+
+    case: CaseTensors
+    fixed: bool = False
+    nbytes: int = 0
+
+    @property
+    def count(self) -> int:
+        return self.case.patch_count
+
+    def load(self) -> dict[str, Tensor]:
+        return {"patches": self.case.patches, "cells": self.case.cells}
+
+    def resampled(self, seed: int) -> Self:
+        return self
 
 
 @pytest.fixture
@@ -55,6 +75,17 @@ def test_hints_are_what_the_model_says_about_tasks_that_nobody_here_labels(
             torch.testing.assert_close(hint, said, atol=1e-5, rtol=1e-4)
             assert not hint.requires_grad
     assert tiny_learner.training
+
+
+def test_slides_stay_on_disk_where_another_subset_is_drawn_for_each_epoch(
+    tiny_learner: Learner, tiny_cases: list[CaseTensors]
+) -> None:
+    cases = without(tiny_cases, "stage")
+    stored = [replace(c, patches=c.patches[:0], cells=c.cells[:0], stored=OnDisk(c)) for c in cases]
+    found = with_hints(tiny_learner, stored)
+    assert [case.stored for case in found] == [case.stored for case in stored]
+    for case, held in zip(found, with_hints(tiny_learner, cases), strict=True):
+        assert torch.equal(case.hints["stage"], held.hints["stage"])
 
 
 def test_hints_change_nothing_where_every_task_has_labels(
