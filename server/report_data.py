@@ -17,7 +17,7 @@ from modaltune.federation.study import FURTHER, HORIZONS
 CORE_METHODS = ("local", "federated", "pooled", "linear_local", "linear")
 MIN_GAP = 0.01  # a smaller local-to-pooled gap is noise, and a share of noise says nothing
 
-_METHOD_ORDER = (*CORE_METHODS, "separate_heads", "per_task")
+_METHOD_ORDER = (*CORE_METHODS, "separate_heads", "per_task", "texts_alone")
 _METRIC_ORDER = (
     *(
         "auc",
@@ -57,6 +57,7 @@ _METHOD_TITLES = {
     "linear": "Linear, pooled",
     "separate_heads": "Separate heads",
     "per_task": "One federation per task",
+    "texts_alone": "Texts alone, never trained",
 }
 _LOWER_IS_BETTER = ("loss", "brier", "error", "nll", "ece")
 LEFT_OUT = "without_"

@@ -18,12 +18,14 @@ import torch
 
 from modaltune.data.batch import CaseTensors, readable
 from modaltune.data.cohort import Cohort
-from modaltune.data.preprocessing import Preprocessing, prepare
+from modaltune.data.preprocessing import Preprocessing, TaskSpace, prepare
 from modaltune.data.site import load_site
+from modaltune.encoders.text import verified_text_encoder
 from modaltune.evaluation.linear import fit_linear
 from modaltune.evaluation.predictions import COLUMNS, predict, prediction_table
-from modaltune.federation.study import Study
-from modaltune.models.learner import build_learner, load_trainable
+from modaltune.federation.label_query import zero_shot
+from modaltune.federation.study import Study, TaskSpec
+from modaltune.models.learner import Learner, build_learner, load_trainable
 from modaltune.seeds import derive_seed
 from modaltune.storage import load_state
 from modaltune.training import fit_and_average, fit_and_select, labelled, round_steps
@@ -169,6 +171,19 @@ def predict_site(data: Hospitals, learner: torch.nn.Module, site: str) -> pd.Dat
 def everybodys_test_cases(data: Hospitals, predict_one: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
     """Predictions for all hospitals' test cases, in one table."""
     return pd.concat([predict_one(site) for site in sorted(data.truth)], ignore_index=True)
+
+
+def texts_alone(data: Hospitals, learner: Learner, task: TaskSpec, space: TaskSpace) -> pd.DataFrame:
+    """Predictions for everybody's test cases of a task that the model's study lacks, by the task's texts alone."""
+    vectors = verified_text_encoder(data.study.text).embed(space.texts)
+
+    def predict_one(site: str) -> pd.DataFrame:
+        inside = (data.truth[site].cases["split"] == "test").to_numpy()
+        cases = [case for case, keep in zip(data.truth_cases[site], inside, strict=True) if keep]
+        chances = zero_shot(learner, data.study, cases, vectors).double().softmax(dim=-1).numpy()
+        return prediction_table(data.truth[site].cases[inside], site, task, space, chances)
+
+    return everybodys_test_cases(data, predict_one)
 
 
 def linear_predictions(data: Hospitals, hospitals: Sequence[str]) -> pd.DataFrame:

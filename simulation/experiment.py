@@ -11,6 +11,7 @@ import pandas as pd
 
 from modaltune.errors import ConfigError, FederationError
 from modaltune.federation.study import Study
+from modaltune.models.learner import Learner
 from simulation.baselines import remarks, run_baselines
 from simulation.compare import (
     PERSONAL_SHARE,
@@ -21,6 +22,7 @@ from simulation.compare import (
     linear_predictions,
     predict_site,
     run_jobs,
+    texts_alone,
     trainable,
 )
 from simulation.cross_site import Trained, influence_rows, matrix_rows, study_without
@@ -102,7 +104,7 @@ class Experiment:
             scorer.record_probes(method, models)
 
     def _ablations(self, scorer: Scorer) -> None:
-        """Separate heads instead of label texts, and one federation per task."""
+        """Separate heads instead of label texts, one federation per task, and texts of tasks that nobody trained."""
         spec = self.study.model_copy(update={"name": f"{self.study.name}-separate"})
         spec = spec.model_copy(update={"model": self.study.model.model_copy(update={"head": "separate"})})
         self.say("federating once more with separate heads")
@@ -114,6 +116,20 @@ class Experiment:
             alone = {"name": f"{self.study.name}-{task.name}", "tasks": (task,), "roster": holders}
             tables.append(self._other(self.study.model_copy(update=alone)).table)
         scorer.record("per_task", {"": pd.concat(tables, ignore_index=True)})
+        self._texts_alone(scorer)
+
+    def _texts_alone(self, scorer: Scorer) -> None:
+        """Tasks that one hospital alone labels: federate without it, and score by the task's texts, never trained."""
+        tables = []
+        for task in self.study.tasks:
+            holders = [site for site in self.study.roster if task.name in scorer.data.cohorts[site].tasks]
+            if len(holders) != 1 or len(self.study.tasks) == 1:
+                continue
+            self.say(f"federating without {holders[0]}, which alone labels {task.name}")
+            others, learner = self._trained(study_without(self.study, holders[0], scorer.data.cohorts))
+            tables.append(texts_alone(others, learner, task, scorer.data.preprocessing.tasks[task.name]))
+        if tables:
+            scorer.record("texts_alone", {"": pd.concat(tables, ignore_index=True)})
 
     def _cross_site(self, data: Hospitals, everybody: Trained) -> None:
         """Federate once more without each hospital in turn."""
@@ -128,16 +144,19 @@ class Experiment:
         self.outcome.influence += influence_rows(everybody, without)
 
     def _other(self, study: Study) -> Trained:
-        """Federate a variant of the study in a folder of its own and predict everybody's test cases."""
+        """Federate a variant of the study and predict everybody's test cases."""
+        others, learner = self._trained(study)
+        table = everybodys_test_cases(others, lambda site: predict_site(others, learner, site))
+        return Trained(study=study, preprocessing=others.preprocessing, table=table)
+
+    def _trained(self, study: Study) -> tuple[Hospitals, Learner]:
+        """Federate a variant of the study in a folder of its own; the hospitals as it prepares them, and the model."""
         folder = self.out / "variants" / study.name
         folder.mkdir(parents=True)
         result = run_federation(study, {site: self.sites[site] for site in study.roster}, folder)
-        scene = Scene(
-            sites=self.sites, truth=self.truth, study=study.to_json(), preprocessing=result.preprocessing.to_json()
-        )
-        other = Hospitals(scene)
-        table = everybodys_test_cases(other, lambda site: predict_site(other, result.learner, site))
-        return Trained(study=study, preprocessing=result.preprocessing, table=table)
+        preprocessing = result.preprocessing.to_json()
+        scene = Scene(sites=self.sites, truth=self.truth, study=study.to_json(), preprocessing=preprocessing)
+        return Hospitals(scene), result.learner
 
     def _round_line(self, row: Mapping[str, Any]) -> None:
         loss = "" if row.get("loss") is None else f"  loss {row['loss']:.3f}"

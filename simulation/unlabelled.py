@@ -20,6 +20,8 @@ from modaltune.evaluation.predictions import score_models
 from modaltune.federation.study import METRICS, Study
 
 METHODS = ("federated", "separate_heads", "per_task")
+SOMETIMES = ("texts_alone",)
+"""Methods that only some runs have: tasks that a single hospital labels."""
 WHERE = ("all", "labelled", "never labelled")
 Scores = dict[tuple[str, str, str, str], dict[int, Score]]  # task, metric, where, method -> seed -> score
 
@@ -57,7 +59,7 @@ def unlabelled_rows(runs: Sequence[Path], rules: Mapping[str, Sequence[Path]] | 
         ConfigError: a folder is no such run, two runs have a seed in common, or a rule was tried on other cases.
     """
     found: Scores = {}
-    seeds = _add_runs(found, runs, {method: method for method in METHODS})
+    seeds = _add_runs(found, runs, {method: method for method in METHODS}, SOMETIMES)
     for rule, tried in (rules or {}).items():
         if rule in METHODS:
             raise ConfigError(f"--rule {rule} is the name of a method")
@@ -139,18 +141,21 @@ def unlabelled_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _add_runs(found: Scores, runs: Sequence[Path], methods: Mapping[str, str]) -> list[int]:
+def _add_runs(
+    found: Scores, runs: Sequence[Path], methods: Mapping[str, str], sometimes: Collection[str] = ()
+) -> list[int]:
     """Put every defined score of runs into ``found``; their seeds.
 
     Args:
         methods: as a run calls them -> as they are called here.
+        sometimes: further ones that a run may lack.
     """
     summaries = [_summary(run, methods) for run in runs]
     seeds = [int(seed) for summary in summaries for seed in summary["seeds"]]
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds {sorted(seeds)}: one is there twice; name runs of different seeds")
     for run, summary in zip(runs, summaries, strict=True):
-        _add_scores(found, run, summary, methods)
+        _add_scores(found, run, summary, {**methods, **{method: method for method in sometimes}})
     return seeds
 
 

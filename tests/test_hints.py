@@ -20,7 +20,7 @@ from modaltune.storage import digest_state
 from modaltune.tasks.objectives import agreement
 from modaltune.training import fit, labelled, round_steps
 
-SPEC = TrainingSpec(batch_size=8, learning_rate=5e-3, modality_dropout=0.0, warmup=0.0)
+SPEC = TrainingSpec(batch_size=8, learning_rate=5e-3, modality_dropout=0.0, warmup=0.0, hints=0.0)
 HELD = SPEC.model_copy(update={"hints": 1.0})
 
 

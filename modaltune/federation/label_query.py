@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from modaltune.data.batch import CaseTensors
 from modaltune.data.cohort import Cohort
@@ -93,15 +94,34 @@ def answer_manifest(study: Study, query: LabelQuery) -> Manifest:
 
 
 @torch.no_grad()
+def zero_shot(learner: Learner, study: Study, cases: Sequence[CaseTensors], vectors: Tensor) -> Tensor:
+    """Logits ``[n, C]`` over candidate texts of a task that nobody trained.
+
+    There is no token of it: a case is placed by the mean of its directions for the study's tasks, with the mean of
+    their learnt scales.
+
+    Args:
+        vectors: ``[C, text width]`` embedded texts.
+    Raises:
+        ConfigError: the model has separate heads.
+    """
+    if not isinstance(learner.head, TextHead):
+        raise ConfigError("model.head: only a head of label texts places texts that it never saw")
+    projector = seeded_projector(study.seed, vectors.shape[1], study.model.output_width)
+    targets = candidate_targets(projector(vectors), centre=study.model.centre_texts)
+    embeddings = [F.normalize(found.cpu(), dim=-1) for found in embed_cases(learner, cases).values()]
+    scales = [value.exp().clamp(max=LARGEST_SCALE).cpu() for value in learner.head.scale.values()]
+    out: Tensor = torch.stack(scales).mean() * F.normalize(torch.stack(embeddings).mean(dim=0), dim=-1) @ targets.T
+    return out
+
+
+@torch.no_grad()
 def site_answer(
     learner: Learner, study: Study, cases: Sequence[CaseTensors], cohort: Cohort, query: LabelQuery, minimum: int
 ) -> Answer:
     """Score the test cases of a site and count them; see :func:`held_back`.
 
     Mean probabilities are held back with the counts: a large scale makes them the counts in another form.
-
-    There is no token of a task that nobody trained: a case is placed by the mean of its directions for the study's
-    tasks, with the mean of their learnt scales.
     """
     out = {name: np.full(shape, HELD_BACK, np.float64) for name, shape in answer_manifest(study, query).shapes.items()}
     out["cases"][0] = 0
@@ -109,11 +129,7 @@ def site_answer(
     frame, cases = cohort.cases[inside], [case for case, keep in zip(cases, inside, strict=True) if keep]
     if len(cases) < minimum or not isinstance(learner.head, TextHead):
         return out
-    projector = seeded_projector(study.seed, query.vectors.shape[1], study.model.output_width)
-    targets = candidate_targets(projector(torch.from_numpy(query.vectors)), centre=study.model.centre_texts)
-    embeddings = [F.normalize(found.cpu(), dim=-1) for found in embed_cases(learner, cases).values()]
-    scale = torch.stack([value.exp().clamp(max=LARGEST_SCALE).cpu() for value in learner.head.scale.values()]).mean()
-    logits = scale * F.normalize(torch.stack(embeddings).mean(dim=0), dim=-1) @ targets.T
+    logits = zero_shot(learner, study, cases, torch.from_numpy(query.vectors))
     nearest = logits.argmax(dim=-1).numpy()
     counts = np.bincount(nearest, minlength=len(query.texts))
     out["cases"][0], out["counts"] = len(cases), held_back(counts, minimum).astype(np.float64)

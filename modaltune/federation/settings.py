@@ -78,7 +78,7 @@ class TrainingSpec(Part):
     objective: Literal["contrastive", "distillation", "hazards"] = "contrastive"
     rounds: Annotated[int, Field(gt=0)] = 32
     local_epochs: Annotated[float, Field(gt=0)] = 1.0
-    hints: Annotated[float, Field(ge=0)] = 0.0
+    hints: Annotated[float, Field(ge=0)] = 1.0
     batch_size: Annotated[int, Field(gt=0)] = 16
     learning_rate: Annotated[float, Field(gt=0)] = 4e-3
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
