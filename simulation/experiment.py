@@ -120,13 +120,17 @@ class Experiment:
 
     def _texts_alone(self, scorer: Scorer) -> None:
         """Tasks that one hospital alone labels: federate without it, and score by the task's texts, never trained."""
-        tables = []
-        for task in self.study.tasks:
+        tables, model = [], self.study.model
+        for task in self.study.tasks if (model.kind, model.head) == ("modaltune", "text") else ():
             holders = [site for site in self.study.roster if task.name in scorer.data.cohorts[site].tasks]
-            if len(holders) != 1 or len(self.study.tasks) == 1:
+            if len(holders) > 1:
                 continue
             self.say(f"federating without {holders[0]}, which alone labels {task.name}")
-            others, learner = self._trained(study_without(self.study, holders[0], scorer.data.cohorts))
+            try:
+                others, learner = self._trained(study_without(self.study, holders[0], scorer.data.cohorts))
+            except FederationError as error:  # the others lack labels
+                self.say(f"  not possible without {holders[0]}: {error}")
+                continue
             tables.append(texts_alone(others, learner, task, scorer.data.preprocessing.tasks[task.name]))
         if tables:
             scorer.record("texts_alone", {"": pd.concat(tables, ignore_index=True)})
