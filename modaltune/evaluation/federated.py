@@ -44,8 +44,8 @@ class _Row:
     def __call__(
         self, metric: str, value: float | None, error: float | None, limits: tuple[float, float] | None = None
     ) -> dict[str, Any]:
-        known = value is not None and limits is not None and np.isfinite(limits).all()
-        low, high = map(float, limits) if known and limits is not None else (None, None)
+        known = limits if value is not None and np.isfinite(limits or np.nan).all() else None
+        low, high = (None, None) if known is None else map(float, known)
         score = {"value": None if value is None else float(value), "low": low, "high": high}
         return {
             "task": self.spec.name,

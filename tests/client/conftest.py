@@ -4,10 +4,19 @@ from pathlib import Path
 
 import pytest
 
+from client.approvals import Approvals
+from client.enrol import enrol
+from client.home import Home
 from modaltune.federation.settings import EvaluationSpec, LabelQuerySpec, ProbesSpec
+from modaltune.invitation import Invitation
+from modaltune.trust.certificates import create_authority
+from modaltune.trust.keys import SigningKey
+from server.coordinator.bundle import Bundle
 from simulation.study import read_sites
 from simulation.synthetic import build_synthetic
 from tests.client.conversation import Conversation
+from tests.client.stack import probe_bundle
+from tests.client.wire import Wire
 from tests.integration.helpers import make_study, vocabulary
 
 COUNTS = EvaluationSpec(counts=True, bins=8)
@@ -26,3 +35,26 @@ def conversation(tmp_path_factory: pytest.TempPathFactory) -> Conversation:
     changes = {"privacy": privacy, "roster": ("H1",), "label_queries": QUERIES, "probes": PROBES, "evaluation": COUNTS}
     study = study.model_copy(update=changes)
     return Conversation(Path(folders[0]), study)
+
+
+@pytest.fixture(scope="session")
+def bundle() -> Bundle:
+    return probe_bundle()
+
+
+@pytest.fixture
+def home(conversation: Conversation, bundle: Bundle, tmp_path: Path) -> Home:
+    """An enrolled hospital that approved the study with the bundle."""
+    create_authority(tmp_path / "ca", "test", 30)
+    authority = (tmp_path / "ca" / "ca.crt").read_text()
+    key = SigningKey.create(tmp_path / "key").public_pem
+    home = Home(tmp_path / "home")
+    invitation = Invitation(site="H1", coordinator="127.0.0.1:1", ca=authority, public_key=key)
+    enrol(home, invitation, conversation.folder, tmp_path)
+    Approvals(home.approvals).add(conversation.approval.model_copy(update={"bundle": bundle.sha256}))
+    return home
+
+
+@pytest.fixture
+def wire(home: Home, bundle: Bundle) -> Wire:
+    return Wire(home, bundle)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.app.message.arraychunk import ArrayChunk
@@ -22,59 +21,22 @@ from flwr.supernode import start_client_internal as flower
 
 from client import daemon, gate, guard
 from client.approvals import Approvals
-from client.enrol import enrol
 from client.home import Home
-from client.probes import TALLIES
 from client.questions import largest_message
 from modaltune.errors import FederationError
-from modaltune.federation.wire import unseal
-from modaltune.invitation import Invitation
-from modaltune.trust.certificates import create_authority
-from modaltune.trust.keys import SigningKey
 from server.coordinator.bundle import Bundle
 from tests.client.conversation import (
     CAPABILITY,
     EVALUATE,
-    PROBE,
-    PROBED,
     STATISTICS,
-    TALLY,
     TRAIN,
     Conversation,
-    sealed,
 )
 from tests.client.stack import probe_bundle
-from tests.client.wire import RUN, Wire, failed
+from tests.client.wire import RUN, Wire, failed, seen_by_the_app
 from tests.integration.grids import unpack
 
 PATIENT = "SYN-H1-0007"
-
-
-@pytest.fixture(scope="session")
-def bundle() -> Bundle:
-    return probe_bundle()
-
-
-@pytest.fixture
-def home(conversation: Conversation, bundle: Bundle, tmp_path: Path) -> Home:
-    """An enrolled hospital that approved the study with the bundle."""
-    create_authority(tmp_path / "ca", "test", 30)
-    authority = (tmp_path / "ca" / "ca.crt").read_text()
-    key = SigningKey.create(tmp_path / "key").public_pem
-    home = Home(tmp_path / "home")
-    invitation = Invitation(site="H1", coordinator="127.0.0.1:1", ca=authority, public_key=key)
-    enrol(home, invitation, conversation.folder, tmp_path)
-    Approvals(home.approvals).add(conversation.approval.model_copy(update={"bundle": bundle.sha256}))
-    return home
-
-
-@pytest.fixture
-def wire(home: Home, bundle: Bundle) -> Wire:
-    return Wire(home, bundle)
-
-
-def seen_by_the_app(wire: Wire) -> list[Message]:
-    return list(wire.state.get_messages_legacy(is_reply=False))
 
 
 @pytest.mark.parametrize("kind", [CAPABILITY, STATISTICS, TRAIN, EVALUATE])
@@ -88,10 +50,10 @@ def test_an_honest_exchange_passes_and_leaves_nothing_behind(wire: Wire, convers
     assert reply.content == conversation.released(kind)
     assert reply.metadata.reply_to_message_id == question.metadata.message_id
     assert not wire.store.store
-    *_, asked, answered = wire.log
-    assert (asked["event"], answered["event"]) == ("question", "reply")
-    assert asked["facts"]["study"] == answered["facts"]["study"] == conversation.study.digest
-    assert answered["facts"]["sha256"] == wire.sent.metadata.message_id
+    *_, asked, replied = wire.log
+    assert (asked["event"], replied["event"]) == ("question", "reply")
+    assert asked["facts"]["study"] == replied["facts"]["study"] == conversation.study.digest
+    assert replied["facts"]["sha256"] == wire.sent.metadata.message_id
 
 
 @pytest.mark.parametrize("trouble", [RunNotRunningException(), ConnectionError("away")], ids=repr)
@@ -308,80 +270,6 @@ def test_of_several_replies_at_once_one_leaves(wire: Wire, conversation: Convers
     assert dropped == [{"reason": "the question is answered"}] * 2
 
 
-def answered(wire: Wire, conversation: Conversation, kind: str, message: Message) -> str:
-    """The code of the answer to a question, or what it holds."""
-    question = wire.ask(message)
-    if wire.guard.answer is not None:
-        return wire.refused()
-    seen_by_the_app(wire)
-    return ", ".join(wire.answer(Message(conversation.reply(kind), reply_to=question)).content)
-
-
-def test_statistics_and_evaluation_are_answered_once_in_an_approval(wire: Wire, conversation: Conversation) -> None:
-    approvals = Approvals(wire.home.approvals)
-    scaled = {name: np.asarray(value * 1.5, np.float32) for name, value in conversation.start.items()}
-    other = {
-        STATISTICS: lambda: conversation.message(STATISTICS, genes=conversation.genes[1:]),
-        EVALUATE: lambda: conversation.message(EVALUATE, weights=scaled),
-    }
-    for kind, another in other.items():
-        assert answered(wire, conversation, kind, conversation.message(kind)) != "QuestionRefused"
-        assert answered(wire, conversation, kind, another()) == "QuestionRefused"
-        restarted = Wire(wire.home, wire.bundle)
-        assert answered(restarted, conversation, kind, another()) == "QuestionRefused"
-        assert answered(restarted, conversation, kind, conversation.message(kind)) != "QuestionRefused", "asked again"
-    (approval,) = approvals.all()
-    approvals.add(approval.model_copy(update={"when": "2030-01-01T00:00:00+00:00"}))
-    again = wire.ask(other[STATISTICS]())
-    assert wire.guard.asked is not None, again
-
-
-@pytest.mark.parametrize(
-    ("kind", "record", "name"),
-    [
-        (STATISTICS, "statistics", "expression.squares"),
-        (EVALUATE, "metrics", "diagnosis.auc.value"),
-        (TALLY, TALLIES, f"{PROBED}.squares"),
-    ],
-)
-def test_an_answer_with_other_numbers_does_not_leave(
-    kind: str, record: str, name: str, wire: Wire, conversation: Conversation
-) -> None:
-    """The difference of two would be the patient who came or left in between."""
-    assert record in answered(wire, conversation, kind, conversation.message(kind))
-    question = wire.ask(conversation.message(kind))
-    seen_by_the_app(wire)
-    content = conversation.reply(kind)
-    if kind == EVALUATE:
-        content.metric_records[record][name] = 0.5
-    else:
-        arrays: dict[str, Any] = dict(unseal(content.array_records[record], "H1"))
-        arrays[name] = arrays[name] + 1
-        content[record] = sealed(arrays)
-    assert failed(wire.answer(Message(content, reply_to=question))) == "QuestionRefused"
-    assert f"another {kind.rpartition('.')[2]} answer went before" in wire.log[-1]["facts"]["reason"]
-    assert answered(Wire(wire.home, wire.bundle), conversation, kind, conversation.message(kind)).startswith(record)
-
-
-def test_a_question_that_was_not_answered_settles_nothing(wire: Wire, conversation: Conversation) -> None:
-    question = wire.ask(conversation.message(STATISTICS, genes=conversation.genes[1:]))
-    seen_by_the_app(wire)
-    failed(wire.answer(Message(Error(2, "out of memory"), reply_to=question)))
-    assert answered(wire, conversation, STATISTICS, conversation.message(STATISTICS)) == "statistics"
-
-
-def test_a_first_round_brings_no_second_preprocessing(wire: Wire, conversation: Conversation) -> None:
-    assert "arrays" in answered(wire, conversation, TRAIN, conversation.message(TRAIN))
-    clinical = {
-        name: scale.model_copy(update={"mean": (50.0,)}) for name, scale in conversation.preprocessing.clinical.items()
-    }
-    other = conversation.preprocessing.model_copy(update={"clinical": clinical})
-    for kind in (TRAIN, EVALUATE):
-        wire.ask(conversation.message(kind, preprocessing=other.to_json()))
-        assert wire.refused() == "QuestionRefused"
-    assert wire.log[-1]["facts"]["reason"].startswith("another preprocessing went before")
-
-
 def test_of_an_unknown_bundle_nothing_is_fetched_and_no_text_is_noted(home: Home, conversation: Conversation) -> None:
     wire = Wire(home, probe_bundle("unknown"))
     message = conversation.message(CAPABILITY)
@@ -424,50 +312,6 @@ def test_bundles_are_unpacked_anew_for_each_question(wire: Wire, conversation: C
     assert list(elsewhere.iterdir())
 
 
-def limited(wire: Wire, **limits: int) -> Wire:
-    settings = wire.home.folder / "client.toml"
-    text = settings.read_text()
-    for name, value in limits.items():
-        line = next(line for line in text.splitlines() if line.startswith(f"{name} = "))
-        text = text.replace(line, f"{name} = {value}")
-    settings.write_text(text)
-    return Wire(wire.home, wire.bundle)
-
-
-def test_rounds_are_limited_also_over_restarts(wire: Wire, conversation: Conversation) -> None:
-    limited(wire, rounds=2)
-    for _ in range(2):
-        restarted = Wire(wire.home, wire.bundle)
-        question = restarted.ask(conversation.message(TRAIN))
-        seen_by_the_app(restarted)
-        assert "arrays" in restarted.answer(Message(conversation.reply(TRAIN), reply_to=question)).content
-    again = Wire(wire.home, wire.bundle)
-    again.ask(conversation.message(TRAIN))
-    assert again.refused() == "LimitReached"
-    again.ask(conversation.message(EVALUATE))
-    assert again.state.get_tasks(), "evaluation is no training round"
-
-
-def test_bytes_are_limited_both_ways(wire: Wire, conversation: Conversation) -> None:
-    small = limited(wire, bytes_per_day=10_000)
-    small.ask(conversation.message(TRAIN))
-    assert small.refused() == "LimitReached", "what comes in"
-    other = limited(wire, bytes_per_day=300_000)
-    question = other.ask(conversation.message(TRAIN))
-    seen_by_the_app(other)
-    reply = other.answer(Message(conversation.reply(TRAIN), reply_to=question))
-    assert failed(reply) == "LimitReached", "what goes out"
-
-
-def test_a_paused_hospital_takes_nothing(wire: Wire, conversation: Conversation) -> None:
-    wire.home.paused_file.touch()
-    wire.ask(conversation.message(CAPABILITY))
-    assert (wire.taken, len(wire.waiting)) == (None, 1)
-    wire.home.paused_file.unlink()
-    wire.ask(wire.waiting.pop())
-    assert wire.taken == RUN
-
-
 def test_the_daemon_refuses_to_run_beside_another_flower(monkeypatch: pytest.MonkeyPatch) -> None:
     daemon.check_flower()
     with monkeypatch.context() as patch:
@@ -480,20 +324,3 @@ def test_the_daemon_refuses_to_run_beside_another_flower(monkeypatch: pytest.Mon
             patch.setattr(flower, "_push_messages", function)
             with pytest.raises(FederationError, match="_push_messages is not the function"):
                 daemon.check_flower()
-
-
-def test_probe_questions_come_after_the_tally_are_counted_and_noted(wire: Wire, conversation: Conversation) -> None:
-    wire.ask(conversation.message(PROBE))
-    assert wire.refused() == "QuestionRefused", "no tally was answered"
-    for kind in (TALLY, PROBE, PROBE, EVALUATE):
-        assert answered(wire, conversation, kind, conversation.message(kind)) != "QuestionRefused"
-    question = next(entry["facts"] for entry in reversed(wire.log) if entry["facts"].get("kind") == PROBE)
-    assert question["task"] == PROBED
-    assert question["probe"] == conversation.question(PROBE).probe.digest  # type: ignore[union-attr]
-    losses = [conversation.message(PROBE, derivatives=False), conversation.message(PROBE, task="survival")]
-    wire.ask(losses[0])
-    assert wire.guard.asked is not None, "the second of two"
-    wire.ask(losses[1])
-    assert wire.refused() == "QuestionRefused", "the arrays are those of another task"
-    (usage,) = wire.guard.usage.counts.probes.values()
-    assert {task: len(asked) for task, asked in usage.items()} == {PROBED: 2}

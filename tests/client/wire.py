@@ -22,6 +22,7 @@ from flwr.supernode.nodestate import NodeStateFactory
 from client.guard import Guard
 from client.home import Home
 from server.coordinator.bundle import Bundle
+from tests.client.conversation import Conversation
 
 RUN = 11
 
@@ -120,3 +121,16 @@ class Wire:
     @property
     def log(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.home.audit.read_text().splitlines()]
+
+
+def seen_by_the_app(wire: Wire) -> list[Message]:
+    return list(wire.state.get_messages_legacy(is_reply=False))
+
+
+def answered(wire: Wire, conversation: Conversation, kind: str, message: Message) -> str:
+    """The code of the answer to a question, or what it holds."""
+    question = wire.ask(message)
+    if wire.guard.answer is not None:
+        return wire.refused()
+    seen_by_the_app(wire)
+    return ", ".join(wire.answer(Message(conversation.reply(kind), reply_to=question)).content)
