@@ -30,7 +30,7 @@ from modaltune.federation.manifest import (
     evaluation_metrics,
     statistics_manifest,
 )
-from modaltune.federation.wire import decode_update, message_manifest, read_arrays, seal
+from modaltune.federation.wire import decode_update, message_manifest, read_arrays, read_floats, seal
 from modaltune.storage import canonical_json, digest_text
 from modaltune.training import round_steps
 
@@ -93,8 +93,7 @@ def _length(record: ConfigRecord, name: str) -> int:
 def _statistics(question: Question, approval: Approval, content: RecordDict) -> RecordDict:
     record = _only(approval, content, "statistics").array_records["statistics"]
     manifest = statistics_manifest(question.study, question.genes)
-    found = read_arrays(record, manifest, approval.site)
-    sums = {name: np.asarray(value, np.float64) + 0.0 for name, value in found.items()}  # there is but one zero
+    sums = read_floats(record, manifest, approval.site)
     survival = {f"labels.{task.name}" for task in question.study.tasks if task.kind == "survival"}
     _check_count(approval, "cases", sums["cases"][0], approval.cases.train)
     for name, values in sums.items():
@@ -185,7 +184,7 @@ def _evaluation(question: Question, approval: Approval, content: RecordDict) -> 
 def _counts(
     question: Question, approval: Approval, record: ArrayRecord, metrics: Mapping[str, float]
 ) -> Mapping[str, Any]:
-    counts, study = rounded(read_arrays(record, question.manifest, approval.site)), question.study
+    counts, study = rounded(read_floats(record, question.manifest, approval.site)), question.study
     labelled = labelled_cases(metrics)
     problem = problem_with_counts(counts, study, approval.minimum, approval.cases.test, labelled)
     _require(approval, problem is None, problem or "")
@@ -194,19 +193,19 @@ def _counts(
 
 def _label_query(question: Question, approval: Approval, content: RecordDict) -> RecordDict:
     record = _only(approval, content, ANSWER).array_records[ANSWER]
-    found = read_arrays(record, manifest_of(question), approval.site)
+    found = read_floats(record, manifest_of(question), approval.site)
     return RecordDict({ANSWER: _arrays(released_answer(approval, found))})
 
 
 def _tally(question: Question, approval: Approval, content: RecordDict) -> RecordDict:
     record = _only(approval, content, TALLIES).array_records[TALLIES]
-    found = read_arrays(record, question.manifest, approval.site)
+    found = read_floats(record, question.manifest, approval.site)
     return RecordDict({TALLIES: _arrays(released_tally(question, approval, found))})
 
 
 def _probe(question: Question, approval: Approval, content: RecordDict) -> RecordDict:
     record = _only(approval, content, SUMS).array_records[SUMS]
-    found = read_arrays(record, question.manifest, approval.site)
+    found = read_floats(record, question.manifest, approval.site)
     return RecordDict({SUMS: _arrays(released_sums(approval, found))})
 
 

@@ -19,7 +19,7 @@ from modaltune.federation.label_query import (
 )
 from modaltune.federation.manifest import Manifest
 from modaltune.federation.study import Study
-from modaltune.federation.wire import Packed, unseal
+from modaltune.federation.wire import unseal
 
 if TYPE_CHECKING:
     from client.approvals import Approval
@@ -82,13 +82,12 @@ def manifest_of(question: Question) -> Manifest:
     return answer_manifest(question.study, question.query)
 
 
-def released_answer(approval: Approval, found: Packed) -> Answer:
+def released_answer(approval: Approval, answer: Answer) -> Answer:
     """The numbers of an answer as they may leave.
 
     Raises:
         ReplyRefused: they tell of few cases, or are none of cases.
     """
-    answer = {name: np.asarray(value, np.float64) + 0.0 for name, value in found.items()}  # there is but one zero
     cases = approval.cases.train + approval.cases.val + approval.cases.test
     if problem := problem_with(answer, approval.minimum, cases):
         raise ReplyRefused(approval.site, problem)

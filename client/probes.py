@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 from flwr.app import Message
 
 from modaltune.data.preprocessing import Preprocessing
@@ -93,33 +92,27 @@ def count_probe(usage: Usage, approval: Approval, query: ProbeQuery) -> None:
     usage.write()
 
 
-def released_tally(question: Question, approval: Approval, found: Packed) -> Arrays:
+def released_tally(question: Question, approval: Approval, tally: Arrays) -> Arrays:
     """The numbers of a tally as they may leave.
 
     Raises:
         ReplyRefused: they count too few cases, or are none of cases.
     """
-    out = _numbers(found)
     for task in question.study.tasks:
-        if problem := problem_with_tally(task.name, tally_of(out, task.name), approval.minimum, approval.cases.train):
+        if problem := problem_with_tally(task.name, tally_of(tally, task.name), approval.minimum, approval.cases.train):
             raise ReplyRefused(approval.site, problem)
-    return out
+    return tally
 
 
-def released_sums(approval: Approval, found: Packed) -> Arrays:
+def released_sums(approval: Approval, sums: Arrays) -> Arrays:
     """The numbers of sums as they may leave.
 
     Raises:
         ReplyRefused: no likelihood has them.
     """
-    out = _numbers(found)
-    if problem := problem_with_sums(out):
+    if problem := problem_with_sums(sums):
         raise ReplyRefused(approval.site, problem)
-    return out
-
-
-def _numbers(found: Packed) -> Arrays:
-    return {name: np.asarray(value, np.float64) + 0.0 for name, value in found.items()}  # there is but one zero
+    return sums
 
 
 def disclosed(study: Study) -> str:

@@ -17,6 +17,7 @@ from modaltune.evaluation.federated import SUM_DECIMALS, count_shapes
 from modaltune.evaluation.metrics import Floats
 from modaltune.federation.manifest import Manifest
 from modaltune.federation.study import Study, TaskSpec
+from modaltune.federation.wire import floats
 
 COUNTS = "counts"
 _SUMS = (".brier", ".calibration")
@@ -29,9 +30,8 @@ def counts_manifest(study: Study, preprocessing: Preprocessing) -> Manifest:
 
 
 def rounded(counts: Mapping[str, NDArray[Any]]) -> dict[str, Floats]:
-    """Counts as they leave: sums over scores without further digits; there is but one zero."""
-    found = {name: np.asarray(value, np.float64) + 0.0 for name, value in counts.items()}
-    return {name: value.round(SUM_DECIMALS) + 0.0 if name.endswith(_SUMS) else value for name, value in found.items()}
+    """Counts as they leave: sums over scores without further digits."""
+    return floats({name: np.round(v, SUM_DECIMALS) if name.endswith(_SUMS) else v for name, v in counts.items()})
 
 
 def problem_with_counts(

@@ -171,8 +171,13 @@ def read_arrays(record: Mapping[str, Any], manifest: Manifest, sender: str) -> P
 
 
 def read_floats(record: Mapping[str, Any], manifest: Manifest, sender: str) -> dict[str, NDArray[np.float64]]:
-    """:func:`read_arrays` of float64."""
-    return {name: np.asarray(value, np.float64) for name, value in read_arrays(record, manifest, sender).items()}
+    """:func:`floats` of :func:`read_arrays`."""
+    return floats(read_arrays(record, manifest, sender))
+
+
+def floats(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float64]]:
+    """Arrays as float64 with but one zero: the sign of a zero tells nobody anything."""
+    return {name: np.asarray(value, np.float64) + 0.0 for name, value in arrays.items()}
 
 
 def _blocks(value: NDArray[np.float32]) -> NDArray[np.float32]:
