@@ -20,7 +20,7 @@ from modaltune.federation.wire import Packed
 from modaltune.storage import canonical_json, load_state, save_state, write_bytes, write_text
 
 _KEPT = 2  # a round that is repeated after a crash starts from the memory of the round before
-_OPTIMISER, _ROUNDING = "optimiser/", "rounding/"
+_OPTIMISER, _ROUNDING, _DRIFT = "optimiser/", "rounding/", "drift/"
 
 
 Cases = Mapping[str, SiteCases]
@@ -38,10 +38,19 @@ class TrainingReply:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """The optimiser's running averages, and what rounding took from the last reply."""
+    """What a round of training left behind.
+
+    Attributes:
+        optimiser: its running averages.
+        rounding: what rounding took from the reply.
+        drift: see :meth:`modaltune.drift.Drift.state`.
+        round_number: of that round; 0 = there was none.
+    """
 
     optimiser: Mapping[str, Tensor] = field(default_factory=dict)
     rounding: State = field(default_factory=dict)
+    drift: Mapping[str, Tensor] = field(default_factory=dict)
+    round_number: int = 0
 
 
 class RoundMemory:
@@ -57,12 +66,16 @@ class RoundMemory:
         return Memory(
             optimiser={k.removeprefix(_OPTIMISER): v for k, v in state.items() if k.startswith(_OPTIMISER)},
             rounding={k.removeprefix(_ROUNDING): v.numpy() for k, v in state.items() if k.startswith(_ROUNDING)},
+            drift={k.removeprefix(_DRIFT): v for k, v in state.items() if k.startswith(_DRIFT)},
+            round_number=earlier[-1] if earlier else 0,
         )
 
-    def keep(self, round_number: int, memory: Memory) -> None:
+    def keep(self, memory: Memory) -> None:
         """Write the memory after a round, atomically, and forget old and later ones."""
+        round_number = memory.round_number
         state = {f"{_OPTIMISER}{name}": value for name, value in memory.optimiser.items()}
         state |= {f"{_ROUNDING}{name}": torch.from_numpy(value) for name, value in memory.rounding.items()}
+        state |= {f"{_DRIFT}{name}": value for name, value in memory.drift.items()}
         if state:
             save_state(self._path(round_number), state)
         for number in self._rounds():

@@ -20,6 +20,7 @@ from modaltune.data.cohort import Cohort
 from modaltune.data.fewer_patches import fewer, with_fewer_patches
 from modaltune.data.preprocessing import Preprocessing, prepare
 from modaltune.data.site import load_site, read_site_config
+from modaltune.drift import Drift
 from modaltune.errors import FeatureFileError, FederationError, ProbeError
 from modaltune.evaluation.federated import site_counts
 from modaltune.evaluation.metrics import Floats
@@ -176,6 +177,8 @@ class Site:
         rounds, optimiser = spec.rounds, make_optimiser(learner, spec)
         if spec.keep_optimiser:
             restore_optimiser(learner, optimiser, kept.optimiser)
+        last = kept.drift if kept.round_number == round_number - 1 else {}
+        drift = Drift(learner, optimiser, spec.drift, last) if spec.drift else None
         outcome = fit(
             learner,
             train,
@@ -184,13 +187,19 @@ class Site:
             seed=derive_seed(self.study.seed, "train", self.cohort.site, round_number),
             start=(round_number - 1) / rounds,
             end=round_number / rounds,
+            after_step=drift.after_step if drift else None,
             optimiser=optimiser,
             anchored=True,
         )
         examples = {name: count if count >= self.minimum else 0 for name, count in outcome.examples.items()}
         packed, rounding = self._pack(learner, received, kept.rounding, examples)
-        state = optimiser_state(learner, optimiser) if spec.keep_optimiser else {}
-        self.memory.keep(round_number, Memory(optimiser=state, rounding=rounding))
+        memory = Memory(
+            optimiser=optimiser_state(learner, optimiser) if spec.keep_optimiser else {},
+            rounding=rounding,
+            drift=drift.state(examples) if drift else {},
+            round_number=round_number,
+        )
+        self.memory.keep(memory)
         metrics = {"loss": outcome.loss, "steps": float(outcome.steps), "train-cases": float(len(train))}
         return self._reply(packed, examples, metrics, validation)
 

@@ -159,7 +159,8 @@ def fit(
     peers = workers()
     if not done:
         torch.manual_seed(derive_seed(seed, "dropout", *([peers.rank] if peers.rank else [])))
-    anchors = [p.detach().clone() for p in _trained(learner)] if anchored and spec.proximal else None
+    parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+    anchors = [parameter.detach().clone() for parameter in parameters] if anchored and spec.proximal else None
     optimiser = make_optimiser(learner, spec) if optimiser is None else optimiser
     device, exercised = device_of(learner), dict[str, set[int]]()
     total = 0.0
@@ -170,7 +171,7 @@ def fit(
         _note(exercised, learner, members, shown)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(spec, start + (end - start) * step / steps)
-        total += peers.sum_number(_one_step(learner, shown, spec, optimiser, anchors), device)
+        total += peers.sum_number(_one_step(learner, parameters, shown, spec, optimiser, anchors), device)
         if not math.isfinite(total):
             raise ConfigError(
                 f"training diverged: the loss is not a number at step {step + 1} of {steps}; lower"
@@ -183,13 +184,14 @@ def fit(
 
 def _one_step(
     learner: Learner,
+    parameters: Sequence[torch.nn.Parameter],
     shown: Sequence[CaseTensors],
     spec: TrainingSpec,
     optimiser: torch.optim.Optimizer,
     anchors: Sequence[Tensor] | None,
 ) -> float:
     """One optimiser step on a batch, of which this process takes its share; returns the loss of that share."""
-    peers, parameters = workers(), _trained(learner)
+    peers = workers()
     optimiser.zero_grad(set_to_none=True)
     weights = task_weights(shown, spec.hints)
     loss = accumulate_gradients(learner, peers.share(shown), spec.objective, weights=weights)
@@ -199,10 +201,6 @@ def _one_step(
     torch.nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
     optimiser.step()
     return loss
-
-
-def _trained(learner: Learner) -> list[torch.nn.Parameter]:
-    return [parameter for parameter in learner.parameters() if parameter.requires_grad]
 
 
 def _note(
@@ -256,11 +254,12 @@ def fit_and_average(
 
     A federation averages weights by its nature; this gives a model trained in one place the same calm end.
     """
-    mean = {name: value.clone() for name, value in trainable_state(learner).items()}
+    current = trainable_state(learner)
+    mean = {name: value.clone() for name, value in current.items()}
     rate = min(1.0, 1 / (share * steps))
 
     def after_step(_: int) -> None:
-        for name, value in trainable_state(learner).items():
+        for name, value in current.items():
             mean[name].lerp_(value, rate)
 
     outcome = fit(learner, cases, spec, steps=steps, seed=seed, after_step=after_step)

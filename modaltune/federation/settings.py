@@ -73,12 +73,15 @@ class TrainingSpec(Part):
         local_epochs: passes over a hospital's cases in a round; a part of one, e.g. 0.34, makes rounds shorter.
         hints: weight of a task that the hospital has no labels for, beside one that it has: it holds on to what the
             received model says about it (modaltune/hints.py). 0 = trained on labels only.
+        drift: SCAFFOLD-style: part of what separates the hospital's steps from everybody's that the next round corrects
+            (modaltune/drift.py); 0 = none, 1 = all of it.
     """
 
     objective: Literal["contrastive", "distillation", "hazards"] = "contrastive"
     rounds: Annotated[int, Field(gt=0)] = 32
     local_epochs: Annotated[float, Field(gt=0)] = 1.0
     hints: Annotated[float, Field(ge=0)] = 1.0
+    drift: Annotated[float, Field(ge=0, le=1)] = 0.0
     batch_size: Annotated[int, Field(gt=0)] = 16
     learning_rate: Annotated[float, Field(gt=0)] = 4e-3
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4

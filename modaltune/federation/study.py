@@ -224,6 +224,11 @@ class Study(Part):
                 'a baseline needs model.head = "separate" and training.objective = "hazards", and only a baseline has'
                 " hazards"
             )
+        if self.training.drift and self.aggregation.optimiser != "none":
+            raise ValueError(
+                "training.drift takes the next weights for the average of the updates, which they are not with"
+                f" aggregation.optimiser = {self.aggregation.optimiser!r}; set one of the two to its default"
+            )
         if self.probes.questions:
             self._check_probes()
         if strangers := sorted(set(self.site_cases) - set(self.roster)):

@@ -9,23 +9,30 @@ import torch
 from client.memory import Memory, RoundMemory, TrainingReply
 
 
-def a_memory(value: float) -> Memory:
+def a_memory(value: int, round_number: int | None = None) -> Memory:
     return Memory(
-        optimiser={"weight|exp_avg": torch.full((2, 3), value), "weight|step": torch.tensor(value)},
+        optimiser={"weight|exp_avg": torch.full((2, 3), float(value)), "weight|step": torch.tensor(value)},
         rounding={"weight": np.full((2, 3), -value, dtype=np.float32), "scale": np.asarray(value, dtype=np.float32)},
+        drift={
+            "weight|alone": torch.full((2, 3), value / 3),
+            "weight|rates": torch.tensor(value / 3, dtype=torch.float64),
+        },
+        round_number=value if round_number is None else round_number,
     )
 
 
 def assert_same(found: Memory, expected: Memory) -> None:
-    assert {k: v.tolist() for k, v in found.optimiser.items()} == {k: v.tolist() for k, v in expected.optimiser.items()}
-    assert {k: v.tolist() for k, v in found.rounding.items()} == {k: v.tolist() for k, v in expected.rounding.items()}
+    for part in ("optimiser", "rounding", "drift"):
+        pair = [{k: v.tolist() for k, v in getattr(memory, part).items()} for memory in (found, expected)]
+        assert pair[0] == pair[1], part
+    assert found.round_number == expected.round_number
 
 
 def test_a_round_starts_from_the_memory_of_the_round_before(tmp_path: Path) -> None:
     memory = RoundMemory(tmp_path / "digest")
     assert_same(memory.before(1), Memory())
     for number in (1, 2, 3):
-        memory.keep(number, a_memory(number))
+        memory.keep(a_memory(number))
     assert_same(memory.before(4), a_memory(3))
     assert_same(memory.before(3), a_memory(2))
 
@@ -33,14 +40,14 @@ def test_a_round_starts_from_the_memory_of_the_round_before(tmp_path: Path) -> N
 def test_two_rounds_stay_and_a_repeated_round_forgets_later_ones(tmp_path: Path) -> None:
     memory = RoundMemory(tmp_path)
     for number in (1, 2, 3):
-        memory.keep(number, a_memory(number))
+        memory.keep(a_memory(number))
     assert len(list(tmp_path.iterdir())) == 2
-    memory.keep(2, a_memory(20))
-    assert_same(memory.before(9), a_memory(20))
+    memory.keep(a_memory(20, 2))
+    assert_same(memory.before(9), a_memory(20, 2))
 
 
 def test_nothing_to_remember_writes_nothing(tmp_path: Path) -> None:
-    RoundMemory(tmp_path / "digest").keep(1, Memory())
+    RoundMemory(tmp_path / "digest").keep(Memory(round_number=1))
     assert not (tmp_path / "digest").exists()
 
 
@@ -75,7 +82,7 @@ def test_the_last_reply_is_found_again_by_its_question_only(tmp_path: Path) -> N
 
 def test_a_journal_does_not_disturb_the_memory_of_rounds(tmp_path: Path) -> None:
     memory = RoundMemory(tmp_path)
-    memory.keep(1, a_memory(1))
+    memory.keep(a_memory(1))
     memory.journal("question", a_reply(0.1))
     assert_same(memory.before(2), a_memory(1))
 

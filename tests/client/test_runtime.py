@@ -49,10 +49,11 @@ def site(conversation: Conversation, tmp_path: Path) -> Site:
     return Site(folder, conversation.study)
 
 
-def train(site: Site, conversation: Conversation, scale: float = 1.0) -> TrainingReply:
+def train(site: Site, conversation: Conversation, scale: float = 1.0, round_number: int = 1) -> TrainingReply:
     start = {name: value * np.float32(scale) for name, value in conversation.start.items()}
     packed = encode_weights(conversation.study.training.wire, start, conversation.start)
-    return site.train(conversation.preprocessing, packed, 1)
+    preprocessing = conversation.preprocessing.model_copy(update={"study": site.study.digest})
+    return site.train(preprocessing, packed, round_number)
 
 
 def assert_same(first: TrainingReply, second: TrainingReply) -> None:
@@ -144,6 +145,25 @@ def test_a_client_app_with_cached_labels_imports_no_transformers(
 def with_minimum(conversation: Conversation, minimum: int) -> Study:
     privacy = conversation.study.privacy.model_copy(update={"min_cell": minimum})
     return conversation.study.model_copy(update={"privacy": privacy})
+
+
+@pytest.mark.parametrize("second", [2, 3])
+def test_drift_is_corrected_in_the_next_round_also_by_a_new_process_and_not_after_a_missed_one(
+    second: int, site: Site, conversation: Conversation, tmp_path: Path
+) -> None:
+    replies = {}
+    for strength in (0.0, 1.0):
+        training = site.study.training.model_copy(update={"drift": strength})
+        study = site.study.model_copy(update={"training": training})
+        for restarts in (False, True):
+            folder = shutil.copytree(tmp_path / "H1", tmp_path / f"{strength}-{restarts}")
+            trained = Site(folder, study)
+            train(trained, conversation)
+            trained = Site(folder, study) if restarts else trained
+            replies[strength, restarts] = train(trained, conversation, 1.01, second)
+        assert_same(replies[strength, False], replies[strength, True])
+    corrected, plain = (replies[strength, False].arrays for strength in (1.0, 0.0))
+    assert all(np.array_equal(corrected[name], plain[name]) for name in plain) == (second == 3)
 
 
 def test_a_parameter_that_few_cases_trained_leaves_as_it_came(site: Site, conversation: Conversation) -> None:

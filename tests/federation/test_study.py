@@ -103,6 +103,8 @@ def test_defaults_need_not_be_written_down(tmp_path: Path) -> None:
         ("rounds = 3", "round = 3", "training.round: Extra inputs"),
         ('name = "by-hand"', 'name = "by-hand"\ncolour = "red"', "colour: Extra inputs"),
         ("rounds = 3", "rounds = 0", "training.rounds: "),
+        ("rounds = 3", "rounds = 3\ndrift = 1.5", "training.drift: "),
+        ("rounds = 3", 'rounds = 3\ndrift = 1.0\n[aggregation]\noptimiser = "adam"', "training.drift takes the next"),
         ('roster = ["H1", "H2"]', 'roster = ["H1", "H1"]', "roster must name each site once"),
         ('roster = ["H1", "H2"]', "roster = []", "roster must name each site once"),
         ('roster = ["H1", "H2"]', 'roster = ["H1", "../H2"]', "roster.1: "),
