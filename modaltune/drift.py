@@ -57,7 +57,7 @@ class Drift:
         Args:
             counted: cases that the hospital's update of a parameter counts; without any it is none of the average.
         """
-        out = {}
+        out: dict[str, Tensor] = {}
         for name, parameter in self._parameters.items():
             if counted[name] and (rates := self._rates[name]):
                 own = parameter.detach().clone()
