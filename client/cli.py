@@ -175,10 +175,13 @@ def status(home: HomeFolder = None, json: Json = False) -> None:
 @audit.command()
 def verify(home: HomeFolder = None, json: Json = False) -> None:
     """Check every line of the audit log: one that was changed, removed or reordered is named."""
+    from modaltune.trust.keys import read_public
     from modaltune.trust.show import show_audit
 
     here = Home.find(home)
-    show_audit(here.audit, here.audit_public.read_text(encoding="ascii"), json)
+    if not here.audit_public.is_file():
+        here.settings()  # says what to do where there is no site
+    show_audit(here.audit, read_public(here.audit_public), json)
 
 
 @app.command()

@@ -40,8 +40,10 @@ def evaluate(
     from modaltune.evaluation.external import evaluate_tables
     from modaltune.tables import metric_table
 
-    rows = evaluate_tables(model, data, cohort, public_pem=None if public_key is None else read_public(public_key))
-    progress_line(False)("every eligible case is scored; a folder the model was trained on gives optimistic figures")
+    say = progress_line(False)
+    public = None if public_key is None else read_public(public_key)
+    rows = evaluate_tables(model, data, cohort, public_pem=public, say=say)
+    say("every eligible case is scored; a folder the model was trained on gives optimistic figures")
     if json:
         emit_json(rows)
     else:

@@ -43,7 +43,7 @@ def run_app(app: typer.Typer) -> None:
     except OSError as error:
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 2, error if debug else None)
     if code == _INTERRUPTED:
-        _say_error("interrupted; nothing half-written was kept")
+        _say_error("interrupted; no file is half-written, and the same command starts again or goes on")
         os._exit(_INTERRUPTED)  # everything is cleaned up; half-started native libraries may crash or hang at exit
     sys.exit(code or 0)
 

@@ -275,7 +275,7 @@ def cells(methods: Sequence[str], scores: Mapping[str, Score]) -> list[Table]:
 
 def cell(score: Score | None) -> Table:
     """Value, interval and number of cases of one score as text."""
-    if score is None:
+    if score is None or (score.value is None and score.cases == "0"):  # no such model
         return {"value": "–", "interval": "", "cases": "", "note": ""}
     value = "n/a" if score.value is None else f"{score.value:.2f}"
     known = score.low is not None and score.high is not None

@@ -308,8 +308,9 @@ how the model would do in another hospital, on another scanner or in later years
 <li>Intervals of two methods are not a test of their difference: both were scored on the same patients.</li>
 <li>A hospital's own scores rest on few patients; several comparisons were made and none is corrected for their
 number.</li>
-<li>The data can show discrimination on retrospective cases of these hospitals. They cannot show calibration, benefit
-for patients, fairness between groups of patients that were not compared, or performance on cases unlike these.</li>
+<li>The data can show discrimination on retrospective cases of these hospitals. They cannot show that
+probabilities hold elsewhere, benefit for patients,
+fairness between groups of patients that were not compared, or performance on cases unlike these.</li>
 {%- if simulated %}
 <li>This is a simulation: the hospitals were parts of one data set on one machine. It says nothing about networks, local
 software or differences in local practice that the data set does not hold.</li>

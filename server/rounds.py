@@ -113,7 +113,7 @@ class Federation:
             self._say("FAILED", reason=str(error) if isinstance(error, ModalTuneError) else type(error).__name__)
             raise
         self.state.done()
-        self._say(result.status, weights=result.weights_hash)
+        self._say(result.status, number=self.study.training.rounds, weights=result.weights_hash)
         return result
 
     def _run(self) -> Result:

@@ -71,7 +71,7 @@ def demo(
     without: Without = None, settings: Settings = None, methods: Methods = None, cross_site: CrossSite = False,
     json: Json = False,
 ) -> None:  # fmt: skip
-    """Five synthetic hospitals with different tasks and missing modalities train one model; about two minutes."""
+    """Five synthetic hospitals with different tasks and missing modalities train one model; about three minutes."""
     overrides, lacks = _overrides(tasks, tuple(HOSPITAL_SHARES), TASKS), _pairs(without, "--without")
     check_overrides(tuple(HOSPITAL_SHARES), TASKS, overrides, lacks)
 
@@ -128,7 +128,7 @@ def tcga(
         comparisons=_comparisons(methods),
         ablations=ablations and tasks is not None,
         cross_site=cross_site,
-        notes=tuple(f"{count} cases: {reason}." for reason, count in tables.counts.items()),
+        notes=tables.notes,
     )
     _run(plan, out or Path(f"runs/tcga-{tables.cohort.lower()}"), _seeds(seed, seeds), json)
 
@@ -208,6 +208,8 @@ def build(
         folders = build_synthetic(out, seed=seed, tasks=overrides, without=lacks)
     elif kind == "tcga" and data is not None and cohort is not None:
         tables = read_tcga(data, cohort)
+        for note in tables.notes:
+            console.print(note, markup=False)
         _, overrides = _labelled(tables, tables.hospitals, tasks)
         words = tasks == [OWN_WORDS]
         folders = build_tcga(data, cohort, out, seed=seed, tasks=overrides, without=lacks, words=words)

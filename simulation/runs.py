@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from modaltune import __version__
-from modaltune.data.cohort import Cohort
 from modaltune.errors import ConfigError
-from modaltune.federation.study import Study
 from modaltune.storage import write_text
 from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
 from server.report import write_report
 from simulation.experiment import COMPARISONS, Experiment, Say
 from simulation.outcomes import Outcome, write_outcomes
-from simulation.study import draft_study, load_settings, read_sites
+from simulation.study import checked_settings, draft_study, read_sites
 
+Settings = Mapping[str, Mapping[str, Any]]
 Build = Callable[[Path, int, bool], Sequence[Path]]  # out, seed, whether with every label -> site folders
 _PACKAGES = ("flwr", "torch", "transformers", "lifelines", "scikit-learn", "numpy", "pandas")
 DONE = "DONE"
@@ -52,7 +51,7 @@ class Plan:
     build: Build
     notes: tuple[str, ...] = ()
     ablations: bool = False
-    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    changes: Settings = field(default_factory=dict)
     comparisons: tuple[str, ...] = COMPARISONS
     cross_site: bool = False
 
@@ -79,11 +78,10 @@ def run_folder(out: Path) -> Iterator[Path]:
 
 def simulate(plan: Plan, out: Path, seeds: Sequence[int], say: Say, command: str) -> list[dict[str, Any]]:
     """Run a plan for some seeds into ``out`` and return its metric rows."""
+    settings = checked_settings(plan.settings, plan.changes, "--set")
     with run_folder(out) as folder:
-        outcomes = [
-            _one_seed(plan, folder if seed == seeds[0] else folder / "seeds" / str(seed), seed, say, seed == seeds[0])
-            for seed in seeds
-        ]
+        folders = {seed: folder if seed == seeds[0] else folder / "seeds" / str(seed) for seed in seeds}
+        outcomes = [_one_seed(plan, settings, path, seed, say, seed == seeds[0]) for seed, path in folders.items()]
         worst = "DEGRADED" if any(o.summary["status"] != "OK" for o in outcomes) else "OK"
         summary = outcomes[0].summary | {
             "title": plan.title,
@@ -100,7 +98,7 @@ def simulate(plan: Plan, out: Path, seeds: Sequence[int], say: Say, command: str
     return rows
 
 
-def _one_seed(plan: Plan, folder: Path, seed: int, say: Say, first: bool) -> Outcome:
+def _one_seed(plan: Plan, settings: Settings, folder: Path, seed: int, say: Say, first: bool) -> Outcome:
     folder.mkdir(parents=True, exist_ok=True)
     sites = plan.build(folder / "sites", seed, False)
     truth = plan.build(folder / "truth", seed, True)
@@ -108,7 +106,7 @@ def _one_seed(plan: Plan, folder: Path, seed: int, say: Say, first: bool) -> Out
     cohorts = read_sites(sites, tasks, plan.name)
     if plan.cross_site and len(cohorts) < 2:
         raise ConfigError("--cross-site leaves each hospital out in turn: one hospital is too few, give two or more")
-    study = _study(plan, cohorts, tasks, folder, seed)
+    study = draft_study(plan.name, cohorts, tasks, folder / "sites" / "gene_sets.gmt", settings, seed=seed)
     for line in plan.notes if first else ():  # nothing is said before everything is checked
         say(line)
     say(f"seed {seed}: {len(cohorts)} hospitals, {sum(len(cohort.cases) for cohort in cohorts.values())} cases")
@@ -120,13 +118,6 @@ def _one_seed(plan: Plan, folder: Path, seed: int, say: Say, first: bool) -> Out
     for name in ("sites", "truth"):
         shutil.rmtree(folder / name)
     return outcome
-
-
-def _study(plan: Plan, cohorts: Mapping[str, Cohort], tasks: Any, folder: Path, seed: int) -> Study:
-    settings = load_settings(configs_folder() / "studies" / f"{plan.settings}.toml")
-    for table, change in plan.changes.items():
-        settings[table] = settings.get(table, {}) | dict(change)
-    return draft_study(plan.name, cohorts, tasks, folder / "sites" / "gene_sets.gmt", settings, seed=seed)
 
 
 def versions() -> dict[str, str]:

@@ -18,6 +18,7 @@ from modaltune.data.site import HASH_SPLIT, SITE_FILE
 from modaltune.errors import ConfigError
 from modaltune.seeds import numpy_generator
 
+_WRITTEN = "# Written by modaltune-simulate, which replaces this folder when it builds into it again."
 MODALITIES = ("expression", "slides")
 CLINICAL = ("age", "sex")
 DISJOINT: Mapping[str, tuple[str, ...]] = {
@@ -59,8 +60,10 @@ def write_site(
     Returns:
         The folder.
     """
-    if folder.exists() and not (folder / SITE_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: exists and is not a site folder; choose another output folder or remove it")
+    if folder.exists() and not _ours(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(
+            f"{folder}: exists and was not written by a simulation; choose another output folder or remove it"
+        )
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -75,6 +78,12 @@ def write_site(
         shutil.rmtree(folder)
     os.replace(partial, folder)
     return folder
+
+
+def _ours(folder: Path) -> bool:
+    """Whether a simulation wrote the folder: a hospital's own one is never replaced."""
+    site = folder / SITE_FILE
+    return site.is_file() and site.read_text(encoding="utf-8", errors="replace").startswith(_WRITTEN)
 
 
 def draw_split(strata: pd.Series, seed: int, *names: object) -> pd.Series:
@@ -169,6 +178,6 @@ def _slide_table(folder: Path, rows: Sequence[tuple[str, str, str]]) -> dict[str
 
 
 def _site_toml(name: str, tasks: Sequence[str], paths: Mapping[str, str], min_cell: int) -> str:
-    lines = [f"name = {json.dumps(name)}", f"tasks = {json.dumps(list(tasks))}", "", "[paths]"]
+    lines = [_WRITTEN, f"name = {json.dumps(name)}", f"tasks = {json.dumps(list(tasks))}", "", "[paths]"]
     lines += [f"{key} = {json.dumps(value)}" for key, value in paths.items()]
     return "\n".join([*lines, "", "[policy]", f"min_cell = {min_cell}", ""])

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from modaltune.data.cohort import Cohort
 from modaltune.data.genesets import read_gene_sets
@@ -15,9 +15,18 @@ from modaltune.data.site import load_site
 from modaltune.encoders.registry import encoder_digest
 from modaltune.encoders.text import text_encoder
 from modaltune.errors import CaseTableError, ConfigError, FeatureFileError
+from modaltune.federation.settings import AggregationSpec, ModelSpec, PrivacySpec, ReleaseSpec, TrainingSpec
 from modaltune.federation.study import SlideSpec, Study, TaskSpec, TextSpec, first_problem
+from modaltune.tasks.vocabulary import configs_folder
 
-TABLES = ("slides", "model", "training", "aggregation", "privacy", "release")
+_SCHEMAS: Mapping[str, type[BaseModel]] = {
+    "model": ModelSpec,
+    "training": TrainingSpec,
+    "aggregation": AggregationSpec,
+    "privacy": PrivacySpec,
+    "release": ReleaseSpec,
+}
+TABLES = ("slides", *_SCHEMAS)
 """Tables of a study that an experiment may set."""
 _NO_SLIDES_WIDTH = 8
 
@@ -61,8 +70,38 @@ def _require_one_width(cohorts: Mapping[str, Cohort]) -> None:
             )
 
 
-def load_settings(path: Path) -> dict[str, Any]:
-    """The model, training and privacy tables of a settings file."""
+def checked_settings(kind: str, changes: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, dict[str, Any]]:
+    """The settings of a kind of data, some of them changed, table by table.
+
+    Args:
+        kind: ``synthetic`` or ``tcga``, file in ``configs/studies``.
+        where: who changed them, for the error.
+    Raises:
+        ConfigError: an unknown key, or a value out of range. Slides are checked later, with the site folders.
+    """
+    base = _load_settings(configs_folder() / "studies" / f"{kind}.toml")
+    settings = {name: base.get(name, {}) | dict(changes.get(name, {})) for name in TABLES}
+    if unknown := sorted({*settings["slides"]} - {*SlideSpec.model_fields}):
+        known = ", ".join(SlideSpec.model_fields)
+        raise ConfigError(f"{where}: [slides] unknown key {unknown[0]!r}; known keys: {known}")
+    for name, schema in _SCHEMAS.items():
+        try:
+            schema.model_validate(settings[name])
+        except ValidationError as error:
+            raise ConfigError(f"{where}: [{name}] {problem(error, schema)}") from error
+    return {name: table for name, table in settings.items() if table}
+
+
+def problem(error: ValidationError, model: type[BaseModel], parts: Mapping[str, type[BaseModel]] | None = None) -> str:
+    """The first problem in one line; an unknown key is met with the known ones of the model, or of its part."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    if first["type"] != "extra_forbidden":
+        return first_problem(error)
+    owner = (parts or {}).get(str(first["loc"][0]), model) if len(first["loc"]) > 1 else model
+    return f"unknown key {'.'.join(map(str, first['loc']))!r}; known keys: {', '.join(owner.model_fields)}"
+
+
+def _load_settings(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError) as error:

@@ -7,12 +7,14 @@ from rich.console import Console
 from modaltune.benchmarks.aggregate import bench_aggregate
 from modaltune.benchmarks.bags import bench_bags
 from modaltune.benchmarks.full import GENES, gene_indices
+from modaltune.benchmarks.memory import in_own_process
 from modaltune.benchmarks.parts import bench_genes
 from modaltune.benchmarks.reference import index_gather_attention, sequential_step
 from modaltune.benchmarks.table import bench_table
 from modaltune.benchmarks.wire import bench_wire
 from modaltune.data.batch import CaseTensors
 from modaltune.encoders.dilated_attention import DilatedConfig, dilated_attention
+from modaltune.errors import RunFailed
 from modaltune.models.learner import Learner
 from modaltune.step import accumulate_gradients
 
@@ -112,3 +114,9 @@ def test_the_benchmark_of_aggregation_reports_ratios_first() -> None:
     assert list(found) == ["memory", "2 sites", "3 sites"]
     assert list(found["3 sites"])[:2] == ["memory_ratio", "speedup"]
     assert all(value > 0 for value in found["3 sites"].values())
+
+
+def test_a_measurement_that_ends_badly_is_one_line() -> None:
+    with pytest.raises(RunFailed, match=r"modaltune.benchmarks.step exact many 1 ended with status 1 \(.*\)") as caught:
+        in_own_process("modaltune.benchmarks.step", "exact", "many", 1)
+    assert "\n" not in str(caught.value)

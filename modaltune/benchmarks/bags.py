@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from modaltune.benchmarks.memory import forget_peak, peak_megabytes
+from modaltune.benchmarks.memory import forget_peak, in_own_process, peak_megabytes
 from modaltune.data.bag_files import open_bag
 from modaltune.data.batch import collate
 from modaltune.data.features import slabs
@@ -129,10 +128,7 @@ def _best(work: Callable[[], object]) -> float:
 def _memory(folder: Path, cases: int, patches: int) -> dict[str, float]:
     """Peak memory of a process of its own that takes a site's cases through the loader."""
     _write_site(folder, cases, patches)
-    command = [sys.executable, "-m", "modaltune.benchmarks.bags", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    out: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return out
+    return in_own_process("modaltune.benchmarks.bags", folder)
 
 
 def _write_site(folder: Path, cases: int, patches: int) -> None:

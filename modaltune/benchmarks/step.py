@@ -7,7 +7,6 @@ Memory is the peak resident size above the loaded model; seconds are of one thre
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 
 from modaltune.benchmarks import reference
 from modaltune.benchmarks.full import EVERYWHERE, LATE, PAPER, full_case, full_learner, full_model, gene_indices
-from modaltune.benchmarks.memory import forget_peak, peak_megabytes
+from modaltune.benchmarks.memory import forget_peak, in_own_process, peak_megabytes
 from modaltune.data.batch import CaseTensors, collate
 from modaltune.encoders import longnet
 from modaltune.encoders.gene import PaperGeneEncoder
@@ -28,7 +27,7 @@ WAYS = ("sequential", "exact", "joint", "late")
 
 def bench_step(patches: int = 1024, tasks: int = 3) -> dict[str, Any]:
     """Speed-up and share of memory of each way against the sequential path."""
-    found = {way: _in_own_process(way, patches, tasks) for way in WAYS}
+    found = {way: in_own_process("modaltune.benchmarks.step", way, patches, tasks) for way in WAYS}
     plain = found["sequential"]
     out: dict[str, Any] = {
         way: {
@@ -43,14 +42,7 @@ def bench_step(patches: int = 1024, tasks: int = 3) -> dict[str, Any]:
 
 def bench_build() -> dict[str, Any]:
     """Peak memory of building the full model above torch itself, with the published gene encoder."""
-    return {"full model": {"megabytes": _in_own_process("build", 0, 3)["megabytes"]}}
-
-
-def _in_own_process(way: str, patches: int, tasks: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "modaltune.benchmarks.step", way, str(patches), str(tasks)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    out: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return out
+    return {"full model": {"megabytes": in_own_process("modaltune.benchmarks.step", "build", 0, 3)["megabytes"]}}
 
 
 def measure(way: str, patches: int, tasks: int) -> dict[str, float]:

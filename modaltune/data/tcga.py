@@ -32,7 +32,7 @@ STAGES = ("I", "II", "III", "IV")
 GRADES = ("G2", "G3")
 GRADED = ("GBMLGG",)
 SHORTEST_MONTHS = 0.1
-"""Follow-up that replaces times at or below zero."""
+"""Follow-up that replaces a time of zero."""
 
 _HELP = "expected tables laid out as described in docs/data.md, which says where to get TCGA data"
 _COLUMNS = ("case_id", "hospital", "primary_class", "os_months", "os_event", "age", "sex")
@@ -60,6 +60,11 @@ class TcgaTables:
     image: pd.DataFrame | None
     gene_sets: Mapping[str, tuple[str, ...]]
     counts: Mapping[str, int]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The counts as sentences."""
+        return tuple(f"{count} cases: {reason}." for reason, count in self.counts.items())
 
     @property
     def hospitals(self) -> tuple[str, ...]:
@@ -145,6 +150,8 @@ def _cohort_folder(data: Path, cohort: str) -> Path:
     if not data.is_dir():
         raise DataError(f"{data}: no such folder; {_HELP}")
     found = [name for name in sorted(DIAGNOSES) if (data / name / "clinical.parquet").is_file()]
+    if (data / "site.toml").is_file():
+        raise DataError(f"{data}: a site folder, not tables of cohorts; modaltune predict reads it")
     if not found:
         raise DataError(f"{data}: no COHORT/clinical.parquet in it; {_HELP}")
     if cohort.upper() not in found:
@@ -192,15 +199,17 @@ def _eligible(cases: pd.DataFrame, measured: pd.Index, table: str) -> tuple[pd.D
     has_row, placed = cases.index.isin(measured), cases["hospital"].notna()
     kept = cases[has_row & placed].copy()
     level = "grade" if "grade" in kept else "stage"
-    early = kept["time_months"] <= 0
+    wrong, early = kept["time_months"] < 0, kept["time_months"] == 0
+    kept.loc[wrong, ["time_months", "event"]] = None
     kept.loc[early, "time_months"] = SHORTEST_MONTHS
     counts = {
         f"left out: no row in {table} or an image table": int((~has_row).sum()),
         "left out: no hospital": int((has_row & ~placed).sum()),
         "kept without diagnosis: another histology": int(kept["diagnosis"].isna().sum()),
         f"kept without {level}": int(kept[level].isna().sum()),
-        "kept without survival": int(kept["time_months"].isna().sum()),
-        f"follow-up of 0 months or less, set to {SHORTEST_MONTHS}": int(early.sum()),
+        "kept without survival": int(kept["time_months"].isna().sum()) - int(wrong.sum()),
+        "kept without survival because follow-up is negative": int(wrong.sum()),
+        f"follow-up of 0 months, set to {SHORTEST_MONTHS}": int(early.sum()),
     }
     return kept, {reason: count for reason, count in counts.items() if count}
 

@@ -54,9 +54,11 @@ def from_error(problem: ModalTuneError) -> Finding:
 
 def _and_fix(text: str) -> tuple[str, str]:
     for mark in ("; ", ". "):
-        what, found, fix = text.rpartition(mark)
-        if found:
-            return what, fix
+        end = len(text)
+        while (end := text.rfind(mark, 0, end)) >= 0:
+            fix = text[end + len(mark) :]
+            if fix.count("(") == fix.count(")"):  # not inside parentheses
+                return text[:end], fix
     return text, DOCS
 
 

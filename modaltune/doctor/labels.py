@@ -49,7 +49,7 @@ def _task_labels(site: SiteFiles, task: str) -> Iterator[Finding]:
         kinds = labels[unknown].nunique()
         yield error(
             f"{task}: {kinds} local {'code' if kinds == 1 else 'codes'} in {rows(unknown)} not in {source}",
-            "map them: modaltune labels SITE shows them on this machine and stores the mapping in site.toml",
+            "map them: modaltune labels SITE --study FILE (or --cohort NAME) shows them, --apply stores the mapping",
         )
     if given.empty:
         yield error(f"{task}: no case has a label", f"fill in {task!r} or take it out of 'tasks' in site.toml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,13 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate_tables(
-    model: Path, data: Path, cohort: str, *, expression: str = "rna", public_pem: str | None = None
+    model: Path,
+    data: Path,
+    cohort: str,
+    *,
+    expression: str = "rna",
+    public_pem: str | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Metric rows (method ``federated``) of every eligible case, per hospital and for all together.
 
@@ -29,6 +36,7 @@ def evaluate_tables(
         data, cohort: tables as for ``modaltune-simulate tcga``.
         expression: name of the expression table.
         public_pem: the model must be signed by the owner of this public key.
+        say: told what was left out of the tables, and how many cases.
     """
     learner, study, preprocessing = load_model(model, public_pem)
     tables = read_tcga(data, cohort, expression=expression)
@@ -38,6 +46,9 @@ def evaluate_tables(
             f"{cohort} has {', '.join(tables.tasks)} but the model was trained for"
             f" {', '.join(task.name for task in study.tasks)}; choose the cohort that the model was trained on"
         )
+    if say is not None:
+        for note in tables.notes:
+            say(note)
     parts, rows = [], []
     for hospital in tables.hospitals:
         site = _cohort(tables, hospital, study, preprocessing)

@@ -212,7 +212,7 @@ def load_model(folder: Path, public_pem: str | None = None) -> tuple[Learner, St
     A signed folder must be complete and unchanged; with a public key, the folder must be signed by its owner.
     """
     check_release(folder, public_pem)
-    for name in ("study.json", "preprocessing.json"):
+    for name in ("study.json", "preprocessing.json", "weights.safetensors"):
         if not (folder / name).is_file():
             raise ModelFileError(f"{folder}: no {name}; expected the model/ folder of a finished run")
     study = Study.load(folder / "study.json")

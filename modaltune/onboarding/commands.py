@@ -82,7 +82,7 @@ def labels(
         rows = [asdict(code) for code in (*(code for code in codes if code.match is not None), *open_codes)]
         emit_json({"codes": rows, "confirmed": confirmed, "stored": apply and bool(confirmed), "unmapped": left})
     else:
-        progress_line(False)(_summary(confirmed, left, apply))
+        progress_line(False)(summary(confirmed, left, apply))
 
 
 def _tasks(study: Study | None, cohort: str | None) -> Sequence[TaskSpec]:
@@ -115,7 +115,12 @@ def _table(codes: Sequence[LocalCode], open_codes: Sequence[LocalCode], confirme
     return table
 
 
-def _summary(confirmed: Mapping[str, Mapping[str, str]], left: int, apply: bool) -> str:
+def summary(confirmed: Mapping[str, Mapping[str, str]], left: int, apply: bool) -> str:
+    """The last line of the command."""
     count = sum(len(codes) for codes in confirmed.values())
-    done = f"{count} codes written to {SITE_FILE}" if apply else f"{count} codes to write: run again with --apply"
+    codes = "1 code" if count == 1 else f"{count} codes"
+    if not count and not left:
+        return "nothing to map: no code of the site's tasks is outside the vocabulary"
+    done = f"{codes} written to {SITE_FILE}" if apply else f"{codes} to write: run again with --apply"
+    done = done if count else "nothing to write"
     return f"{done}; {left} not mapped" + (": --accept CODE=VALUE, or --apply at a terminal" if left else "")

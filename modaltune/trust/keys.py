@@ -146,7 +146,9 @@ def _public_key(text: str) -> Ed25519PublicKey | EllipticCurvePublicKey:
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey | EllipticCurvePublicKey):
-        raise TrustError("not a public key; expected an Ed25519 or elliptic-curve key, as PEM or one OpenSSH line")
+        raise TrustError(
+            "not a public key; expected an Ed25519 or elliptic-curve key, PEM or one OpenSSH line (NAME.pub)"
+        )
     return key
 
 

@@ -15,7 +15,7 @@ from modaltune.encoders.text import text_encoder
 from modaltune.errors import ConfigError
 from modaltune.federation.settings import TrainingSpec
 from modaltune.federation.study import Label, Study, TaskSpec
-from modaltune.storage import write_text
+from modaltune.storage import canonical_json, write_text
 from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
 
 BLANK = "blank"
@@ -83,8 +83,9 @@ def write_study(
         document.add(
             "gene_sets", tomlkit.item({name: list(genes) for name, genes in read_gene_sets(gene_sets).items()})
         )
+    study = Study.from_json(canonical_json(document.unwrap()))
     write_text(path, tomlkit.dumps(document))
-    return Study.load(path)
+    return study
 
 
 def _slides(name: str, in_width: int | None) -> Table:

@@ -103,6 +103,7 @@ def find_run(home: Home, name: str) -> Run:
     for run in runs:
         if run.name == name:
             return run
+    home.settings()  # says what to do where there is no coordinator
     raise ConfigError(f"no run {name!r} in {home.runs}; known: {', '.join(run.name for run in runs) or 'none'}")
 
 
@@ -119,6 +120,7 @@ def start_run(home: Home, study_file: Path, name: str | None) -> Run:
         ConfigError: the name is taken, or too few sites of the roster are admitted.
         FederationError: the services do not run, or another run is going on.
     """
+    home.settings()
     study = Study.load(study_file)
     _require_quorum(study, admitted_nodes(home))
     name = name or f"{study.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"

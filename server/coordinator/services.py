@@ -15,7 +15,7 @@ from server.coordinator.journal import journal
 from server.coordinator.setup import write_services
 
 SUPERLINK, SUPEREXEC, NGINX = "superlink", "superexec", "nginx"
-_START_SECONDS = 60.0
+_START_SECONDS = 180.0
 _QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",

@@ -10,25 +10,14 @@ from fnmatch import fnmatchcase
 from itertools import product
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from modaltune import __version__
 from modaltune.errors import ConfigError
-from modaltune.federation.settings import AggregationSpec, ModelSpec, PrivacySpec, ReleaseSpec, TrainingSpec
-from modaltune.federation.study import SlideSpec
 from modaltune.storage import canonical_json, digest_text
-from modaltune.tasks.vocabulary import configs_folder
-from simulation.studies.spec import Axis, DataSpec, StudyFile, Table, problem
-from simulation.study import TABLES, load_settings
+from simulation.studies.spec import Axis, DataSpec, StudyFile, Table
+from simulation.study import TABLES, checked_settings, problem
 
-_SCHEMAS: Mapping[str, type[BaseModel]] = {
-    "data": DataSpec,
-    "model": ModelSpec,
-    "training": TrainingSpec,
-    "aggregation": AggregationSpec,
-    "privacy": PrivacySpec,
-    "release": ReleaseSpec,
-}
 _LONGEST_NAME = 120
 
 
@@ -150,16 +139,4 @@ def _checked(tables: Mapping[str, Table], where: str) -> tuple[dict[str, Any], d
         data = DataSpec.model_validate(tables["data"])
     except ValidationError as error:
         raise ConfigError(f"{where}: [data] {problem(error, DataSpec)}") from error
-    base = load_settings(configs_folder() / "studies" / f"{data.kind}.toml")
-    settings = {name: base.get(name, {}) | tables[name] for name in TABLES}
-    for name, table in settings.items():
-        if name == "slides":
-            if unknown := sorted(set(table) - set(SlideSpec.model_fields)):
-                known = ", ".join(SlideSpec.model_fields)
-                raise ConfigError(f"{where}: [slides] unknown key {unknown[0]!r}; known keys: {known}")
-            continue
-        try:
-            _SCHEMAS[name].model_validate(table)
-        except ValidationError as error:
-            raise ConfigError(f"{where}: [{name}] {problem(error, _SCHEMAS[name])}") from error
-    return data.model_dump(mode="json"), {name: table for name, table in settings.items() if table}
+    return data.model_dump(mode="json"), checked_settings(data.kind, tables, where)

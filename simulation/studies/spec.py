@@ -10,10 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from modaltune.data.tcga import DIAGNOSES
 from modaltune.errors import ConfigError
-from modaltune.federation.study import Name, first_problem
+from modaltune.federation.study import Name
 from modaltune.tasks.vocabulary import configs_folder
 from simulation.baselines import PROBE
 from simulation.experiment import COMPARISONS, ON_REQUEST
+from simulation.study import problem
 from simulation.synthetic import DEFAULT_CASES, FEWEST_CASES
 
 ABLATIONS = ("separate_heads", "per_task")
@@ -154,6 +155,9 @@ class StudyFile(_Part):
         return self
 
 
+_PARTS: dict[str, type[BaseModel]] = {"axes": Axis, "show": ShowSpec}
+
+
 def load_study_file(path: Path) -> StudyFile:
     """Read a study file, or a ready-made one of ``configs/studies`` by its name.
 
@@ -171,15 +175,4 @@ def load_study_file(path: Path) -> StudyFile:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     except ValidationError as error:
-        raise ConfigError(f"{path}: {problem(error, StudyFile)}") from error
-
-
-def problem(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first problem in one line; an unknown key is met with the known ones."""
-    first = error.errors(include_input=False, include_url=False)[0]
-    if first["type"] == "extra_forbidden":
-        parts: dict[str, type[BaseModel]] = {"axes": Axis, "show": ShowSpec}
-        owner = parts.get(str(first["loc"][0]), model) if len(first["loc"]) > 1 else model
-        place = ".".join(map(str, first["loc"]))
-        return f"unknown key {place!r}; known keys: {', '.join(owner.model_fields)}"
-    return first_problem(error)
+        raise ConfigError(f"{path}: {problem(error, StudyFile, _PARTS)}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 import sys
 from collections.abc import Callable
@@ -140,6 +141,12 @@ def test_an_approval_holds_until_it_is_withdrawn(run: Run, home: Home, study: Pa
     assert events(home) == ["init", "approve", "withdraw"]
     code, said, _ = run("audit", "verify", "--json")
     assert (code, said["lines"]) == (0, 3)
+
+
+def test_a_home_without_a_site_says_what_to_do(run: Run, home: Home) -> None:
+    shutil.rmtree(home.folder)
+    for command in (("audit", "verify"), ("status",), ("resume",)):
+        assert_one_line(run(*command), "run modaltune-client init")
 
 
 def test_a_changed_line_of_the_log_is_found(run: Run, home: Home) -> None:

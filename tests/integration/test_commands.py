@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import client.cli
@@ -53,10 +54,10 @@ DEMO_MISTAKES = {
     "--rounds 0": "Invalid value for '--rounds': 0 is not in the range",
     "--methods oracle": "--methods: unknown 'oracle'; choose from",
     "--set rounds=3": "--set 'rounds=3': expected TABLE.KEY=VALUE",
-    "--set training.depth=3": "training.depth: Extra inputs are not permitted",
-    "--set training.rounds=many": "training.rounds: Input should be a valid integer",
+    "--set training.depth=3": "--set: [training] unknown key 'depth'; known keys: objective, rounds,",
+    "--set training.rounds=many": "--set: [training] rounds: Input should be a valid integer",
     "--set slides.in_width=3": "slides.in_width follows from the site folders",
-    "--set slides.colour=red": "colour: Extra inputs are not permitted",
+    "--set slides.colour=red": "--set: [slides] unknown key 'colour'; known keys: encoder,",
     "--privacy high": "--privacy",
     "--json --rounds": "--rounds",
     "now": "unexpected extra argument",
@@ -115,6 +116,18 @@ def test_a_mistake_in_building_site_folders_leaves_nothing(
     ran = command(simulation.cli.main, "build", *arguments.split(), "--out", out)
     assert message in assert_one_line(ran)
     assert list(out.parent.iterdir()) == []
+
+
+def test_building_says_what_was_left_out(command: Command, tables: Path, out: Path) -> None:
+    odd = shutil.copytree(tables, out.parent / "odd")
+    path = odd / "BLCA" / "clinical.parquet"
+    clinical = pd.read_parquet(path)
+    clinical.loc[clinical.index[:3], "os_months"] = -1.0
+    clinical.to_parquet(path)
+    said = "3 cases: kept without survival because follow-up is negative."
+    ran = command(simulation.cli.main, "build", "tcga", "--data", odd, "--cohort", "BLCA", "--out", out, "--json")
+    assert (ran.code, said in ran.err) == (0, True), ran.err
+    assert [Path(folder).name for folder in json.loads(ran.out)["sites"]] == ["H1", "H2"]
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def swap_weights(model: Path) -> None:
     [
         (shutil.rmtree, "no study.json; expected the model/ folder of a finished run"),
         (remove("preprocessing.json"), "no preprocessing.json; expected the model/ folder"),
-        (remove("weights.safetensors"), "weights.safetensors: no such weights file"),
+        (remove("weights.safetensors"), "no weights.safetensors; expected the model/ folder"),
         (remove("label_targets.safetensors"), "label_targets.safetensors: no such weights file"),
         (cut("weights.safetensors"), "weights.safetensors: not a complete safetensors file"),
         (cut("label_targets.safetensors"), "label_targets.safetensors: not a complete safetensors file"),

@@ -124,6 +124,7 @@ def test_the_model_scores_every_eligible_case(
     ran = command(modaltune.cli.main, "evaluate", *options, "--json")
     assert ran.code == 0
     assert ran.out.count("\n") == 1
+    assert [note for note in read_tcga(tcga_dir, COHORT).notes if note not in ran.err] == []
     rows = json.loads(ran.out)
     assert {key(row) for row in rows} == expected(("federated",), places)
     for row in rows:

@@ -15,6 +15,7 @@ from modaltune.doctor.site_files import SiteFiles
 from modaltune.encoders.text import text_encoder
 from modaltune.errors import ConfigError, LabelError
 from modaltune.federation.study import TaskSpec
+from modaltune.onboarding.commands import summary
 from modaltune.onboarding.labels import LocalCode, accepted, asked, local_codes, ranked, store
 from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
 
@@ -200,3 +201,18 @@ def test_what_is_confirmed_is_stored_and_the_rest_is_left(run: Run, folder: Path
 def test_a_vocabulary_must_be_named_once_and_exist(arguments: tuple[str, ...], run: Run) -> None:
     code, out, err = run(*arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("confirmed", "left", "apply", "said"),
+    [
+        ({}, 0, False, "nothing to map"),
+        ({}, 3, False, "nothing to write; 3 not mapped: --accept"),
+        ({"stage": {"1": "I"}}, 0, False, "1 code to write: run again with --apply; 0 not mapped"),
+        ({"stage": {"1": "I", "2": "II"}}, 1, True, "2 codes written to site.toml; 1 not mapped: --accept"),
+    ],
+)
+def test_the_summary_says_what_is_left_to_do(
+    confirmed: dict[str, dict[str, str]], left: int, apply: bool, said: str
+) -> None:
+    assert summary(confirmed, left, apply).startswith(said)

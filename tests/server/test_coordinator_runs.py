@@ -50,6 +50,23 @@ def rounds_of(home: Home, run: Run) -> tuple[dict[str, Any], list[int]]:
     return follow(home, run, told.append), [row["round"] for row in told]
 
 
+def test_a_draft_that_is_no_study_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    for roster, problem in ((["A1", "A1"], "roster must name each site once"), (["A 1"], "roster.0")):
+        with pytest.raises(ConfigError, match=problem):
+            write_study(path, "blank", roster, "small", 32, None)
+        assert not path.exists()
+
+
+def test_a_home_without_a_coordinator_says_what_to_do(tmp_path: Path, tiny_study: Study) -> None:
+    home = Home(tmp_path / "nobody")
+    write_text(tmp_path / "study.json", tiny_study.to_json())
+    with pytest.raises(ConfigError, match="no coordinator here; make one with: modaltune-server init"):
+        start_run(home, tmp_path / "study.json", None)
+    with pytest.raises(ConfigError, match="no coordinator here"):
+        find_run(home, "first")
+
+
 @pytest.mark.parametrize("status", ["OK", "DEGRADED"])
 def test_a_run_is_followed_to_the_end_and_every_round_is_told(home: Home, run: Run, status: str) -> None:
     for row in round_rows():

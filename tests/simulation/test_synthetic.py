@@ -105,10 +105,13 @@ def test_building_again_replaces_the_sites_and_leaves_nothing_else(tmp_path: Pat
     assert sum(len(cohort.cases) for cohort in load_all(sorted(tmp_path.glob("H*"))).values()) == 60
 
 
-def test_a_folder_that_is_no_site_is_not_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("site_file", [None, 'name = "H2"\ntasks = ["stage"]\n'])
+def test_a_folder_that_no_simulation_wrote_is_not_replaced(tmp_path: Path, site_file: str | None) -> None:
     (tmp_path / "H2").mkdir()
     (tmp_path / "H2" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ConfigError, match="exists and is not a site folder"):
+    if site_file is not None:
+        (tmp_path / "H2" / "site.toml").write_text(site_file)
+    with pytest.raises(ConfigError, match="exists and was not written by a simulation"):
         build_synthetic(tmp_path, cases=60)
     assert (tmp_path / "H2" / "thesis.txt").exists()
 

@@ -15,6 +15,7 @@ from modaltune.data.site import load_site
 from modaltune.data.tcga import DIAGNOSES, GRADES, STAGES, cohort_tasks, hospital_tables, read_tcga
 from modaltune.errors import ConfigError, DataError
 from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
+from simulation.synthetic import build_synthetic
 from simulation.tcga import build_tcga
 
 COHORTS = sorted(DIAGNOSES)
@@ -189,17 +190,23 @@ def test_other_hospitals_and_absent_optional_tables_are_fine(small: Path, tmp_pa
     assert all(not cohort.bags for cohort in load_all(folders, "COADREAD").values())
 
 
-def test_follow_up_of_zero_is_clipped_and_blank_follow_up_stays_blank(small: Path) -> None:
+def test_follow_up_of_zero_is_clipped_and_what_is_no_follow_up_is_no_label(small: Path) -> None:
     def change(clinical: pd.DataFrame) -> pd.DataFrame:
-        clinical.loc[clinical["hospital"] == "H2", "os_months"] = -1.0
+        clinical.loc[clinical["hospital"] == "H1", "os_months"] = -1.0
+        clinical.loc[clinical["hospital"] == "H2", "os_months"] = 0.0
         clinical.loc[clinical["hospital"] == "H3", "os_months"] = np.nan
         return clinical
 
     edit(small / "COADREAD" / "clinical.parquet", change)
     tables = read_tcga(small, "COADREAD")
     assert (hospital_tables(tables, "H2").cases["time_months"] == 0.1).all()
-    assert hospital_tables(tables, "H3").cases[["time_months", "event"]].isna().all(axis=None)
-    assert tables.counts["kept without survival"] == (tables.cases["hospital"] == "H3").sum()
+    for hospital, reason in (
+        ("H1", "kept without survival because follow-up is negative"),
+        ("H3", "kept without survival"),
+    ):
+        cases = hospital_tables(tables, hospital).cases
+        assert cases[["time_months", "event"]].isna().all(axis=None)
+        assert tables.counts[reason] == len(cases)
 
 
 def test_a_hospital_left_without_task_or_case_is_named(small: Path, tmp_path: Path) -> None:
@@ -242,6 +249,9 @@ def test_missing_data_says_how_to_get_it(small: Path, tmp_path: Path) -> None:
         read_tcga(tmp_path / "nowhere", "BRCA")
     with pytest.raises(DataError, match=r"no COHORT/clinical.parquet .*docs/data.md"):
         read_tcga(tmp_path, "BRCA")
+    build_synthetic(tmp_path / "sites", cases=60)
+    with pytest.raises(DataError, match="H1: a site folder, not tables of cohorts; modaltune predict reads it"):
+        read_tcga(tmp_path / "sites" / "H1", "BRCA")
     edit(small / "COADREAD" / "clinical.parquet", lambda table: table.drop(columns=["age", "stage_num"]))
     with pytest.raises(DataError, match=r"'age', 'stage_num' is missing; .*docs/data.md"):
         read_tcga(small, "COADREAD")
