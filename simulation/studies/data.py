@@ -122,8 +122,8 @@ def write_scene(spec: DataSpec, seed: int, data: Path | None, out: Path) -> Scen
     require_known("hospital", spec.leave_out, known)
     held = disjoint_tasks(known, [task.name for task in tasks]) if isinstance(spec.tasks, str) else spec.tasks
     check_overrides(known, [task.name for task in tasks], held, spec.without)
-    shares = [share.without(spec.without.get(share.name, ())) for share in shares]
-    shares = filled(shares, spec.leave_out) if spec.fill else [share.usable() for share in shares]
+    shares = [share.without(spec.without.get(share.name, ())).usable() for share in shares]
+    shares = filled(shares, spec.leave_out) if spec.fill else shares
     if spec.sites is not None:
         shares = deal(shares, spec.sites, spec.skew, seed)
     if set(spec.leave_out) >= {share.name for share in shares}:
