@@ -111,6 +111,18 @@ def test_filling_leaves_no_modality_missing_and_sees_training_cases_only(shares:
     np.testing.assert_allclose(whole[0].expression.iloc[0].to_numpy(), mean.to_numpy(), rtol=1e-5)
 
 
+def test_filling_keeps_the_cases_that_there_are_without_it(tcga_dir: Path, tmp_path: Path) -> None:
+    found = {}
+    for fill in (False, True):
+        spec = DataSpec(kind="tcga", cohorts=("COADREAD",), without={"H2": ("expression",)}, fill=fill)
+        made = write_scene(spec, 0, tcga_dir, tmp_path / str(fill))
+        found[fill] = {site: load_site(folder, split_salt="") for site, folder in made.sites.items()}
+    for site, cohort in found[False].items():
+        assert list(found[True][site].cases.index) == list(cohort.cases.index)
+        assert set(found[True][site].bags) == set(cohort.cases.index)
+    assert found[False]["H2"].expression is None
+
+
 def test_filling_sees_no_hospital_that_is_left_out(shares: list[Share]) -> None:
     lacking = [shares[0].without(["expression"]), *shares[1:]]
     whole = filled(lacking, leave_out=[shares[1].name])
