@@ -13,6 +13,7 @@ import click
 import typer
 from rich.console import Console
 
+from modaltune import __version__
 from modaltune.errors import ModalTuneError
 
 console = Console(stderr=True, highlight=False)
@@ -28,6 +29,9 @@ def run_app(app: typer.Typer) -> None:
     """Run a command line; a deliberate error is one line and its exit code, a traceback only with ``--debug``."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    if arguments == ["--version"]:
+        sys.stdout.write(f"modaltune-federated {__version__}\n")
+        sys.exit(0)
     logging.basicConfig(level=logging.DEBUG if debug else logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("modaltune").setLevel(logging.DEBUG if debug else logging.ERROR)
     try:

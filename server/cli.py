@@ -42,7 +42,8 @@ def _show(values: dict[str, Any], json: bool) -> None:
         emit_json(values)
         return
     for name, value in values.items():
-        text = ", ".join(map(str, value)) if isinstance(value, list) else value
+        parts = [f"{key} {inner}" for key, inner in value.items()] if isinstance(value, dict) else value
+        text = ", ".join(map(str, parts)) if isinstance(parts, list) else parts
         console.print(f"{name}: {text}", markup=False, soft_wrap=True)
 
 

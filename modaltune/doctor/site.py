@@ -37,6 +37,15 @@ def disk(site: SiteFiles) -> Iterator[Finding]:
     yield from room("site folder", site.folder)
 
 
+def gpu(site: SiteFiles) -> Found:
+    """The GPU, and the device that the site names."""
+    yield from device()
+    if (name := site.config.compute.device) not in ("auto", "cpu"):
+        from modaltune.training import training_device
+
+        yield ok(f"compute.device: {training_device(name)}")
+
+
 CHECKS: Mapping[str, Callable[[SiteFiles], Found]] = {
     "site.toml": tables.site_file,
     "cases": tables.cases,
@@ -56,7 +65,7 @@ CHECKS: Mapping[str, Callable[[SiteFiles], Found]] = {
     "missingness": joins.missingness,
     "encoders": encoders,
     "disk": disk,
-    "gpu": device,
+    "gpu": gpu,
 }
 
 

@@ -109,9 +109,9 @@ def explain_cohort(
 def _over_cases(target: Target, found: Sequence[Occlusion], at: ModelAtSite) -> TargetOverCases:
     values = np.array([list(contributions(target, one).values()) for one in found])
     whole = np.stack([one.whole[target.task.name] for one in found])
-    members = {EVERYBODY: np.ones(len(found), dtype=bool), **groups_of(target, whole)}
-    seed = at.study.seed
-    groups = [summarise(name, values[inside], at.minimum, seed) for name, inside in members.items() if inside.any()]
+    parts = {name: inside for name, inside in groups_of(target, whole).items() if 0 < inside.sum() < len(found)}
+    members, seed = {EVERYBODY: np.ones(len(found), dtype=bool), **parts}, at.study.seed
+    groups = [summarise(name, values[inside], at.minimum, seed) for name, inside in members.items()]
     return TargetOverCases(target=target, groups=tuple(groups))
 
 

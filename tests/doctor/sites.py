@@ -149,6 +149,12 @@ BROKEN: dict[str, tuple[Break, str, str, str]] = {
     "site.toml is absent": (remove("site.toml"), "site.toml", "error", "site.toml is missing"),
     "site.toml is not TOML": (write("site.toml", "name = "), "site.toml", "error", "not valid TOML"),
     "unknown key": (toml("[policy]", "[polcy]"), "site.toml", "error", "unknown key 'polcy'"),
+    "a GPU that is not there": (
+        toml("[policy]", '[compute]\ndevice = "cuda:99"\n\n[policy]'),
+        "gpu",
+        "error",
+        "device 'cuda:99': this machine has",
+    ),
     "no task": (toml('["diagnosis", "stage", "survival"]', "[]"), "site.toml", "error", "tasks"),
     "not in the roster": (toml('name = "H1"', 'name = "H7"'), "site.toml", "error", "not in the roster"),
     "a task of no study": (toml('"stage"', '"histology"'), "site.toml", "warning", "does not use histology"),

@@ -107,6 +107,8 @@ def test_the_cohort_has_means_with_intervals_and_no_patient(run: Run, released: 
     everybody = table[table["group"] == "all"]
     assert set(everybody["gene_set"]) == {"FIRST", "SECOND", "THIRD"}
     assert set(everybody["cases"]) == {one_document(text)["cases"]}
+    parts = table[table["group"] != "all"]
+    assert (parts["cases"] < everybody["cases"].iloc[0]).all(), "a group of everybody says nothing new"
     assert set(table["task"]) == {"diagnosis", "stage", "survival"}
     page = (tmp_path / "cohort.html").read_text()
     assert outside(page) == []

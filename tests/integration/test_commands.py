@@ -15,6 +15,7 @@ import client.cli
 import modaltune.cli
 import server.cli
 import simulation.cli
+from modaltune import __version__
 from modaltune.errors import ConfigError
 from modaltune.federation.study import Study
 from simulation.runs import run_folder
@@ -128,6 +129,12 @@ def test_building_says_what_was_left_out(command: Command, tables: Path, out: Pa
     ran = command(simulation.cli.main, "build", "tcga", "--data", odd, "--cohort", "BLCA", "--out", out, "--json")
     assert (ran.code, said in ran.err) == (0, True), ran.err
     assert [Path(folder).name for folder in json.loads(ran.out)["sites"]] == ["H1", "H2"]
+
+
+@pytest.mark.parametrize("main", [modaltune.cli.main, server.cli.main, client.cli.main, simulation.cli.main])
+def test_every_program_tells_its_version(main: Callable[[], None], command: Command) -> None:
+    ran = command(main, "--version")
+    assert (ran.code, ran.out, ran.err) == (0, f"modaltune-federated {__version__}\n", "")
 
 
 @pytest.mark.parametrize(
