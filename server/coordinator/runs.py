@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -103,6 +104,8 @@ def find_run(home: Home, name: str) -> Run:
     for run in runs:
         if run.name == name:
             return run
+    if os.sep in name:
+        raise ConfigError(f"{name}: no such run folder")
     home.settings()  # says what to do where there is no coordinator
     raise ConfigError(f"no run {name!r} in {home.runs}; known: {', '.join(run.name for run in runs) or 'none'}")
 

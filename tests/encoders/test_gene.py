@@ -132,7 +132,7 @@ def one_by_one(encoder: PaperGeneEncoder, expression: Tensor) -> Tensor:
 
 
 def test_the_paper_encoder_equals_its_networks_one_by_one() -> None:
-    encoder, expression = an_encoder(config=replace(CONFIG, kind="paper")), some_expression()
+    encoder, expression = an_encoder(config=replace(CONFIG, kind="paper")).double(), some_expression().double()
     assert isinstance(encoder, PaperGeneEncoder)
     together, apart = encoder(expression), one_by_one(encoder, expression)
     torch.testing.assert_close(together, apart)

