@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from client.approvals import Approval
 from client.label_queries import ANSWER, LABEL, manifest_of, released_answer
-from client.probes import PROBE, SUMS, TALLIES, TALLY, released_sums, released_tally
+from client.probes import PROBE, SUMS, TALLIES, TALLY, check_sums, check_tally
 from client.questions import CAPABILITY, EVALUATE, STATISTICS, TRAIN, Question
 from modaltune.errors import MessageRefused, ModalTuneError, ReplyRefused
 from modaltune.federation.average import State
@@ -200,13 +200,15 @@ def _label_query(question: Question, approval: Approval, content: RecordDict) ->
 def _tally(question: Question, approval: Approval, content: RecordDict) -> RecordDict:
     record = _only(approval, content, TALLIES).array_records[TALLIES]
     found = read_floats(record, question.manifest, approval.site)
-    return RecordDict({TALLIES: _arrays(released_tally(question, approval, found))})
+    check_tally(question, approval, found)
+    return RecordDict({TALLIES: _arrays(found)})
 
 
 def _probe(question: Question, approval: Approval, content: RecordDict) -> RecordDict:
     record = _only(approval, content, SUMS).array_records[SUMS]
     found = read_floats(record, question.manifest, approval.site)
-    return RecordDict({SUMS: _arrays(released_sums(approval, found))})
+    check_sums(approval, found)
+    return RecordDict({SUMS: _arrays(found)})
 
 
 def settled(question: Question, content: RecordDict) -> dict[str, str]:

@@ -92,8 +92,8 @@ def count_probe(usage: Usage, approval: Approval, query: ProbeQuery) -> None:
     usage.write()
 
 
-def released_tally(question: Question, approval: Approval, tally: Arrays) -> Arrays:
-    """The numbers of a tally as they may leave.
+def check_tally(question: Question, approval: Approval, tally: Arrays) -> None:
+    """Whether a tally may leave.
 
     Raises:
         ReplyRefused: they count too few cases, or are none of cases.
@@ -101,18 +101,16 @@ def released_tally(question: Question, approval: Approval, tally: Arrays) -> Arr
     for task in question.study.tasks:
         if problem := problem_with_tally(task.name, tally_of(tally, task.name), approval.minimum, approval.cases.train):
             raise ReplyRefused(approval.site, problem)
-    return tally
 
 
-def released_sums(approval: Approval, sums: Arrays) -> Arrays:
-    """The numbers of sums as they may leave.
+def check_sums(approval: Approval, sums: Arrays) -> None:
+    """Whether sums may leave.
 
     Raises:
         ReplyRefused: no likelihood has them.
     """
     if problem := problem_with_sums(sums):
         raise ReplyRefused(approval.site, problem)
-    return sums
 
 
 def disclosed(study: Study) -> str:

@@ -67,8 +67,6 @@ def build_tcga(
     """
     tables = read_tcga(data, cohort, expression=expression)
     tables = in_own_words(tables) if words else tables
-    for reason, count in tables.counts.items():
-        logger.info("%s: %s: %d cases", tables.cohort, reason, count)
     chosen = tuple(hospitals) if hospitals is not None else tables.hospitals
     require_known("hospital", chosen, tables.hospitals)
     tasks, without = tasks or {}, without or {}
