@@ -120,7 +120,7 @@ def write_scene(spec: DataSpec, seed: int, data: Path | None, out: Path) -> Scen
     tasks = vocabulary(spec.cohorts, shares)
     known = [share.name for share in shares]
     require_known("hospital", spec.leave_out, known)
-    held = disjoint_tasks(known, [task.name for task in tasks]) if isinstance(spec.tasks, str) else spec.tasks
+    held = _disjoint(shares, tasks) if isinstance(spec.tasks, str) else spec.tasks
     check_overrides(known, [task.name for task in tasks], held, spec.without)
     shares = [share.without(spec.without.get(share.name, ())).usable() for share in shares]
     shares = filled(shares, spec.leave_out) if spec.fill else shares
@@ -139,6 +139,18 @@ def write_scene(spec: DataSpec, seed: int, data: Path | None, out: Path) -> Scen
     )
     cohorts = {share.name: share.cohort for share in shares}
     return SceneFolders(sites=sites, truth=truth, cohorts=cohorts, tasks=tasks, gene_sets=path)
+
+
+def _disjoint(shares: Sequence[Share], tasks: Sequence[TaskSpec]) -> dict[str, tuple[str, ...]]:
+    """The layout of disjoint tasks, in each cohort among its own hospitals."""
+    cohorts, held = dict.fromkeys(share.cohort for share in shares), {}
+    for cohort in cohorts:
+        inside = [share for share in shares if share.cohort == cohort]
+        prefix = f"{cohort}-" if len(cohorts) > 1 else ""
+        has = [task.name for task in tasks if any(share.labels(task.name) for share in inside)]
+        layout = disjoint_tasks([share.name.removeprefix(prefix) for share in inside], has)
+        held |= {f"{prefix}{hospital}": names for hospital, names in layout.items()}
+    return held
 
 
 def vocabulary(cohorts: Sequence[str], shares: Sequence[Share]) -> tuple[TaskSpec, ...]:

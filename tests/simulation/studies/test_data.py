@@ -47,6 +47,17 @@ def test_disjoint_tasks_are_labelled_by_different_hospitals_and_tested_on_all(tm
     assert len(load_site(found.truth["H1"], split_salt="").tasks) == 3
 
 
+def test_in_several_cohorts_each_has_disjoint_tasks_of_its_own(tcga_dir: Path, tmp_path: Path) -> None:
+    spec = DataSpec(kind="tcga", cohorts=("BLCA", "GBMLGG"), modalities=("expression",), tasks="disjoint")
+    found = write_scene(spec, 0, tcga_dir, tmp_path)
+    tasks = {site: load_site(folder, split_salt="").tasks for site, folder in found.sites.items()}
+    assert tasks["BLCA-H2"] == ("stage",)
+    assert tasks["GBMLGG-H2"] == ("grade",)
+    assert tasks["GBMLGG-H4"] == ("diagnosis", "survival")
+    assert set(tasks["GBMLGG-H5"]) == {"diagnosis", "grade", "survival"}
+    assert set(load_site(found.truth["BLCA-H1"], split_salt="").tasks) == {"diagnosis", "stage", "survival"}
+
+
 def test_modalities_can_be_taken_from_a_hospital_or_from_all(tmp_path: Path) -> None:
     one = scene(tmp_path / "one", without={"H2": ["slides"]})
     assert not load_site(one.sites["H2"], split_salt="").bags
