@@ -104,6 +104,8 @@ uv_install() {
     [ -z "$links" ] || export UV_FIND_LINKS="${UV_FIND_LINKS:-$links}"
     [ -z "$index" ] || export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$index}"
     [ -z "$extra" ] || export UV_INDEX="${UV_INDEX:-$extra}" UV_INDEX_STRATEGY="${UV_INDEX_STRATEGY:-unsafe-best-match}"
+    # Without it every process of the tests would compile torch anew, 15 s each; pip compiles in any case.
+    [ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || export UV_COMPILE_BYTECODE=1
     say "installing with uv"
     "$uv" pip install --python "$venv/bin/python" -e '.[dev,slides]' -c constraints.txt >>"$log" 2>&1
 }

@@ -128,6 +128,7 @@ def tcga(
         comparisons=_comparisons(methods),
         ablations=ablations and tasks is not None,
         cross_site=cross_site,
+        source=data / tables.cohort,
         notes=tables.notes,
     )
     _run(plan, out or Path(f"runs/tcga-{tables.cohort.lower()}"), _seeds(seed, seeds), json)

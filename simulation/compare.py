@@ -27,7 +27,7 @@ from modaltune.federation.label_query import zero_shot
 from modaltune.federation.study import Study, TaskSpec
 from modaltune.models.learner import Learner, build_learner, load_trainable
 from modaltune.seeds import derive_seed
-from modaltune.storage import load_state
+from modaltune.storage import canonical_json, digest_text, load_state, write_bytes
 from modaltune.training import fit_and_average, fit_and_select, labelled, round_steps
 from simulation.engine import cores
 from simulation.probes import embeddings_of, probe_tables
@@ -45,6 +45,7 @@ class Scene:
         truth: site name -> folder with every label, for scoring test cases only.
         study, preprocessing: canonical JSON.
         weights: of the federated model, for comparisons that go on from them.
+        kept: folder that receives the predictions of each model as soon as it is trained; those in it stand.
     """
 
     sites: Mapping[str, Path]
@@ -52,6 +53,7 @@ class Scene:
     study: str
     preprocessing: str
     weights: Path | None = None
+    kept: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,16 @@ class Predicted(NamedTuple):
 
     table: pd.DataFrame
     probes: pd.DataFrame
+
+    @classmethod
+    def read(cls, folder: Path) -> Predicted:
+        """What :meth:`write` left."""
+        return cls(*(pd.read_parquet(folder / f"{name}.parquet") for name in cls._fields))
+
+    def write(self, folder: Path) -> None:
+        """Both tables, complete or not at all."""
+        for name in reversed(self._fields):  # who finds the first finds the other
+            write_bytes(folder / f"{name}.parquet", getattr(self, name).to_parquet(index=False))
 
 
 class Hospitals:
@@ -122,15 +134,29 @@ def trainable(data: Hospitals, needs: Sequence[str]) -> list[str]:
 def run_jobs(
     scene: Scene, jobs: Sequence[Job], done: Callable[[Job], None] | None = None
 ) -> list[tuple[Job, Predicted]]:
-    """Train every job's model and predict all hospitals' test cases, in as many processes as :func:`cores`."""
-    workers = max(1, min(len(jobs), cores()))
-    out = []
+    """Train every job's model and predict all hospitals' test cases, in as many processes as :func:`cores`.
+
+    Jobs whose predictions ``scene.kept`` has are not run.
+    """
+    places = {job: _place(scene, job) for job in jobs}
+    found = {job: Predicted.read(at) for job, at in places.items() if at and (at / "table.parquet").is_file()}
+    waiting = [job for job in jobs if job not in found]
+    if not waiting:
+        return list(found.items())
+    workers = min(len(waiting), cores())
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_open, initargs=(scene,)) as pool:
-        for job, table in zip(jobs, pool.map(_run, jobs), strict=True):
-            out.append((job, table))
+        for job, predicted in zip(waiting, pool.map(_run, waiting, map(places.get, waiting)), strict=True):
+            found[job] = predicted
             if done is not None:
                 done(job)
-    return out
+    return [(job, found[job]) for job in jobs]
+
+
+def _place(scene: Scene, job: Job) -> Path | None:
+    """Folder of the predictions of a job's model, if they are to be kept."""
+    if scene.kept is None:
+        return None
+    return scene.kept / digest_text(canonical_json([scene.study, scene.preprocessing, vars(job)]))
 
 
 _hospitals: Hospitals
@@ -142,7 +168,15 @@ def _open(scene: Scene) -> None:
     _hospitals = Hospitals(scene)
 
 
-def _run(job: Job) -> Predicted:
+def _run(job: Job, place: Path | None) -> Predicted:
+    found = _predicted(job)
+    if place is None:
+        return found
+    found.write(place)
+    return Predicted.read(place)
+
+
+def _predicted(job: Job) -> Predicted:
     data = _hospitals
     study, learner = data.study, build_learner(data.study, data.preprocessing)
     seed = derive_seed(study.seed, job.method, job.hospital)

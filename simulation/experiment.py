@@ -26,13 +26,16 @@ from simulation.compare import (
     trainable,
 )
 from simulation.cross_site import Trained, influence_rows, matrix_rows, study_without
-from simulation.engine import run_federation
+from simulation.engine import Progress, run_federation
+from simulation.federated import Federated, finished
 from simulation.outcomes import Outcome, Scorer, embedding_map, training_risk_cuts
 from simulation.probes import embeddings_of, probe_tables
 
 COMPARISONS = ("pooled", "local", "linear", "linear_local")
 ON_REQUEST = ("personalised",)
 """Comparisons that are made only when asked for."""
+COMPARED = "compared"
+"""Folder of a run that is not finished: predictions of the comparison models that are."""
 Say = Callable[[str], None]
 
 
@@ -48,13 +51,14 @@ class Experiment:
     ) -> Outcome:
         """Federate, compare, and fill ``out``."""
         started = time.monotonic()
-        result = run_federation(self.study, self.sites, self.out, self._round_line)
+        result = self._federate(self.study, self.out, self._round_line)
         scene = Scene(
             sites=self.sites,
             truth=self.truth,
             study=self.study.to_json(),
             preprocessing=result.preprocessing.to_json(),
             weights=self.out / "model" / "weights.safetensors",
+            kept=self.out / COMPARED,
         )
         data = Hospitals(scene)
         budget = data.budget(self.study.model.needs)
@@ -156,11 +160,17 @@ class Experiment:
     def _trained(self, study: Study) -> tuple[Hospitals, Learner]:
         """Federate a variant of the study in a folder of its own; the hospitals as it prepares them, and the model."""
         folder = self.out / "variants" / study.name
-        folder.mkdir(parents=True)
-        result = run_federation(study, {site: self.sites[site] for site in study.roster}, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        result = self._federate(study, folder)
         preprocessing = result.preprocessing.to_json()
         scene = Scene(sites=self.sites, truth=self.truth, study=study.to_json(), preprocessing=preprocessing)
         return Hospitals(scene), result.learner
+
+    def _federate(self, study: Study, folder: Path, progress: Progress | None = None) -> Federated:
+        """Run a federation, or go on with it where it was interrupted; one that had ended is read."""
+        if not finished(folder, study):
+            run_federation(study, {site: self.sites[site] for site in study.roster}, folder, progress)
+        return Federated.read(folder)
 
     def _round_line(self, row: Mapping[str, Any]) -> None:
         loss = "" if row.get("loss") is None else f"  loss {row['loss']:.3f}"
@@ -171,16 +181,15 @@ class Experiment:
         sent = f"{row['bytes_down'] / 1e6:.2f} MB down, {row['bytes_up'] / 1e6:.2f} MB up"
         self.say(f"{number}{row['phase']} {row['status']}  {row['seconds']:.1f} s  {sent}{loss}{trouble}")
 
-    def _summary(self, data: Hospitals, result: Any, seconds: float) -> dict[str, Any]:
+    def _summary(self, data: Hospitals, result: Federated, seconds: float) -> dict[str, Any]:
         sites = {}
         for site, cohort in data.cohorts.items():
             counts = cohort.cases["split"].value_counts()
-            capability = result.capabilities.get(site)
             sites[site] = {
                 "cases": len(cohort.cases),
                 **{split: int(counts.get(split, 0)) for split in ("train", "val", "test")},
                 "tasks": list(cohort.tasks),
-                "modalities": [] if capability is None else list(capability.modalities),
+                "modalities": list(result.modalities.get(site, ())),
             }
         return {
             "status": result.status,

@@ -1,12 +1,11 @@
-"""Run folders: written beside their final place and moved there when complete."""
+"""One `modaltune-simulate` command: its seeds one after the other, their rows together, one report."""
 
 from __future__ import annotations
 
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -14,17 +13,16 @@ from typing import Any
 
 from modaltune import __version__
 from modaltune.errors import ConfigError
-from modaltune.storage import write_text
 from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
 from server.report import write_report
-from simulation.experiment import COMPARISONS, Experiment, Say
+from simulation.experiment import COMPARED, COMPARISONS, Experiment, Say
 from simulation.outcomes import Outcome, write_outcomes
+from simulation.run_folder import files_of, remembered, run_folder
 from simulation.study import checked_settings, draft_study, read_sites
 
 Settings = Mapping[str, Mapping[str, Any]]
 Build = Callable[[Path, int, bool], Sequence[Path]]  # out, seed, whether with every label -> site folders
 _PACKAGES = ("flwr", "torch", "transformers", "lifelines", "scikit-learn", "numpy", "pandas")
-DONE = "DONE"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +40,7 @@ class Plan:
         changes: settings instead of the file's, table by table.
         comparisons: which other models to train.
         cross_site: also one federation without each hospital in turn.
+        source: folder of the tables that the site folders are made of.
     """
 
     name: str
@@ -54,32 +53,19 @@ class Plan:
     changes: Settings = field(default_factory=dict)
     comparisons: tuple[str, ...] = COMPARISONS
     cross_site: bool = False
-
-
-@contextmanager
-def run_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill; it takes the place of ``out`` when the block ends well, and vanishes when it does not."""
-    if out.name in ("", ".."):
-        raise ConfigError(f"{out}: give the run a folder of its own, e.g. --out runs/demo")
-    if out.exists() and not (out / DONE).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out}: exists and is not a finished run; choose another --out or remove it")
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        write_text(partial / DONE, f"{version('flwr')}\n")
-        if out.exists():
-            shutil.rmtree(out)
-        partial.replace(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    source: Path | None = None
 
 
 def simulate(plan: Plan, out: Path, seeds: Sequence[int], say: Say, command: str) -> list[dict[str, Any]]:
-    """Run a plan for some seeds into ``out`` and return its metric rows."""
+    """Run a plan for some seeds into ``out``, or go on with it, and return its metric rows.
+
+    Args:
+        command: as it was typed, which decides everything; only the same one goes on where it was interrupted.
+    """
     settings = checked_settings(plan.settings, plan.changes, "--set")
-    with run_folder(out) as folder:
+    tables = files_of(plan.source) if plan.source else {}
+    begun = {"command": command, "settings": settings, "versions": versions(), "tables": tables}
+    with run_folder(out, begun, say) as folder:
         folders = {seed: folder if seed == seeds[0] else folder / "seeds" / str(seed) for seed in seeds}
         outcomes = [_one_seed(plan, settings, path, seed, say, seed == seeds[0]) for seed, path in folders.items()]
         worst = "DEGRADED" if any(o.summary["status"] != "OK" for o in outcomes) else "OK"
@@ -95,13 +81,17 @@ def simulate(plan: Plan, out: Path, seeds: Sequence[int], say: Say, command: str
         rows = write_outcomes(folder, outcomes, summary)
         say("writing the report")
         write_report(folder)
+        for path in folders.values():
+            for name in ("sites", "truth", COMPARED):
+                shutil.rmtree(path / name, ignore_errors=True)
     return rows
 
 
 def _one_seed(plan: Plan, settings: Settings, folder: Path, seed: int, say: Say, first: bool) -> Outcome:
     folder.mkdir(parents=True, exist_ok=True)
-    sites = plan.build(folder / "sites", seed, False)
-    truth = plan.build(folder / "truth", seed, True)
+    with remembered(folder):
+        sites = plan.build(folder / "sites", seed, False)
+        truth = plan.build(folder / "truth", seed, True)
     tasks = load_vocabulary(configs_folder() / "labels" / f"{plan.vocabulary}.toml")
     cohorts = read_sites(sites, tasks, plan.name)
     if plan.cross_site and len(cohorts) < 2:
@@ -114,10 +104,7 @@ def _one_seed(plan: Plan, settings: Settings, folder: Path, seed: int, say: Say,
     experiment = Experiment(
         study, dict(zip(names, sites, strict=True)), dict(zip(names, truth, strict=True)), folder, say
     )
-    outcome = experiment.run(comparisons=plan.comparisons, ablations=plan.ablations, cross_site=plan.cross_site)
-    for name in ("sites", "truth"):
-        shutil.rmtree(folder / name)
-    return outcome
+    return experiment.run(comparisons=plan.comparisons, ablations=plan.ablations, cross_site=plan.cross_site)
 
 
 def versions() -> dict[str, str]:

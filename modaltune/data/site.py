@@ -23,6 +23,8 @@ from modaltune.data.tables import clean_numbers, clean_texts, identifiers, of_ca
 from modaltune.errors import CaseTableError, FeatureFileError, LabelError, ModalityError, SiteFolderError
 
 SITE_FILE = "site.toml"
+STATE_FOLDER = ".state"
+"""Of a site folder: what the hospital's programs remember between rounds, unless they are told another place."""
 HASH_SPLIT = {"train": 0.65, "val": 0.10, "test": 0.25}
 SLIDE_COLUMNS = ("slide_id", "case_id", "file")
 EVENT_NAMES = ("event", "death", "dead", "decease", "vital")

@@ -28,9 +28,10 @@ from modaltune.models.baselines.registry import baseline_study
 from modaltune.storage import write_json, write_text
 from server.report import write_report
 from simulation.baselines import baseline_methods, unreadable
-from simulation.experiment import Experiment
+from simulation.experiment import COMPARED, Experiment
 from simulation.outcomes import Outcome, write_outcomes
-from simulation.runs import run_folder, versions
+from simulation.run_folder import files_of, remembered, run_folder
+from simulation.runs import versions
 from simulation.studies.cells import Cell
 from simulation.studies.data import SYNTHETIC, SceneFolders, write_scene
 from simulation.studies.probe import probe_rows
@@ -58,8 +59,9 @@ def write_cell(path: Path, cell: Cell) -> None:
 def run_cell(cell: Cell, out: Path, data: Path | None) -> None:
     """Run a cell into its run folder, which appears when it is complete."""
     say = progress_line(False)
-    with run_folder(out) as folder:
-        scene = write_scene(cell.spec, cell.seed, data, folder)
+    with run_folder(out, _begun(cell, data), say) as folder:
+        with remembered(folder):
+            scene = write_scene(cell.spec, cell.seed, data, folder)
         cohorts = read_sites(list(scene.sites.values()), scene.tasks, cell.study)
         study = _study(cell, cohorts, scene)
         chosen = _methods(cell, study)
@@ -80,6 +82,12 @@ def run_cell(cell: Cell, out: Path, data: Path | None) -> None:
         more = {"title": f"{cell.title}: {cell.name}", "simulated": True, "seeds": [cell.seed], "versions": versions()}
         write_outcomes(folder, [outcome], outcome.summary | more | {"notes": outcome.notes})
         write_report(folder)
+
+
+def _begun(cell: Cell, data: Path | None) -> dict[str, Any]:
+    """What decides a cell's results: its settings, and the tables and feature files of its cohorts."""
+    folders = [] if data is None else [data / cohort for cohort in (*cell.spec.cohorts, *cell.spec.probe)]
+    return {"cell": cell.digest, "versions": versions(), "tables": files_of(*folders)}
 
 
 def _study(cell: Cell, cohorts: Mapping[str, Cohort], scene: SceneFolders) -> Study:
@@ -113,7 +121,7 @@ def _write_nothing(folder: Path, study: Study, methods: Sequence[str], reason: s
 
 
 def _without_cases(folder: Path) -> None:
-    for name in ("sites", "truth", "probe"):
+    for name in ("sites", "truth", "probe", COMPARED):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 

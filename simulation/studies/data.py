@@ -143,7 +143,8 @@ def write_scene(spec: DataSpec, seed: int, data: Path | None, out: Path) -> Scen
 
 def _disjoint(shares: Sequence[Share], tasks: Sequence[TaskSpec]) -> dict[str, tuple[str, ...]]:
     """The layout of disjoint tasks, in each cohort among its own hospitals."""
-    cohorts, held = dict.fromkeys(share.cohort for share in shares), {}
+    cohorts = dict.fromkeys(share.cohort for share in shares)
+    held: dict[str, tuple[str, ...]] = {}
     for cohort in cohorts:
         inside = [share for share in shares if share.cohort == cohort]
         prefix = f"{cohort}-" if len(cohorts) > 1 else ""

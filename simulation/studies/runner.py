@@ -16,7 +16,7 @@ from typing import IO
 
 from modaltune.errors import ConfigError, DataError, RunFailed
 from simulation.engine import cores
-from simulation.runs import DONE
+from simulation.run_folder import DONE
 from simulation.studies.cell import CELL_FILE, write_cell
 from simulation.studies.cells import Cell
 from simulation.studies.features import HELP, missing

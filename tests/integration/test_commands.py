@@ -18,7 +18,6 @@ import simulation.cli
 from modaltune import __version__
 from modaltune.errors import ConfigError
 from modaltune.federation.study import Study
-from simulation.runs import run_folder
 from tests.integration.helpers import Ran, assert_one_line, only_json, run_script
 
 pytestmark = pytest.mark.integration
@@ -196,26 +195,6 @@ def test_an_out_that_is_no_run_is_left_alone(content: str, command: Command, out
 def test_the_current_folder_is_no_run_folder(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert ".: give the run a folder of its own" in assert_one_line(command(simulation.cli.main, "demo", "--out", "."))
-
-
-def test_a_finished_run_is_replaced_and_survives_a_failure(out: Path) -> None:
-    with run_folder(out) as folder:
-        (folder / "first").write_text("")
-        assert not out.exists()
-    assert {path.name for path in out.iterdir()} == {"first", "DONE"}
-
-    def fail() -> None:
-        with run_folder(out) as folder:
-            (folder / "second").write_text("")
-            raise ConfigError("too late")
-
-    with pytest.raises(ConfigError):
-        fail()
-    assert {path.name for path in out.iterdir()} == {"first", "DONE"}
-    with run_folder(out) as folder:
-        (folder / "third").write_text("")
-    assert {path.name for path in out.iterdir()} == {"third", "DONE"}
-    assert [path.name for path in out.parent.iterdir()] == ["run"]
 
 
 def test_a_failure_after_training_began_leaves_nothing(
