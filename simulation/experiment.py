@@ -169,6 +169,8 @@ class Experiment:
     def _federate(self, study: Study, folder: Path, progress: Progress | None = None) -> Federated:
         """Run a federation, or go on with it where it was interrupted; one that had ended is read."""
         if not finished(folder, study):
+            if progress is not None:
+                self.say("starting Flower's engine; a line follows each exchange with the hospitals")
             run_federation(study, {site: self.sites[site] for site in study.roster}, folder, progress)
         return Federated.read(folder)
 
