@@ -47,11 +47,11 @@ def run_folder(out: Path, begun: Mapping[str, Any], say: Callable[[str], None]) 
             if not any(partial.rglob(_FILES)):
                 shutil.rmtree(partial, ignore_errors=True)
             raise
-        (partial / _BEGUN).unlink()
         write_text(partial / DONE, f"{version('flwr')}\n")
         if out.exists():
             shutil.rmtree(out)
         partial.replace(out)
+        (out / _BEGUN).unlink()
 
 
 @contextmanager
