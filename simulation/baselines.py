@@ -149,7 +149,8 @@ def _probe_predictions(data: Hospitals, sites: Sequence[str], *, together: bool)
 
     table = probe_tables(data, embed, sites, together=together, needs=NEEDS[PROBE])
     parts = [
-        readable_rows(table[table["hospital"] == site], _test_cases(data, site), NEEDS[PROBE]) for site in data.truth
+        readable_rows(table[table["hospital"] == site], _test_cases(data, site), NEEDS[PROBE])
+        for site in sorted(data.truth)
     ]
     return pd.concat(parts, ignore_index=True)
 

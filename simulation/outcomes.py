@@ -51,6 +51,7 @@ class Scorer:
         Local models count where their hospital holds the task.
         """
         holds = self._holds(tables)
+        self.outcome.notes += left_out(method, tables, self._holders())
         for hospital, found in self._places(tables):
             self.outcome.rows += self._rows(method, hospital, found)
             self._compare(method, hospital, found)
@@ -66,6 +67,10 @@ class Scorer:
         for hospital, found in self._places(tables):
             rows = self._rows(method, hospital, found, (HEADLINES,))
             self.outcome.rows += map(as_probe_row, rows)
+
+    def _holders(self) -> dict[str, list[str]]:
+        cohorts = self.data.cohorts
+        return {t.name: [site for site in sorted(cohorts) if t.name in cohorts[site].tasks] for t in self.study.tasks}
 
     def _holds(self, tables: Tables) -> dict[str, list[str]]:
         """Task -> the models that hold it."""
@@ -119,6 +124,23 @@ class Scorer:
                 for metric, values in found.items():
                     pairing = Pairing(a="federated", b=method, task=spec.name, metric=metric, hospital=hospital)
                     self.outcome.differences.append((seed, pairing, values))
+
+
+def left_out(method: str, tables: Tables, holders: Mapping[str, Sequence[str]]) -> list[str]:
+    """Sentences about hospitals that a mean over hospitals' own models does without: theirs could not be fitted.
+
+    Args:
+        holders: task -> hospitals that label it.
+    """
+    notes = []
+    for task, sites in holders.items() if "" not in tables else ():
+        lacking = [site for site in sites if site not in tables or not (tables[site]["task"] == task).any()]
+        if lacking and len(lacking) < len(sites):
+            notes.append(
+                f"{method}, {task}: {', '.join(lacking)} could not fit a model of their own; the row is the mean over"
+                f" the other {len(sites) - len(lacking)} of {len(sites)} hospitals."
+            )
+    return notes
 
 
 def training_risk_cuts(data: Hospitals, learner: Learner) -> dict[str, list[float]]:

@@ -34,7 +34,9 @@ class Row:
         where: ``all`` hospitals, those that ``labelled`` the task in training, or those that ``never labelled`` it.
         low, high: mean bounds of the 95 % bootstrap interval over patients; None for the mean of the tasks.
         difference: mean over the seeds of the value less that of one federation a task.
-        error: its standard error over the seeds; None with one seed.
+        error: its standard error over the seeds, as if these were independent; they split the same patients, so
+            against new patients it is larger by the square root of 1 + seeds x test cases / training cases (Nadeau and
+            Bengio 2003), 1.7 with five seeds. None with one seed.
         seeds: for which the score is defined.
     """
 

@@ -13,11 +13,15 @@ import numpy as np
 import pandas as pd
 
 from modaltune.data.preprocessing import TaskSpace
+from modaltune.data.site import HASH_SPLIT
 from modaltune.evaluation.metrics import Floats, Score, bootstrap_weights, summarise
 from modaltune.evaluation.predictions import metric_values, scored
 from modaltune.evaluation.survival import Censoring
 from modaltune.federation.study import HEADLINES, METRICS, TaskSpec
 from modaltune.seeds import numpy_generator
+
+_SHARED = (HASH_SPLIT["test"] / HASH_SPLIT["train"]) ** 0.5
+"""What repeated splits of the same patients have in common (Nadeau and Bengio 2003: test over training cases)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +109,9 @@ def comparison_rows(found: Iterable[tuple[int, Pairing, Differences]], seed: int
 def _over_seeds(runs: Mapping[int, Differences], pairing: Pairing, seed: int) -> dict[str, Any]:
     """Mean difference with its 95 % interval and two-sided p; None where undefined.
 
-    A draw is the mean over seeds drawn with replacement, plus the deviation of one resample of patients in one of
-    them: seeds share most of their patients, so more of them make the mean steadier and no patient more.
+    A draw is the mean over seeds drawn with replacement, plus, weighted by :data:`_SHARED`, the deviation of one
+    resample of patients in one of them: seeds split the same patients, so their estimates are not independent. With one
+    seed the deviation counts in full.
     """
     known = {run: found.values for run, found in runs.items() if np.isfinite(found.values[0])}
     cases = max(found.cases for found in runs.values())
@@ -119,7 +124,8 @@ def _over_seeds(runs: Mapping[int, Differences], pairing: Pairing, seed: int) ->
     resamples = values.shape[1] - 1
     means = estimates[generator.integers(count, size=(resamples, count))].mean(axis=1)
     chosen = generator.integers(count, size=resamples)
-    draws = means + values[chosen, np.arange(1, resamples + 1)] - estimates[chosen]
+    deviation = values[chosen, np.arange(1, resamples + 1)] - estimates[chosen]
+    draws = means + (deviation if count == 1 else _SHARED * deviation)
     draws = draws[np.isfinite(draws)]
     mean = float(estimates.mean())
     if not len(draws):

@@ -174,15 +174,19 @@ def metric_values(
     edges: Sequence[float] = (),
     censoring: Censoring | None = None,
 ) -> Floats:
-    """One metric of a prediction table, per weight row. -> ``[R]``.
+    """One metric of a prediction table, per weight row. -> ``[R]``; NaN where a score is not a finite number.
 
     Args:
         edges: survival: inner edges of the time bins, in months.
         censoring: survival: of training cases; without it what needs it is NaN.
     """
     if spec.kind == "survival":
+        if not np.isfinite(table["risk"].to_numpy(np.float64)).all():
+            return np.full(len(weights), np.nan)
         return _survival_values(table, metric, weights, edges, censoring)
     labels, probabilities = class_outcomes(table, spec, candidates)
+    if not np.isfinite(probabilities).all():
+        return np.full(len(weights), np.nan)
     if metric in _OF_CLASSES:
         return _OF_CLASSES[metric](labels, probabilities.argmax(axis=1).astype(np.int64), weights)
     return _OF_PROBABILITIES[metric](labels, probabilities, weights)

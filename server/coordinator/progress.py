@@ -15,7 +15,9 @@ def told(home: Home, run: Run) -> dict[str, Any]:
     console.print(f"run {run.name}: {run.folder}", markup=False, soft_wrap=True)
     if absent := run.absent:
         console.print(f"not admitted, so missing in every round: {', '.join(absent)}", markup=False, soft_wrap=True)
-    console.print("starting; a line follows each exchange with the hospitals, the first when they have said who they are")
+    console.print(
+        "starting; a line follows each exchange with the hospitals, the first when they have said who they are"
+    )
     with console.status("waiting for the hospitals"):  # draws nothing where there is no terminal
         try:
             return follow(home, run, _say)

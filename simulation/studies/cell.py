@@ -128,7 +128,7 @@ def _without_cases(folder: Path) -> None:
 def group_rows(
     outcome: Outcome, study: Study, scene: SceneFolders, cohorts: Mapping[str, Cohort], folder: Path
 ) -> list[dict[str, Any]]:
-    """Rows of each cohort, and of each hospital that did not train.
+    """Rows of each cohort, and of each hospital that did not train; models of other cohorts' hospitals do not count.
 
     Args:
         cohorts: of the hospitals that train. Censoring is that of those in the group, or of all where none trains.
@@ -147,7 +147,7 @@ def group_rows(
         for group, sites in groups.items():
             trained = [cohorts[site].cases for site in sites if site in cohorts]
             censoring = Censoring.of_training(trained or [cohort.cases for cohort in cohorts.values()])
-            parts = [table[table["hospital"].isin(sites)] for _, table in found.groupby("model", sort=False)]
+            parts = models_at(found, sites, scene.cohorts)
             by_task = {task.name: [p for p in parts if (p["task"] == task.name).any()] for task in study.tasks}
             rows += metric_rows(
                 by_task,
@@ -159,6 +159,16 @@ def group_rows(
                 censoring=censoring,
             )
     return [row for row in rows if row["n"]]
+
+
+def models_at(found: pd.DataFrame, sites: Sequence[str], cohorts: Mapping[str, str]) -> list[pd.DataFrame]:
+    """Predictions for cases of some hospitals, by each model that is everybody's or of a hospital of their cohort."""
+    here = {cohorts[site] for site in sites}
+    return [
+        table[table["hospital"].isin(sites)]
+        for owner, table in found.groupby("model", sort=False)
+        if not owner or cohorts[str(owner)] in here
+    ]
 
 
 @app.command()

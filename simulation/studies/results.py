@@ -81,8 +81,7 @@ def shown(table: pd.DataFrame, axes: Sequence[str], show: ShowSpec) -> pd.DataFr
     parts = []
     for name in show.hospitals:
         part = _each(kept, axes) if name == "each" else kept[kept["hospital"] == name]
-        probes = kept[kept["metric"].str.endswith("_probe")] if name == "all" else kept[:0]
-        parts += [part, probes]
+        parts += [part, kept[_only_probed(kept)] if name == "all" else kept[:0]]
     chosen = pd.concat(parts)
     chosen = chosen.assign(**{SETTING: _settings(chosen, axes)})
     keys = [SETTING, *axes, "hospital", "task", "metric", "method"]
@@ -92,6 +91,12 @@ def shown(table: pd.DataFrame, axes: Sequence[str], show: ShowSpec) -> pd.DataFr
     out["seeds"] = grouped["seed"].nunique()
     out["undefined"] = grouped["value"].apply(lambda values: int(values.isna().sum()))
     return out.reset_index()
+
+
+def _only_probed(table: pd.DataFrame) -> pd.Series:
+    """Rows of cohorts that neither trained nor were tested: the model was only probed on them."""
+    probes = table["metric"].str.endswith("_probe")
+    return probes & ~table["hospital"].isin(table["hospital"][~probes])
 
 
 def _each(table: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
@@ -153,11 +158,9 @@ def record(cell: Cell, out: Path) -> Record:
         | {"megabytes": _megabytes(row), "seconds": float(row["seconds"])}
         for row in rounds
     ]
-    scores = {
-        f"{row['method']}/{row['task']}/{row['metric']}": float(row["value"])
-        for row in read_json(folder / "metrics.json")
-        if row["value"] is not None and (row["hospital"] == "all" or row["metric"].endswith("_probe"))
-    }
+    rows = pd.DataFrame(read_json(folder / "metrics.json"))
+    told = rows[rows["value"].notna() & ((rows["hospital"] == "all") | _only_probed(rows))]
+    scores = {_score_name(row): float(row["value"]) for row in told.to_dict("records")}
     settings = {**cell.choices, "seed": cell.seed, "digest": cell.digest}
     for table, content in {"data": cell.data, **cell.settings}.items():
         settings |= {f"{table}.{key}": _plain(value) for key, value in content.items() if value not in (None, [], {})}
@@ -169,6 +172,11 @@ def record(cell: Cell, out: Path) -> Record:
         rounds=list(zip(numbers, values, strict=True)),
         scores=scores,
     )
+
+
+def _score_name(row: Mapping[Any, Any]) -> str:
+    where = "" if row["hospital"] == "all" else f"/{row['hospital']}"
+    return f"{row['method']}/{row['task']}/{row['metric']}{where}"
 
 
 def _plain(value: Any) -> str | float | bool:

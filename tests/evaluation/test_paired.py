@@ -8,6 +8,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from modaltune.data.preprocessing import Preprocessing
+from modaltune.data.site import HASH_SPLIT
 from modaltune.evaluation.metrics import RESAMPLES
 from modaltune.evaluation.paired import (
     Differences,
@@ -118,17 +119,31 @@ def test_a_clear_gain_is_found_and_p_is_never_zero(tiny_study: Study, tiny_prepr
     assert only["p"] == pytest.approx(2 / (RESAMPLES + 1))
 
 
-def test_more_seeds_narrow_the_spread_between_runs_and_add_no_patients() -> None:
+def test_more_seeds_narrow_the_spread_between_runs_and_are_not_more_patients() -> None:
     patients = np.concatenate([[0.0], np.random.default_rng(0).normal(0, 0.02, RESAMPLES)])
     runs = np.random.default_rng(1).normal(0.05, 0.001, 30)
     one = row({0: patients + 0.05})
     many = row({seed: patients + shift for seed, shift in enumerate(runs)})
-    assert many["high"] - many["low"] == pytest.approx(one["high"] - one["low"], rel=0.1)
+    share = (HASH_SPLIT["test"] / HASH_SPLIT["train"]) ** 0.5
+    assert many["high"] - many["low"] == pytest.approx(share * (one["high"] - one["low"]), rel=0.1)
     apart = {seed: np.zeros(RESAMPLES + 1) + shift for seed, shift in enumerate((0.0, 0.2))}
     wide = row(apart)
     narrow = row({8 * i + s: v for s, v in apart.items() for i in range(8)})
     assert narrow["high"] - narrow["low"] < 0.6 * (wide["high"] - wide["low"])
     assert wide["difference"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("seeds", [2, 5])
+def test_over_several_splits_of_the_same_patients_chance_is_seldom_taken_for_a_difference(seeds: int) -> None:
+    draw, found = np.random.default_rng(seeds), 0
+    for _ in range(200):
+        patients, runs = draw.normal(size=200), {}  # of each the difference of two equal methods
+        for seed in range(seeds):
+            test = draw.permutation(patients)[:50]
+            weights = np.vstack([np.ones(50), draw.multinomial(50, [1 / 50] * 50, size=200)]) / 50
+            runs[seed] = weights @ test
+        found += row(runs)["p"] < 0.05
+    assert 0 < found <= 0.08 * 200
 
 
 def test_seeds_in_which_a_difference_is_undefined_are_left_out_and_not_listed() -> None:

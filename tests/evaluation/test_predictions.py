@@ -264,3 +264,16 @@ def test_events_are_deaths_or_the_cases_of_the_rarest_class(tiny_study: Study) -
     stages = pd.DataFrame({"task": "stage", "label": ["I"] * 5 + ["II"] * 2 + ["IV"] * 3})
     assert events_behind(stages, stage) == 3
     assert events_behind(pd.DataFrame({"task": "survival", "event": [1.0, 0, 1, 0, 1]}), survival) == 3
+
+
+def test_a_score_that_is_not_a_number_is_no_metric(tiny_study: Study) -> None:
+    task = next(task for task in tiny_study.tasks if task.kind == "ordinal")
+    known = pd.DataFrame(
+        {
+            "task": task.name,
+            "label": [task.values[0], task.values[-1]],
+            "probabilities": [np.eye(len(task.values))[0], np.full(len(task.values), np.nan)],
+        }
+    )
+    for metric in ("auc", "balanced_accuracy", "ece"):
+        assert np.isnan(metric_values(known, task, task.values, metric, np.ones((3, 2)))).all()

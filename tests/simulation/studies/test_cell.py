@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from modaltune.federation.study import Study
 from server.rounds import Federation, Result
 from simulation import experiment
-from simulation.studies.cell import run_cell
+from simulation.studies.cell import models_at, run_cell
 from simulation.studies.cells import Cell, expand
 from simulation.studies.results import shown, tidy
 from simulation.studies.runner import cell_folder, state_of
@@ -86,6 +87,14 @@ def test_a_baseline_that_nobody_has_the_data_for_is_not_applicable_and_says_why(
     table = tidy([one], tmp_path)
     assert table["value"].isna().all()
     assert shown(table, ["model.kind"], ShowSpec())["undefined"].tolist() == [1] * 3
+
+
+def test_a_cohorts_row_rests_on_models_of_its_own_hospitals_and_of_everybody() -> None:
+    cohorts = {"RCC-H1": "RCC", "RCC-H2": "RCC", "BLCA-H1": "BLCA"}
+    owners = [(model, hospital) for model in ("", *cohorts) for hospital in cohorts]
+    found = models_at(pd.DataFrame(owners, columns=["model", "hospital"]), ["RCC-H1", "RCC-H2"], cohorts)
+    assert [set(table["model"]) for table in found] == [{""}, {"RCC-H1"}, {"RCC-H2"}]
+    assert all(set(table["hospital"]) == {"RCC-H1", "RCC-H2"} for table in found)
 
 
 @pytest.mark.tcga

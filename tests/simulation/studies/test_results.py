@@ -99,6 +99,29 @@ def test_shown_scores_are_means_over_seeds_and_bounds_are_averaged(out: Path, ce
     assert set(rows["metric"]) == {"auc"}
 
 
+def add_probes(out: Path, cell: Cell) -> None:
+    """Probes of the model at home, and on a cohort that it was not trained on."""
+    path = cell_folder(out, cell) / "metrics.json"
+    rows = json.loads(path.read_text())
+    probe = rows[0] | {"metric": "auc_probe"}
+    at = {"all": 0.9, "S1": 0.8, "BLCA": 0.55, "COADREAD": 0.7}
+    write_json(path, rows + [probe | {"hospital": name, "value": value} for name, value in at.items()])
+
+
+def test_probes_on_further_cohorts_are_shown_beside_all_and_no_row_comes_twice(out: Path, cells: list[Cell]) -> None:
+    for cell in cells:
+        add_probes(out, cell)
+    rows = shown(tidy(cells, out), ["data.sites"], ShowSpec(metrics=("auc", "auc_probe")))
+    probes = rows[(rows["metric"] == "auc_probe") & (rows["data.sites"] == 2)]
+    assert dict(zip(probes["hospital"], probes["value"], strict=True)) == pytest.approx(
+        {"all": 0.9, "BLCA": 0.55, "COADREAD": 0.7}
+    )
+    assert probes["seeds"].tolist() == [2, 2, 2]
+    told = record(cells[0], out).scores
+    assert (told["federated/diagnosis/auc_probe"], told["federated/diagnosis/auc_probe/COADREAD"]) == (0.9, 0.7)
+    assert "federated/diagnosis/auc_probe/S1" not in told
+
+
 def test_each_is_the_mean_over_hospitals_of_their_own_scores(out: Path, cells: list[Cell]) -> None:
     rows = shown(tidy(cells, out), ["data.sites"], ShowSpec(hospitals=("each",)))
     assert rows["value"].tolist() == pytest.approx([0.70, 0.90])
