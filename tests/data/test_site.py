@@ -1,96 +1,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
 import torch
 
 from modaltune.data.bags import read_bag, write_bag
-from modaltune.data.cohort import Bag
 from modaltune.data.site import hash_split, load_site, read_site_config
-from modaltune.errors import CaseTableError, DataError, ExpressionError, FeatureFileError, LabelError, SiteFolderError
-
-IDS = [f"TCGA-AA-{number:04d}" for number in range(1, 9)]
-LABELS = {"diagnosis": ("ductal", "lobular"), "stage": ("I", "II", "III", "IV")}
-TOML = """name = "H1"
-tasks = ["diagnosis", "stage", "survival"]
-[paths]
-cases = "cases.parquet"
-expression = "expression.parquet"
-slides = "slides.csv"
-features = "features"
-"""
-
-Edit = Callable[[pd.DataFrame], pd.DataFrame | None]
-
-
-def some_cases() -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "case_id": IDS,
-            "split": ["train"] * 5 + ["val"] + ["test"] * 2,
-            "diagnosis": ["ductal", "lobular", None, "Ductal", "lobular", "ductal", "ductal", ""],
-            "stage": ["I", "Stage IIA", "stage iiib", "IV", None, "II", "III", "I"],
-            "time_months": [1.0, 2.5, np.nan, 4.0, 5.0, 6.0, 7.0, 8.0],
-            "event": [0.0, 1.0, np.nan, 1.0, 0.0, 1.0, 0.0, 1.0],
-            "age": [50.0, np.nan, 60.0, 70.0, 80.0, 90.0, 40.0, 30.0],
-            "sex": ["F", "male", None, "m", "Female", "female", "male", "male"],
-            "surname": "secret",
-        }
-    )
-
-
-def some_expression() -> pd.DataFrame:
-    draw = np.random.default_rng(0)
-    genes = pd.DataFrame(draw.normal(size=(6, 3)), columns=["TP53", "ESR1", "CDH1"])
-    genes.insert(0, "case_id", IDS[5::-1])
-    return genes
+from modaltune.errors import CaseTableError, ExpressionError, FeatureFileError, LabelError, SiteFolderError
+from tests.data.small_site import IDS, LABELS, TOML, edit, put, some_expression, write_small_site
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    """Eight cases: six with expression, slides for the first four and the seventh, nothing for the eighth."""
-    folder = tmp_path / "H1"
-    folder.mkdir()
-    (folder / "site.toml").write_text(TOML)
-    some_cases().to_parquet(folder / "cases.parquet")
-    some_expression().to_parquet(folder / "expression.parquet")
-    owners = [IDS[0], IDS[0], IDS[1], IDS[2], IDS[3], IDS[6]]
-    slides = pd.DataFrame({"slide_id": [f"{case}-S{9 - row}" for row, case in enumerate(owners)], "case_id": owners})
-    slides["file"] = slides["slide_id"] + ".h5"
-    slides.to_csv(folder / "slides.csv", index=False)
-    for row, file in enumerate(slides["file"]):
-        features = np.full((2, 4), row, dtype=np.float32)
-        bag = Bag(features=features, coords=np.zeros((2, 2), dtype=np.int64), patch_size_level0=256)
-        write_bag(folder / "features" / file, bag, encoder="test")
-    return folder
-
-
-def edit(site: Path, table: str, change: Edit) -> None:
-    path = site / table
-    frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-    changed = change(frame)
-    frame = frame if changed is None else changed
-    frame.to_csv(path, index=False) if path.suffix == ".csv" else frame.to_parquet(path)
-
-
-def put(column: str, row: int, value: object) -> Edit:
-    """An edit that sets one cell (rows counted from 1)."""
-
-    def change(frame: pd.DataFrame) -> None:
-        frame[column] = frame[column].astype(object) if isinstance(value, str) else frame[column]
-        frame.loc[row - 1, column] = value  # type: ignore[call-overload]
-        if isinstance(value, str):
-            frame[column] = frame[column].astype("string")
-
-    return change
+    return write_small_site(tmp_path / "H1")
 
 
 def test_a_site_becomes_a_cohort(site: Path) -> None:
@@ -253,119 +179,6 @@ def test_an_absent_folder_or_site_file_is_named(tmp_path: Path) -> None:
         read_site_config(tmp_path / "nowhere")
     with pytest.raises(SiteFolderError, match=r"site.toml is missing"):
         read_site_config(tmp_path)
-
-
-def overwrite(name: str) -> Callable[[Path], object]:
-    return lambda site: (site / name).write_text(f"{IDS[0]} secret")
-
-
-def remove(name: str) -> Callable[[Path], object]:
-    return lambda site: (site / name).unlink()
-
-
-def on(table: str, change: Edit) -> Callable[[Path], object]:
-    return lambda site: edit(site, table, change)
-
-
-def cases(change: Edit) -> Callable[[Path], object]:
-    return on("cases.parquet", change)
-
-
-def genes(change: Edit) -> Callable[[Path], object]:
-    return on("expression.parquet", change)
-
-
-def blank(*columns: str) -> Callable[[Path], object]:
-    return cases(lambda frame: frame.assign(**dict.fromkeys(columns, None)))
-
-
-def only(table: str, rows: slice) -> Callable[[Path], object]:
-    return on(table, lambda frame: frame[rows])
-
-
-def gene_twice(site: Path) -> None:
-    table = pa.Table.from_pandas(some_expression())
-    pyarrow.parquet.write_table(table.append_column("ESR1", table["ESR1"]), site / "expression.parquet")
-
-
-def break_first_bag(change: Callable[[h5py.File], object]) -> Callable[[Path], object]:
-    def damage(site: Path) -> None:
-        with h5py.File(site / "features" / f"{IDS[0]}-S9.h5", "r+") as file:
-            change(file)
-
-    return damage
-
-
-def resize(file: h5py.File, patches: int, width: int) -> None:
-    for name, shape in (("features", (patches, width)), ("coords", (patches, 2))):
-        attributes = dict(file[name].attrs)
-        del file[name]
-        file.create_dataset(name, data=np.zeros(shape)).attrs.update(attributes)
-
-
-def drop_features_folder(site: Path) -> None:
-    (site / "features").rename(site / "elsewhere")
-
-
-def strangers_only(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.assign(case_id=[f"{case}X" for case in frame["case_id"]])
-
-
-DAMAGES: dict[str, tuple[Callable[[Path], object], type[DataError], str]] = {
-    "no cases table": (remove("cases.parquet"), CaseTableError, "no such file"),
-    "unreadable cases": (overwrite("cases.parquet"), CaseTableError, "not a readable parquet table"),
-    "no case_id": (cases(lambda frame: frame.drop(columns="case_id")), CaseTableError, "'case_id' is missing"),
-    "duplicate case": (cases(put("case_id", 3, IDS[0])), CaseTableError, r"repeats .* 1 row \(first: row 3\)"),
-    "blank case": (cases(put("case_id", 2, None)), CaseTableError, r"blank in 1 row \(first: row 2\)"),
-    "empty cases": (only("cases.parquet", slice(0)), CaseTableError, "has no row"),
-    "unknown split": (cases(put("split", 4, "dev")), CaseTableError, "one of train, val, test .* row 4"),
-    "blank split": (cases(put("split", 4, None)), CaseTableError, "'split' is not one of"),
-    "no stage column": (cases(lambda frame: frame.drop(columns="stage")), CaseTableError, "needs column 'stage'"),
-    "no event column": (cases(lambda frame: frame.drop(columns="event")), CaseTableError, "needs column 'event'"),
-    "nobody labelled": (blank("diagnosis"), LabelError, "'diagnosis' is listed but none of 7 usable cases"),
-    "nobody followed": (blank("time_months", "event"), LabelError, "'survival' is listed but none"),
-    "time zero": (cases(put("time_months", 2, 0.0)), CaseTableError, "not above 0 in 1 row .*row 2"),
-    "time negative": (cases(put("time_months", 5, -3.0)), CaseTableError, "'time_months' is not above 0"),
-    "time infinite": (cases(put("time_months", 5, np.inf)), CaseTableError, "'time_months' is not above 0"),
-    "event without time": (cases(put("time_months", 2, np.nan)), CaseTableError, "'time_months' is blank .*row 2"),
-    "time without event": (cases(put("event", 2, np.nan)), CaseTableError, "'event' is blank in 1 row"),
-    "event 2": (cases(put("event", 1, 2.0)), CaseTableError, "'event' is neither 0 nor 1 in 1 row .*row 1"),
-    "event text": (cases(put("event", 1, "Dead")), CaseTableError, "'event' is not a number in 1 row"),
-    "age negative": (cases(put("age", 1, -1.0)), CaseTableError, r"'age' is outside 0 to 120 .*row 1"),
-    "age in days": (cases(put("age", 6, 21_000.0)), CaseTableError, "'age' is outside"),
-    "unknown label": (cases(put("diagnosis", 2, "tubular")), LabelError, "'diagnosis' .* 'tubular' in 1 row"),
-    "no expression": (remove("expression.parquet"), ExpressionError, "no such file"),
-    "unreadable expression": (overwrite("expression.parquet"), ExpressionError, "not a readable"),
-    "expression id": (genes(lambda frame: frame.drop(columns="case_id")), ExpressionError, "is missing"),
-    "expression twice": (genes(put("case_id", 2, IDS[5])), ExpressionError, "repeats an earlier one"),
-    "gene twice": (gene_twice, ExpressionError, r"1 column names occur twice \(first: column"),
-    "no gene": (genes(lambda frame: frame[["case_id"]]), ExpressionError, "no gene column"),
-    "text gene": (genes(put("ESR1", 2, "high")), ExpressionError, "not numeric .*column 3"),
-    "NaN": (genes(put("ESR1", 2, np.nan)), ExpressionError, "1 rows and 1 gene .*row 2, column 3"),
-    "infinite": (genes(put("TP53", 4, np.inf)), ExpressionError, "row 4, column 2"),
-    "strangers": (genes(strangers_only), ExpressionError, "none of 6 rows belongs to a case"),
-    "no slides table": (remove("slides.csv"), FeatureFileError, "no such file"),
-    "no file column": (on("slides.csv", lambda frame: frame.drop(columns="file")), FeatureFileError, "is missing"),
-    "slide twice": (on("slides.csv", put("slide_id", 2, f"{IDS[0]}-S9")), FeatureFileError, "slide_id repeats"),
-    "slide of a stranger": (on("slides.csv", put("case_id", 3, "TCGA-ZZ-9999")), FeatureFileError, "is not in .*row 3"),
-    "no features folder": (drop_features_folder, SiteFolderError, "paths.features is not a folder"),
-    "absent file": (remove(f"features/{IDS[1]}-S7.h5"), FeatureFileError, "absent in 1 row .*row 3"),
-    "truncated bag": (overwrite(f"features/{IDS[0]}-S9.h5"), FeatureFileError, "slides.csv, file of row 1: truncated"),
-    "empty bag": (break_first_bag(lambda file: resize(file, 0, 4)), FeatureFileError, "row 1: the bag is empty"),
-    "wider bag": (break_first_bag(lambda file: resize(file, 2, 9)), FeatureFileError, "row 1: 'features' has 9"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", DAMAGES)
-def test_damage_is_one_line_that_names_no_patient(name: str, site: Path) -> None:
-    damage, kind, message = DAMAGES[name]
-    damage(site)
-    with pytest.raises(kind, match=message) as caught:
-        load_site(site, split_salt="s", labels=LABELS)
-    text = str(caught.value)
-    assert "\n" not in text
-    assert "H1" in text
-    assert not any(secret in text for secret in ("TCGA", "secret", "21000"))
 
 
 def test_a_site_without_a_usable_case_is_named(site: Path) -> None:
