@@ -204,7 +204,8 @@ def predict_site(data: Hospitals, learner: torch.nn.Module, site: str) -> pd.Dat
 
 def everybodys_test_cases(data: Hospitals, predict_one: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
     """Predictions for all hospitals' test cases, in one table."""
-    return pd.concat([predict_one(site) for site in sorted(data.truth)], ignore_index=True)
+    tables = [predict_one(site) for site in sorted(data.truth)]
+    return pd.concat([table for table in tables if len(table)] or tables, ignore_index=True)
 
 
 def texts_alone(data: Hospitals, learner: Learner, task: TaskSpec, space: TaskSpace) -> pd.DataFrame:

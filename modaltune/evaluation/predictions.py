@@ -154,6 +154,8 @@ def predict(
         for task in study.tasks
         if task.name in cohort.tasks
     ]
+    if not tables:
+        return pd.DataFrame(columns=list(COLUMNS))
     return readable_rows(pd.concat(tables, ignore_index=True), chosen, study.model.needs)
 
 

@@ -60,6 +60,18 @@ def test_there_is_a_row_for_every_labelled_test_case_of_every_task(table: pd.Dat
             assert rows["risk"].isna().all()
 
 
+def test_a_site_that_labels_no_task_of_the_study_has_no_predictions(
+    tiny_learner: Learner,
+    tiny_study: Study,
+    tiny_preprocessing: Preprocessing,
+    tiny_cohort: Cohort,
+    tiny_cases: list[CaseTensors],
+) -> None:
+    elsewhere = replace(tiny_cohort, tasks=("grade",))
+    found = predict(tiny_learner, tiny_study, tiny_preprocessing, elsewhere, tiny_cases)
+    assert (len(found), tuple(found.columns)) == (0, COLUMNS)
+
+
 def test_a_prediction_table_names_no_patient(table: pd.DataFrame) -> None:
     assert "PATIENT" not in table.to_csv()
     assert "case_id" not in (*table.columns, table.index.name)
