@@ -26,6 +26,7 @@ from simulation.fetch.cohort import HOSPITALS, Say, Wanted, fetch_cohort
 from simulation.fetch.connection import Connection
 from simulation.fetch.gdc import GDC
 from simulation.fetch.xena import XENA
+from simulation.finished_runs import paired_rows, paired_table
 from simulation.runs import Plan, simulate
 from simulation.sites import check_overrides, disjoint_tasks, require_known
 from simulation.studies.command import study
@@ -171,6 +172,21 @@ def unlabelled(
         emit_json([vars(row) for row in rows])
     else:
         console.print(unlabelled_table(rows))
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="Finished run, or cell of a study.")],
+    second: Annotated[Path, typer.Argument(help="Another on the same patients, e.g. with another setting.")],
+    method: Annotated[str, typer.Option(help="Which method of both.")] = "federated",
+    json: Json = False,
+) -> None:
+    """Headline metrics of one run less those of another, the same patients resampled together."""
+    rows = paired_rows(first, second, method)
+    if json:
+        emit_json(rows)
+    else:
+        console.print(paired_table(rows, method))
 
 
 @app.command()

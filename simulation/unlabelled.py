@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -10,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from rich.table import Table
 
-from modaltune.data.preprocessing import Preprocessing
 from modaltune.errors import ConfigError
 from modaltune.evaluation.metrics import Floats, Score
 from modaltune.evaluation.predictions import score_models
-from modaltune.federation.study import METRICS, Study
+from modaltune.federation.study import METRICS
+from simulation.finished_runs import run_summary, seed_runs
 
 METHODS = ("federated", "separate_heads", "per_task")
 SOMETIMES = ("texts_alone",)
@@ -152,7 +150,7 @@ def _add_runs(
         methods: as a run calls them -> as they are called here.
         sometimes: further ones that a run may lack.
     """
-    summaries = [_summary(run, methods) for run in runs]
+    summaries = [run_summary(run, methods, "run modaltune-simulate with --tasks, e.g. disjoint") for run in runs]
     seeds = [int(seed) for summary in summaries for seed in summary["seeds"]]
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds {sorted(seeds)}: one is there twice; name runs of different seeds")
@@ -170,31 +168,14 @@ def _check_cases(found: Scores) -> None:
                 raise ConfigError(f"{method}, seed {seed}: {score.n} test cases of {task}, the other runs have {known}")
 
 
-def _summary(run: Path, needed: Collection[str]) -> Mapping[str, Any]:
-    try:
-        summary: Mapping[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-        methods = set(pd.read_parquet(run / "predictions.parquet", columns=["method"])["method"])
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{run}: no summary.json with predictions.parquet beside it; expected a run of modaltune-simulate"
-        ) from error
-    if absent := sorted(set(needed) - methods):
-        raise ConfigError(f"{run}: no predictions of {absent[0]}; run modaltune-simulate with --tasks, e.g. disjoint")
-    return summary
-
-
 def _add_scores(found: Scores, run: Path, summary: Mapping[str, Any], methods: Mapping[str, str]) -> None:
-    predictions = pd.read_parquet(run / "predictions.parquet")
-    for seed in summary["seeds"]:
-        folder = run if seed == summary["seeds"][0] else run / "seeds" / str(seed)
-        study = Study.from_json((folder / "study.json").read_text(encoding="utf-8"))
-        preprocessing = Preprocessing.from_json((folder / "preprocessing.json").read_text(encoding="utf-8"))
-        for task, where, (method, name) in product(study.tasks, WHERE, methods.items()):
+    for one in seed_runs(run, summary["seeds"]):
+        for task, where, (method, name) in product(one.study.tasks, WHERE, methods.items()):
             holders = [site for site, about in summary["sites"].items() if task.name in about["tasks"]]
-            table = predictions[(predictions["seed"] == seed) & (predictions["method"] == method)]
+            table = one.predictions[one.predictions["method"] == method]
             inside = table["hospital"].isin(holders)
             table = table if where == "all" else table[inside if where == "labelled" else ~inside]
-            candidates, metric = preprocessing.tasks[task.name].candidates, METRICS[task.kind][0]
-            score = score_models([table], task, candidates, metric, seed)
+            candidates, metric = one.preprocessing.tasks[task.name].candidates, METRICS[task.kind][0]
+            score = score_models([table], task, candidates, metric, one.seed)
             if score.value is not None and score.low is not None:
-                found.setdefault((task.name, metric, where, name), {})[seed] = score
+                found.setdefault((task.name, metric, where, name), {})[one.seed] = score
