@@ -178,6 +178,7 @@ def main(
     data: Annotated[Path | None, typer.Argument(help="TCGA tables.")] = None,
 ) -> None:
     """Run one cell of a study."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background commands inherit that it is ignored
     threading.Thread(target=_end_with_parent, daemon=True).start()
     run_cell(read_cell(cell), out, data)
 

@@ -33,7 +33,9 @@ _MAIN = "from simulation.cli import main; main()"
 
 
 def start(file: Path, out: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", _MAIN, "study", str(file), "--out", str(out), "--json"]
+    """A study as a shell starts it in the background: it and all its processes ignore Ctrl-C."""
+    command = [sys.executable, "-c", f"import signal; signal.signal(2, signal.SIG_IGN); {_MAIN}"]
+    command += ["study", str(file), "--out", str(out), "--json"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=(out.parent / "err").open("wb"))
 
 
