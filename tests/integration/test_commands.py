@@ -228,7 +228,8 @@ def test_the_demo_prints_one_document_and_writes_the_whole_run_folder(demo: tupl
 
 def test_the_demo_says_how_it_goes_on_standard_error(demo: tuple[Path, Ran]) -> None:
     lines = demo[1].err.splitlines()
-    assert [line.split()[0] for line in lines[2:6]] == ["capability", "preprocess", "round", "evaluate"]
+    steps = ["starting", "capability", "preprocess", "round", "evaluate"]
+    assert [line.split()[0] for line in lines[2:7]] == steps
     assert lines[-1].startswith(f"report: {demo[0] / 'report.html'}")
 
 

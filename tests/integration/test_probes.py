@@ -101,6 +101,6 @@ def test_a_model_trained_for_comparison_comes_back_with_probes(
     data: Hospitals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compare, "_hospitals", data, raising=False)
-    found = compare._run(compare.Job(method="local", hospital="H1", steps=1))
+    found = compare._run(compare.Job(method="local", hospital="H1", steps=1), None)
     assert set(found.probes["hospital"]) == set(data.cohorts)
     assert set(found.probes["task"]) == set(found.table["task"])
