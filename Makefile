@@ -11,8 +11,8 @@ WORKERS ?= 2
 
 # Rough minutes on two cores, shown before a target starts.
 SETUP_MINUTES := 1-4
-DEMO_MINUTES := 3
-TEST_MINUTES := 11
+DEMO_MINUTES := 3-5
+TEST_MINUTES := 11-20
 LINT_MINUTES := 1
 BENCH_MINUTES := 7
 CHAOS_MINUTES := 60

@@ -72,7 +72,7 @@ def demo(
     without: Without = None, settings: Settings = None, methods: Methods = None, cross_site: CrossSite = False,
     json: Json = False,
 ) -> None:  # fmt: skip
-    """Five synthetic hospitals with different tasks and missing modalities train one model; about three minutes."""
+    """Five synthetic hospitals with different tasks and missing modalities train one model; three to five minutes."""
     overrides, lacks = _overrides(tasks, tuple(HOSPITAL_SHARES), TASKS), _pairs(without, "--without")
     check_overrides(tuple(HOSPITAL_SHARES), TASKS, overrides, lacks)
 
