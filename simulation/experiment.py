@@ -30,12 +30,11 @@ from simulation.engine import Progress, run_federation
 from simulation.federated import Federated, finished
 from simulation.outcomes import Outcome, Scorer, embedding_map, training_risk_cuts
 from simulation.probes import embeddings_of, probe_tables
+from simulation.run_folder import COMPARED
 
 COMPARISONS = ("pooled", "local", "linear", "linear_local")
 ON_REQUEST = ("personalised",)
 """Comparisons that are made only when asked for."""
-COMPARED = "compared"
-"""Folder of a run that is not finished: predictions of the comparison models that are."""
 Say = Callable[[str], None]
 
 

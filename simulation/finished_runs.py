@@ -15,6 +15,7 @@ from modaltune.data.preprocessing import Preprocessing
 from modaltune.errors import ConfigError
 from modaltune.evaluation.paired import Pairing, comparison_rows, paired_differences
 from modaltune.federation.study import HEADLINES, Study
+from simulation.run_folder import seed_folders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +61,7 @@ def run_summary(run: Path, methods: Collection[str], hint: str) -> Mapping[str, 
 def seed_runs(run: Path, seeds: Sequence[int]) -> Iterator[SeedRun]:
     """The seeds of a run, of which ``run_summary`` is known to hold."""
     predictions = pd.read_parquet(run / "predictions.parquet")
-    for seed in seeds:
-        folder = run if seed == seeds[0] else run / "seeds" / str(seed)
+    for seed, folder in seed_folders(run, seeds).items():
         yield SeedRun(
             seed=seed,
             study=Study.from_json((folder / "study.json").read_text(encoding="utf-8")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +16,9 @@ from modaltune.errors import ConfigError
 from modaltune.storage import canonical_json, write_text
 
 DONE = "DONE"
+COMPARED = "compared"
+"""Folder of a run that is not finished: predictions of the comparison models that are."""
+_WORKING = ("sites", "truth", "probe", COMPARED)
 _BEGUN, _MEMORY = ".begun.json", ".memory"
 _FILES = "*.safetensors"  # of a federation under way, or of its model
 
@@ -78,10 +81,21 @@ def _prepare(folder: Path, begun: str) -> bool:
     return False
 
 
+def seed_folders(run: Path, seeds: Sequence[int]) -> dict[int, Path]:
+    """Where each seed of a run is: the first in its own folder."""
+    return {seed: run if seed == seeds[0] else run / "seeds" / str(seed) for seed in seeds}
+
+
+def without_working_files(folder: Path) -> None:
+    """Remove what a run or seed needs only until it is finished."""
+    for name in _WORKING:
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
 def files_of(*folders: Path) -> dict[str, tuple[int, int]]:
     """Size and time of change (ns) of every file below some folders, by which they are known again."""
-    found = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
-    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
+    found = {path: path.stat() for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {str(path): (about.st_size, about.st_mtime_ns) for path, about in found.items()}
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +14,9 @@ from modaltune import __version__
 from modaltune.errors import ConfigError
 from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
 from server.report import write_report
-from simulation.experiment import COMPARED, COMPARISONS, Experiment, Say
+from simulation.experiment import COMPARISONS, Experiment, Say
 from simulation.outcomes import Outcome, write_outcomes
-from simulation.run_folder import files_of, remembered, run_folder
+from simulation.run_folder import files_of, remembered, run_folder, seed_folders, without_working_files
 from simulation.study import checked_settings, draft_study, read_sites
 
 Settings = Mapping[str, Mapping[str, Any]]
@@ -66,7 +65,7 @@ def simulate(plan: Plan, out: Path, seeds: Sequence[int], say: Say, command: str
     tables = files_of(plan.source) if plan.source else {}
     begun = {"command": command, "settings": settings, "versions": versions(), "tables": tables}
     with run_folder(out, begun, say) as folder:
-        folders = {seed: folder if seed == seeds[0] else folder / "seeds" / str(seed) for seed in seeds}
+        folders = seed_folders(folder, seeds)
         outcomes = [_one_seed(plan, settings, path, seed, say, seed == seeds[0]) for seed, path in folders.items()]
         worst = "DEGRADED" if any(o.summary["status"] != "OK" for o in outcomes) else "OK"
         summary = outcomes[0].summary | {
@@ -82,8 +81,7 @@ def simulate(plan: Plan, out: Path, seeds: Sequence[int], say: Say, command: str
         say("writing the report")
         write_report(folder)
         for path in folders.values():
-            for name in ("sites", "truth", COMPARED):
-                shutil.rmtree(path / name, ignore_errors=True)
+            without_working_files(path)
     return rows
 
 

@@ -183,8 +183,6 @@ def metric_values(
         censoring: survival: of training cases; without it what needs it is NaN.
     """
     if spec.kind == "survival":
-        if not np.isfinite(table["risk"].to_numpy(np.float64)).all():
-            return np.full(len(weights), np.nan)
         return _survival_values(table, metric, weights, edges, censoring)
     labels, probabilities = class_outcomes(table, spec, candidates)
     if not np.isfinite(probabilities).all():
@@ -209,6 +207,8 @@ def _survival_values(
 ) -> Floats:
     months, risk = table["time_months"].to_numpy(np.float64), table["risk"].to_numpy(np.float64)
     event = table["event"].to_numpy().astype(bool)
+    if not np.isfinite(risk).all():
+        return np.full(len(weights), np.nan)
     if metric == "c_index":
         return c_index(months, event, risk, weights)
     if censoring is None or not len(table):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Mapping, Sequence
@@ -28,9 +27,9 @@ from modaltune.models.baselines.registry import baseline_study
 from modaltune.storage import write_json, write_text
 from server.report import write_report
 from simulation.baselines import baseline_methods, unreadable
-from simulation.experiment import COMPARED, Experiment
+from simulation.experiment import Experiment
 from simulation.outcomes import Outcome, write_outcomes
-from simulation.run_folder import files_of, remembered, run_folder
+from simulation.run_folder import files_of, remembered, run_folder, without_working_files
 from simulation.runs import versions
 from simulation.studies.cells import Cell
 from simulation.studies.data import SYNTHETIC, SceneFolders, write_scene
@@ -78,7 +77,7 @@ def run_cell(cell: Cell, out: Path, data: Path | None) -> None:
         if cell.data["probe"]:
             say(f"probing on {', '.join(cell.data['probe'])}")
             outcome.rows += probe_rows(cell.spec, cell.seed, data, folder, study)
-        _without_cases(folder)
+        without_working_files(folder)
         more = {"title": f"{cell.title}: {cell.name}", "simulated": True, "seeds": [cell.seed], "versions": versions()}
         write_outcomes(folder, [outcome], outcome.summary | more | {"notes": outcome.notes})
         write_report(folder)
@@ -114,15 +113,10 @@ def _write_nothing(folder: Path, study: Study, methods: Sequence[str], reason: s
         for task in study.tasks
         for metric in HEADLINES[task.kind]
     ]
-    _without_cases(folder)
+    without_working_files(folder)
     write_json(folder / "metrics.json", rows)
     write_text(folder / "rounds.jsonl", "")
     write_json(folder / "summary.json", {"status": "OK", "seconds": 0.0, "budget": {"steps": 0}, "notes": [reason]})
-
-
-def _without_cases(folder: Path) -> None:
-    for name in ("sites", "truth", "probe", COMPARED):
-        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def group_rows(

@@ -80,8 +80,9 @@ def shown(table: pd.DataFrame, axes: Sequence[str], show: ShowSpec) -> pd.DataFr
     kept = table[table["metric"].isin(show.metrics)]
     parts = []
     for name in show.hospitals:
-        part = _each(kept, axes) if name == "each" else kept[kept["hospital"] == name]
-        parts += [part, kept[_only_probed(kept)] if name == "all" else kept[:0]]
+        parts.append(_each(kept, axes) if name == "each" else kept[kept["hospital"] == name])
+        if name == "all":
+            parts.append(kept[_only_probed(kept)])
     chosen = pd.concat(parts)
     chosen = chosen.assign(**{SETTING: _settings(chosen, axes)})
     keys = [SETTING, *axes, "hospital", "task", "metric", "method"]

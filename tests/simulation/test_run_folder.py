@@ -15,15 +15,11 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "runs" / "run"
 
 
-def quiet(_: str) -> None:
-    """Says nothing."""
-
-
 def cut_off(out: Path, *files: str, begun: dict[str, list[int]] = SAME) -> None:
     """A run that writes some files and is interrupted."""
 
     def run() -> None:
-        with run_folder(out, begun, quiet) as folder:
+        with run_folder(out, begun, print) as folder:
             for file in files:
                 (folder / file).write_text("")
             raise KeyboardInterrupt
@@ -40,13 +36,13 @@ def inside(out: Path, begun: dict[str, list[int]] = SAME) -> tuple[set[str], lis
 
 
 def test_a_finished_run_is_replaced_and_survives_one_that_is_cut_off(out: Path) -> None:
-    with run_folder(out, SAME, quiet) as folder:
+    with run_folder(out, SAME, print) as folder:
         (folder / "first").write_text("")
         assert not out.exists()
     assert {path.name for path in out.iterdir()} == {"first", "DONE"}
     cut_off(out, "second")
     assert {path.name for path in out.iterdir()} == {"first", "DONE"}
-    with run_folder(out, SAME, quiet) as folder:
+    with run_folder(out, SAME, print) as folder:
         (folder / "third").write_text("")
     assert {path.name for path in out.iterdir()} == {"third", "DONE"}
     assert [path.name for path in out.parent.iterdir()] == ["run"]
@@ -72,9 +68,9 @@ def test_another_run_begins_anew(out: Path) -> None:
 
 def test_two_processes_do_not_fill_one_folder(out: Path) -> None:
     with (
-        run_folder(out, SAME, quiet),
+        run_folder(out, SAME, print),
         pytest.raises(ConfigError, match="another process works on it"),
-        run_folder(out, SAME, quiet),
+        run_folder(out, SAME, print),
     ):
         pass
     assert (out / "DONE").is_file()
