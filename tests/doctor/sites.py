@@ -10,17 +10,12 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from tests.data import small_site
+
 CASES, WIDTH = 48, 4
 IDS = [f"TCGA-AA-{number:04d}" for number in range(CASES)]
 GENES = ["TP53", "ESR1", "CDH1", "GATA3", "PIK3CA", "ERBB2", "MYC", "RB1"]
-TOML = """name = "H1"
-tasks = ["diagnosis", "stage", "survival"]
-[paths]
-cases = "cases.parquet"
-expression = "expression.parquet"
-slides = "slides.csv"
-features = "features"
-modalities = {lab = "lab.csv"}
+TOML = f"""{small_site.TOML}modalities = {{lab = "lab.csv"}}
 [policy]
 min_cell = 2
 """

@@ -15,6 +15,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import make_app
+from modaltune.federation.study import Study
+from server.rounds import Federation, Result
 
 Tamper = Callable[[str, Message], list[Message]]
 """(site, its honest reply) -> what arrives instead."""
@@ -126,3 +128,8 @@ class _At:
 
     def __call__(self, context: Context) -> Path:
         return self.folder
+
+
+def federate_here(study: Study, folders: Mapping[str, Path], out: Path, progress: Any = None) -> Result:
+    """Stands for the simulation engine: the sites answer in this process, through the real handlers."""
+    return Federation(LocalGrid({site: folders[site] for site in study.roster}), study, out, progress).run()

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from modaltune.data.cohort import Cohort
-from modaltune.federation.study import Study
 from server.cross_site import read_matrices
-from server.rounds import Federation, Result
 from simulation import experiment
 from simulation.experiment import Experiment
 from simulation.outcomes import write_outcomes
-from tests.integration.grids import LocalGrid
+from tests.integration.grids import federate_here
 from tests.integration.helpers import make_study
 
 SITES = ("H1", "H2")
 pytestmark = pytest.mark.slow
 
 
-def in_this_process(study: Study, folders: Mapping[str, Path], out: Path, progress: Any = None) -> Result:
-    return Federation(LocalGrid({site: folders[site] for site in study.roster}), study, out, progress).run()
-
-
 def test_each_hospital_is_left_out_in_turn_and_the_run_folder_says_what_that_changed(
     hospitals: dict[str, Path], cohorts: dict[str, Cohort], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiment, "run_federation", in_this_process)
+    monkeypatch.setattr(experiment, "run_federation", federate_here)
     study = make_study({site: cohorts[site] for site in SITES}, hospitals["H1"].parent / "gene_sets.gmt")
     study = study.model_copy(update={"training": study.training.model_copy(update={"rounds": 1})})
     folders, said = {site: hospitals[site] for site in SITES}, list[str]()

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 
 from modaltune.federation.study import Study
-from server.rounds import Federation, Result
+from server.rounds import Result
 from simulation import experiment, runs
 from simulation.runs import Plan, simulate
 from simulation.synthetic import HOMOGENEOUS, build_synthetic
-from tests.integration.grids import LocalGrid
+from tests.integration.grids import federate_here
 
 pytestmark = pytest.mark.slow
 SEEDS = (0, 1)
@@ -48,7 +48,7 @@ class Federations:
             if progress is not None:
                 progress(row)
 
-        return Federation(LocalGrid({site: folders[site] for site in study.roster}), study, out, count).run()
+        return federate_here(study, folders, out, count)
 
 
 def run_until(line: str | None, out: Path) -> Federations:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,15 @@ import pandas as pd
 import pytest
 
 from modaltune.federation.study import Study
-from server.rounds import Federation, Result
 from simulation import experiment
 from simulation.studies.cell import models_at, run_cell
 from simulation.studies.cells import Cell, expand
 from simulation.studies.results import shown, tidy
 from simulation.studies.runner import cell_folder, state_of
 from simulation.studies.spec import ShowSpec, StudyFile
-from tests.integration.grids import LocalGrid
+from tests.integration.grids import federate_here
 
 pytestmark = pytest.mark.integration
-
-
-def federate_here(study: Study, folders: Mapping[str, Path], out: Path, progress: Any = None) -> Result:
-    return Federation(LocalGrid({site: folders[site] for site in study.roster}), study, out, progress).run()
 
 
 def cell(**data: Any) -> Cell:
