@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modaltune.errors import ModelFileError
+from modaltune.errors import FederationError, ModelFileError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and most of what imports this module writes text
     from torch import Tensor
@@ -100,6 +100,24 @@ def append_json_line(path: Path, value: Any) -> None:
     with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(value, allow_nan=False) + "\n")
         stream.flush()
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of such a log; an absent one has none.
+
+    Text after the last line end does not count: it is being written, or whoever wrote it was killed.
+
+    Raises:
+        FederationError: a whole line is not JSON.
+    """
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise FederationError(f"{path.name}: line {number} is not valid JSON. Restore the file.") from error
+    return rows
 
 
 def save_state(path: Path, state: Mapping[str, Tensor]) -> None:

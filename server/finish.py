@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from modaltune.federation.manifest import reported_metrics
 from modaltune.federation.study import Study
-from modaltune.storage import write_json, write_text
+from modaltune.storage import read_json_lines, write_json, write_text
 from server.evaluation import Evaluation
 from server.report import write_report
 from server.rounds import Result
@@ -51,7 +50,7 @@ def metric_rows(evaluation: Evaluation, study: Study) -> Iterator[dict[str, Any]
 
 
 def _summary(result: Result, study: Study, out: Path) -> dict[str, Any]:
-    rows = [json.loads(line) for line in (out / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = read_json_lines(out / "rounds.jsonl")
     sites = {}
     for site, found in result.capabilities.items():
         counts = {"train": found.train_cases, "val": found.val_cases, "test": found.test_cases}

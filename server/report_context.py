@@ -34,6 +34,7 @@ _METHOD_MEANINGS = {
     "linear": "linear model on the same inputs, all cases in one place",
     "separate_heads": "federated, with one output layer a task instead of the shared text space",
     "per_task": "federated, one federation of its own a task",
+    "per_task_same_cost": "the same with fewer rounds, so that hospitals exchange as many models as for one federation",
     "texts_alone": "federated without the only hospital that labels the task, scored by the task's texts",
 }
 _BASELINE_SUFFIXES = {

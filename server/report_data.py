@@ -13,11 +13,12 @@ import pandas as pd
 
 from modaltune.errors import FederationError
 from modaltune.federation.study import FURTHER, HORIZONS
+from modaltune.storage import read_json_lines
 
 CORE_METHODS = ("local", "federated", "pooled", "linear_local", "linear")
 MIN_GAP = 0.01  # a smaller local-to-pooled gap is noise, and a share of noise says nothing
 
-_METHOD_ORDER = (*CORE_METHODS, "separate_heads", "per_task", "texts_alone")
+_METHOD_ORDER = (*CORE_METHODS, "separate_heads", "per_task", "per_task_same_cost", "texts_alone")
 _METRIC_ORDER = (
     *(
         "auc",
@@ -57,6 +58,7 @@ _METHOD_TITLES = {
     "linear": "Linear, pooled",
     "separate_heads": "Separate heads",
     "per_task": "One federation per task",
+    "per_task_same_cost": "One federation per task, at the same cost",
     "texts_alone": "Texts alone, never trained",
 }
 _LOWER_IS_BETTER = ("loss", "brier", "error", "nll", "ece")
@@ -202,7 +204,7 @@ def load_run(run: Path) -> RunData:
         folder=run,
         study=study,
         summary=summary,
-        rounds=tuple(_read_lines(run / "rounds.jsonl")),
+        rounds=tuple(read_json_lines(run / "rounds.jsonl")),
         scores=scores,
         tasks=_tasks(study, preprocessing, scores),
         hospitals=_hospitals(study, summary, scores),
@@ -347,19 +349,6 @@ def _read_json(path: Path, absent: Any) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise FederationError(f"{path.name}: not valid JSON, the file is damaged. Restore it or run again.") from error
-
-
-def _read_lines(path: Path) -> list[Mapping[str, Any]]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    rows: list[Mapping[str, Any]] = []
-    for index, line in enumerate(lines):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            if index == len(lines) - 1:  # a coordinator killed while writing leaves half a line
-                break
-            raise FederationError(f"{path.name}: line {index + 1} is not valid JSON. Restore the file.") from error
-    return rows
 
 
 def _read_table(path: Path) -> pd.DataFrame | None:

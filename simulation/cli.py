@@ -21,7 +21,7 @@ from server.cross_site import matrix_tables, read_matrices
 from server.report_data import leaves_out, load_run
 from server.tables import comparison_table, participation_table, traffic_table
 from simulation.baselines import chosen_methods
-from simulation.experiment import COMPARISONS, ON_REQUEST
+from simulation.experiment import ABLATIONS, COMPARISONS, ON_REQUEST
 from simulation.fetch.cohort import HOSPITALS, Say, Wanted, fetch_cohort
 from simulation.fetch.connection import Connection
 from simulation.fetch.gdc import GDC
@@ -33,7 +33,7 @@ from simulation.studies.command import study
 from simulation.study import TABLES
 from simulation.synthetic import HOMOGENEOUS, HOSPITAL_SHARES, TASKS, build_synthetic
 from simulation.tcga import build_tcga
-from simulation.unlabelled import unlabelled_rows, unlabelled_table
+from simulation.unlabelled import AGAINST, unlabelled_rows, unlabelled_table
 from simulation.words import OWN_WORDS, in_own_words, own_words, words_vocabulary
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -53,12 +53,12 @@ Without = Annotated[
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Another setting, e.g. training.objective=distillation (repeat).")
 ]
-Ablations = Annotated[bool, typer.Option(help="With --tasks: also separate heads, and one federation a task.")]
 Methods = Annotated[
     str | None,
     typer.Option(
-        help="Which comparisons, e.g. pooled,linear; default local,pooled,linear,linear_local. Baselines"
-        " (docs/baselines.md): abmil/federated, abmil for all three ways, baselines for every row."
+        help="Which comparisons, e.g. pooled,linear; default local,pooled,linear,linear_local, with --tasks also"
+        " separate_heads,per_task,texts_alone (docs/studies.md). Baselines (docs/baselines.md): abmil/federated, abmil"
+        " for all three ways, baselines for every row."
     ),
 ]
 CrossSite = Annotated[
@@ -90,8 +90,7 @@ def demo(
         settings="synthetic",
         build=build,
         changes=_changes(settings, rounds),
-        comparisons=_comparisons(methods),
-        ablations=tasks is not None,
+        comparisons=_comparisons(methods, tasks),
         cross_site=cross_site,
         notes=("The cohort is synthetic (docs/synthetic.md): no number here says anything about patients.",),
     )
@@ -104,8 +103,7 @@ def tcga(
     cohort: Annotated[str, typer.Option(help="BRCA, GBMLGG, NSCLC, RCC, COADREAD or BLCA.")],
     hospitals: Annotated[str | None, typer.Option(help="Which hospitals, e.g. H1,H2; default all.")] = None,
     rounds: Rounds = None, seed: Seed = 0, seeds: Seeds = None, tasks: Tasks = None, without: Without = None,
-    settings: Settings = None, methods: Methods = None, cross_site: CrossSite = False, ablations: Ablations = True,
-    out: Out = None,
+    settings: Settings = None, methods: Methods = None, cross_site: CrossSite = False, out: Out = None,
     json: Json = False,
 ) -> None:  # fmt: skip
     """Real TCGA cases, split by the hospital that contributed them."""
@@ -126,8 +124,7 @@ def tcga(
         settings="tcga",
         build=build,
         changes=_changes(settings, rounds),
-        comparisons=_comparisons(methods),
-        ablations=ablations and tasks is not None,
+        comparisons=_comparisons(methods, tasks),
         cross_site=cross_site,
         source=data / tables.cohort,
         notes=tables.notes,
@@ -158,6 +155,7 @@ def unlabelled(
         list[str] | None,
         typer.Option(help="NAME=FOLDER: the shared model under another training rule, a seed of the runs (repeat)."),
     ] = None,
+    against: Annotated[str, typer.Option(help="Method or rule that the others are held against.")] = AGAINST,
     json: Json = False,
 ) -> None:
     """Score runs with --tasks at the hospitals that labelled a task and at those that never did."""
@@ -167,11 +165,11 @@ def unlabelled(
         if not (name and equals and folder):
             raise typer.BadParameter(f"--rule {given}: expected NAME=FOLDER")
         rules.setdefault(name, []).append(Path(folder))
-    rows = unlabelled_rows(runs, rules)
+    rows = unlabelled_rows(runs, rules, against)
     if json:
         emit_json([vars(row) for row in rows])
     else:
-        console.print(unlabelled_table(rows))
+        console.print(unlabelled_table(rows, against))
 
 
 @app.command()
@@ -327,10 +325,11 @@ def _changes(settings: Sequence[str] | None, rounds: int | None) -> dict[str, di
     return out
 
 
-def _comparisons(methods: str | None) -> tuple[str, ...]:
+def _comparisons(methods: str | None, tasks: Sequence[str] | None) -> tuple[str, ...]:
     if methods is None:
-        return COMPARISONS
-    return chosen_methods([name.strip() for name in methods.split(",") if name.strip()], (*COMPARISONS, *ON_REQUEST))
+        return (*COMPARISONS, *ABLATIONS) if tasks else COMPARISONS
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    return chosen_methods(names, (*COMPARISONS, *ABLATIONS, *ON_REQUEST))
 
 
 def _pairs(values: Sequence[str] | None, option: str) -> dict[str, tuple[str, ...]]:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from modaltune.errors import ConfigError, FederationError
-from modaltune.federation.study import Study
+from modaltune.federation.study import Study, TaskSpec
 from modaltune.models.learner import Learner
 from simulation.baselines import remarks, run_baselines
 from simulation.compare import (
@@ -33,7 +33,9 @@ from simulation.probes import embeddings_of, probe_tables
 from simulation.run_folder import COMPARED
 
 COMPARISONS = ("pooled", "local", "linear", "linear_local")
-ON_REQUEST = ("personalised",)
+ABLATIONS = ("separate_heads", "per_task", "texts_alone")
+"""What else hospitals could do that label different tasks."""
+ON_REQUEST = ("personalised", "per_task_same_cost")
 """Comparisons that are made only when asked for."""
 Say = Callable[[str], None]
 
@@ -45,9 +47,7 @@ class Experiment:
         self.study, self.sites, self.truth, self.out, self.say = study, sites, truth, out, say
         self.outcome = Outcome()
 
-    def run(
-        self, *, comparisons: Sequence[str] = COMPARISONS, ablations: bool = False, cross_site: bool = False
-    ) -> Outcome:
+    def run(self, *, comparisons: Sequence[str] = COMPARISONS, cross_site: bool = False) -> Outcome:
         """Federate, compare, and fill ``out``."""
         started = time.monotonic()
         result = self._federate(self.study, self.out, self._round_line)
@@ -72,8 +72,7 @@ class Experiment:
             scorer.record_probes("federated", {"": probed})
         if cross_site:
             self._cross_site(data, Trained(study=self.study, preprocessing=data.preprocessing, table=federated))
-        if ablations:
-            self._ablations(scorer)
+        self._ablations(scorer, comparisons)
         self._comparisons(scorer, scene, result.steps, comparisons)
         for found in run_baselines(comparisons, data, scene, lambda study: self._other(study).table, self.say):
             scorer.record(found.method, found.tables)
@@ -106,26 +105,45 @@ class Experiment:
         for method, models in probes.items():
             scorer.record_probes(method, models)
 
-    def _ablations(self, scorer: Scorer) -> None:
+    def _ablations(self, scorer: Scorer, comparisons: Sequence[str]) -> None:
         """Separate heads instead of label texts, one federation per task, and texts of tasks that nobody trained."""
+        if "separate_heads" in comparisons:
+            self._separate_heads(scorer)
+        rounds = self.study.training.rounds
+        if "per_task" in comparisons:
+            self._per_task(scorer, "per_task", rounds)
+        if "per_task_same_cost" in comparisons:
+            exchanges = sum(len(self._holders(scorer, task)) for task in self.study.tasks)
+            self._per_task(scorer, "per_task_same_cost", max(1, rounds * len(self.study.roster) // exchanges))
+        if "texts_alone" in comparisons:
+            self._texts_alone(scorer)
+
+    def _holders(self, scorer: Scorer, task: TaskSpec) -> tuple[str, ...]:
+        """Hospitals that label a task."""
+        return tuple(site for site in self.study.roster if task.name in scorer.data.cohorts[site].tasks)
+
+    def _separate_heads(self, scorer: Scorer) -> None:
         spec = self.study.model_copy(update={"name": f"{self.study.name}-separate"})
         spec = spec.model_copy(update={"model": self.study.model.model_copy(update={"head": "separate"})})
         self.say("federating once more with separate heads")
         scorer.record("separate_heads", {"": self._other(spec).table})
-        tables = []
+
+    def _per_task(self, scorer: Scorer, method: str, rounds: int) -> None:
+        """One federation a task among the hospitals that label it."""
+        training, tables = self.study.training.model_copy(update={"rounds": rounds}), []
         for task in self.study.tasks:
-            holders = tuple(site for site in self.study.roster if task.name in scorer.data.cohorts[site].tasks)
-            self.say(f"federating {task.name} alone over {', '.join(holders)}")
-            alone = {"name": f"{self.study.name}-{task.name}", "tasks": (task,), "roster": holders}
+            holders = self._holders(scorer, task)
+            self.say(f"federating {task.name} alone over {', '.join(holders)}, {rounds} rounds")
+            name = f"{self.study.name}-{task.name}{method.removeprefix('per_task').replace('_', '-')}"
+            alone = {"name": name, "tasks": (task,), "roster": holders, "training": training}
             tables.append(self._other(self.study.model_copy(update=alone)).table)
-        scorer.record("per_task", {"": pd.concat(tables, ignore_index=True)})
-        self._texts_alone(scorer)
+        scorer.record(method, {"": pd.concat(tables, ignore_index=True)})
 
     def _texts_alone(self, scorer: Scorer) -> None:
         """Tasks that one hospital alone labels: federate without it, and score by the task's texts, never trained."""
         tables, model = [], self.study.model
         for task in self.study.tasks if (model.kind, model.head) == ("modaltune", "text") else ():
-            holders = [site for site in self.study.roster if task.name in scorer.data.cohorts[site].tasks]
+            holders = self._holders(scorer, task)
             if len(holders) > 1:
                 continue
             self.say(f"federating without {holders[0]}, which alone labels {task.name}")

@@ -12,7 +12,7 @@ from modaltune.data.preprocessing import Preprocessing
 from modaltune.federation.study import Study
 from modaltune.models.learner import Learner, load_model
 from modaltune.models.modaltune import trainable_state
-from modaltune.storage import digest_state
+from modaltune.storage import digest_state, read_json_lines
 
 _ENDED = ("OK", "DEGRADED")
 
@@ -39,8 +39,7 @@ class Federated:
     def read(cls, folder: Path) -> Federated:
         """The federation of a folder that :func:`finished` is true of."""
         learner, _, preprocessing = load_model(folder / "model")
-        log = (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
-        rows: list[dict[str, Any]] = [json.loads(line) for line in log]
+        rows = read_json_lines(folder / "rounds.jsonl")
         sites: dict[str, dict[str, Any]] = {}
         for row in rows:
             sites |= row.get("sites", {}) if row["phase"] == "capability" else {}

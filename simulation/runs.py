@@ -35,7 +35,6 @@ class Plan:
         settings: file in ``configs/studies``.
         build: writes the site folders of a seed.
         notes: sentences for the report.
-        ablations: also separate heads and one federation per task.
         changes: settings instead of the file's, table by table.
         comparisons: which other models to train.
         cross_site: also one federation without each hospital in turn.
@@ -48,7 +47,6 @@ class Plan:
     settings: str
     build: Build
     notes: tuple[str, ...] = ()
-    ablations: bool = False
     changes: Settings = field(default_factory=dict)
     comparisons: tuple[str, ...] = COMPARISONS
     cross_site: bool = False
@@ -102,7 +100,7 @@ def _one_seed(plan: Plan, settings: Settings, folder: Path, seed: int, say: Say,
     experiment = Experiment(
         study, dict(zip(names, sites, strict=True)), dict(zip(names, truth, strict=True)), folder, say
     )
-    return experiment.run(comparisons=plan.comparisons, ablations=plan.ablations, cross_site=plan.cross_site)
+    return experiment.run(comparisons=plan.comparisons, cross_site=plan.cross_site)
 
 
 def versions() -> dict[str, str]:

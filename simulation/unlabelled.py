@@ -17,9 +17,9 @@ from modaltune.evaluation.predictions import score_models
 from modaltune.federation.study import METRICS
 from simulation.finished_runs import run_summary, seed_runs
 
-METHODS = ("federated", "separate_heads", "per_task")
-SOMETIMES = ("texts_alone",)
-"""Methods that only some runs have: tasks that a single hospital labels."""
+AGAINST = "per_task"
+METHODS = ("federated", "separate_heads", AGAINST, "per_task_same_cost", "texts_alone")
+"""Of which a run may lack some."""
 WHERE = ("all", "labelled", "never labelled")
 Scores = dict[tuple[str, str, str, str], dict[int, Score]]  # task, metric, where, method -> seed -> score
 
@@ -31,7 +31,7 @@ class Row:
     Attributes:
         where: ``all`` hospitals, those that ``labelled`` the task in training, or those that ``never labelled`` it.
         low, high: mean bounds of the 95 % bootstrap interval over patients; None for the mean of the tasks.
-        difference: mean over the seeds of the value less that of one federation a task.
+        difference: mean over the seeds of the value less that of the method that all are held against.
         error: its standard error over the seeds, as if these were independent; they split the same patients, so
             against new patients it is larger by the square root of 1 + seeds x test cases / training cases (Nadeau and
             Bengio 2003), 1.7 with five seeds. None with one seed.
@@ -50,26 +50,30 @@ class Row:
     seeds: int
 
 
-def unlabelled_rows(runs: Sequence[Path], rules: Mapping[str, Sequence[Path]] | None = None) -> list[Row]:
+def unlabelled_rows(
+    runs: Sequence[Path], rules: Mapping[str, Sequence[Path]] | None = None, against: str = AGAINST
+) -> list[Row]:
     """Score runs of ``modaltune-simulate ... --tasks`` by who labelled what; their seeds are averaged.
 
     Args:
         rules: other training rules, name -> runs of the shared model alone, with seeds that ``runs`` have, too.
+        against: method or rule that the others are held against.
     Raises:
         ConfigError: a folder is no such run, two runs have a seed in common, or a rule was tried on other cases.
     """
     found: Scores = {}
-    seeds = _add_runs(found, runs, {method: method for method in METHODS}, SOMETIMES)
+    needed = [method for method in ("federated", against) if method not in (rules or {})]
+    seeds = _add_runs(found, runs, {method: method for method in METHODS}, needed)
     for rule, tried in (rules or {}).items():
         if rule in METHODS:
             raise ConfigError(f"--rule {rule} is the name of a method")
-        if sorted(own := _add_runs(found, tried, {"federated": rule})) != sorted(seeds):
+        if sorted(own := _add_runs(found, tried, {"federated": rule}, ["federated"])) != sorted(seeds):
             raise ConfigError(f"--rule {rule} has seeds {sorted(own)}, the runs have {sorted(seeds)}")
     _check_cases(found)
     tasks, methods = ([*dict.fromkeys(key[part] for key in found)] for part in (0, 3))
     keys = sorted(found, key=lambda key: (tasks.index(key[0]), WHERE.index(key[2]), methods.index(key[3])))
-    rows = [_row(key, found[key], found.get((*key[:3], "per_task"), {})) for key in keys]
-    return [row for row in rows if row is not None] + _means(found, methods)
+    rows = [_row(key, found[key], found.get((*key[:3], against), {})) for key in keys]
+    return [row for row in rows if row is not None] + _means(found, methods, against)
 
 
 def _row(key: tuple[str, str, str, str], scores: Mapping[int, Score], other: Mapping[int, Score]) -> Row | None:
@@ -94,14 +98,12 @@ def _row(key: tuple[str, str, str, str], scores: Mapping[int, Score], other: Map
     )
 
 
-def _means(found: Scores, methods: Sequence[str]) -> list[Row]:
+def _means(found: Scores, methods: Sequence[str], against: str) -> list[Row]:
     """Mean of the tasks, over the seeds for which all of them are defined."""
     rows = []
     for where, method in product(WHERE, methods):
         pairs = [
-            (found.get((*key[:3], method), {}), scores)
-            for key, scores in found.items()
-            if key[2:] == (where, "per_task")
+            (found.get((*key[:3], method), {}), scores) for key, scores in found.items() if key[2:] == (where, against)
         ]
         seeds = sorted(set.intersection(*({*own} & {*other} for own, other in pairs))) if pairs else []
         if len(pairs) < 2 or not seeds:
@@ -130,9 +132,9 @@ def _error(gap: Floats) -> float | None:
     return float(gap.std(ddof=1) / len(gap) ** 0.5) if len(gap) > 1 else None
 
 
-def unlabelled_table(rows: Sequence[Row]) -> Table:
+def unlabelled_table(rows: Sequence[Row], against: str = AGAINST) -> Table:
     """The rows for people."""
-    table = Table("Task", "Hospitals", "Method", "Value", "Less one federation a task", "Seeds", box=None)
+    table = Table("Task", "Hospitals", "Method", "Value", f"Less {against}", "Seeds", box=None)
     for row in rows:
         interval = "" if row.low is None else f" ({row.low:.2f}-{row.high:.2f})"
         error = "" if row.error is None else f" ± {row.error:.3f}"
@@ -141,21 +143,19 @@ def unlabelled_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _add_runs(
-    found: Scores, runs: Sequence[Path], methods: Mapping[str, str], sometimes: Collection[str] = ()
-) -> list[int]:
+def _add_runs(found: Scores, runs: Sequence[Path], methods: Mapping[str, str], needed: Collection[str]) -> list[int]:
     """Put every defined score of runs into ``found``; their seeds.
 
     Args:
         methods: as a run calls them -> as they are called here.
-        sometimes: further ones that a run may lack.
+        needed: those of them that no run may lack.
     """
-    summaries = [run_summary(run, methods, "run modaltune-simulate with --tasks, e.g. disjoint") for run in runs]
+    summaries = [run_summary(run, needed, "run modaltune-simulate with --tasks, e.g. disjoint") for run in runs]
     seeds = [int(seed) for summary in summaries for seed in summary["seeds"]]
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds {sorted(seeds)}: one is there twice; name runs of different seeds")
     for run, summary in zip(runs, summaries, strict=True):
-        _add_scores(found, run, summary, {**methods, **{method: method for method in sometimes}})
+        _add_scores(found, run, summary, methods)
     return seeds
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from modaltune import storage
-from modaltune.errors import ModelFileError
+from modaltune.errors import FederationError, ModelFileError
 from modaltune.storage import (
     append_json_line,
     canonical_json,
@@ -18,6 +18,7 @@ from modaltune.storage import (
     digest_state,
     digest_text,
     load_state,
+    read_json_lines,
     save_state,
     write_bytes,
     write_json,
@@ -160,3 +161,19 @@ def test_a_truncated_state_is_one_clear_error(keep: int, tmp_path: Path) -> None
 def test_an_absent_state_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r"weights\.safetensors: no such weights file"):
         load_state(tmp_path / "weights.safetensors")
+
+
+def test_a_log_is_read_up_to_its_last_whole_line(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    assert read_json_lines(log) == []
+    for number in (1, 2):
+        append_json_line(log, {"round": number})
+    log.write_text(log.read_text() + '{"round": 3, "ph')
+    assert read_json_lines(log) == [{"round": 1}, {"round": 2}]
+
+
+def test_a_damaged_line_of_a_log_is_named(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"round": 1}\n{"round"\n{"round": 3}\n')
+    with pytest.raises(FederationError, match=r"log\.jsonl: line 2 is not valid JSON"):
+        read_json_lines(log)

@@ -14,7 +14,7 @@ from typing import Any
 
 from modaltune.errors import ConfigError, FederationError, RunFailed
 from modaltune.federation.study import Study
-from modaltune.storage import write_json, write_text
+from modaltune.storage import read_json_lines, write_json, write_text
 from server.coordinator.bundle import build_bundle
 from server.coordinator.home import Home
 from server.coordinator.journal import journal
@@ -89,9 +89,7 @@ class Run:
 
     def rounds(self) -> list[dict[str, Any]]:
         """The round log; a line that is being written does not count."""
-        path = self.folder / "rounds.jsonl"
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        return read_json_lines(self.folder / "rounds.jsonl")
 
 
 def find_run(home: Home, name: str) -> Run:

@@ -34,7 +34,6 @@ from simulation.runs import versions
 from simulation.studies.cells import Cell
 from simulation.studies.data import SYNTHETIC, SceneFolders, write_scene
 from simulation.studies.probe import probe_rows
-from simulation.studies.spec import ABLATIONS
 from simulation.study import draft_study, read_sites
 
 CELL_FILE, OWN = "cell.json", "modaltune"
@@ -71,7 +70,7 @@ def run_cell(cell: Cell, out: Path, data: Path | None) -> None:
             return
         say(f"{cell.name}: {len(scene.sites)} hospitals train, {len(scene.truth)} are tested")
         experiment = Experiment(study, scene.sites, scene.truth, folder, say)
-        outcome = experiment.run(comparisons=chosen, ablations=bool({*chosen} & {*ABLATIONS}))
+        outcome = experiment.run(comparisons=chosen)
         outcome.rows = [row for row in outcome.rows if row["method"] in chosen]
         outcome.rows += group_rows(outcome, study, scene, cohorts, folder)
         if cell.data["probe"]:

@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from modaltune.storage import write_bytes
+from modaltune.storage import read_json_lines, write_bytes
 from server.report_data import method_title, metric_title, order_methods
 from server.tables import UNDEFINED
 from simulation.studies.cells import Cell
@@ -49,7 +49,7 @@ def tidy(cells: Sequence[Cell], out: Path) -> pd.DataFrame:
             "status": summary["status"],
             "seconds": summary["seconds"],
             "steps": summary["budget"]["steps"],
-            "megabytes": sum(_megabytes(row) for row in round_log(folder)),
+            "megabytes": sum(_megabytes(row) for row in read_json_lines(folder / "rounds.jsonl")),
         }
         first = {"cell": cell.name, **cell.choices}
         rows += [first | row | about for row in read_json(folder / "metrics.json")]
@@ -153,7 +153,7 @@ def score_text(found: pd.DataFrame, method: str) -> str:
 def record(cell: Cell, out: Path) -> Record:
     """What trackers are told about a finished cell."""
     folder = cell_folder(out, cell)
-    rounds = [row for row in round_log(folder) if row["phase"] == "train"]
+    rounds = [row for row in read_json_lines(folder / "rounds.jsonl") if row["phase"] == "train"]
     values = [
         {name: float(row[name]) for name in ("loss", "val_loss") if row.get(name) is not None}
         | {"megabytes": _megabytes(row), "seconds": float(row["seconds"])}
@@ -182,11 +182,6 @@ def _score_name(row: Mapping[Any, Any]) -> str:
 
 def _plain(value: Any) -> str | float | bool:
     return value if isinstance(value, str | int | float | bool) else json.dumps(value)
-
-
-def round_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of ``rounds.jsonl``."""
-    return [json.loads(line) for line in (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def _megabytes(row: Mapping[str, Any]) -> float:

@@ -13,11 +13,10 @@ from modaltune.errors import ConfigError
 from modaltune.federation.study import Name
 from modaltune.tasks.vocabulary import configs_folder
 from simulation.baselines import PROBE
-from simulation.experiment import COMPARISONS, ON_REQUEST
+from simulation.experiment import ABLATIONS, COMPARISONS, ON_REQUEST
 from simulation.study import problem
 from simulation.synthetic import DEFAULT_CASES, FEWEST_CASES
 
-ABLATIONS = ("separate_heads", "per_task")
 METHODS = ("federated", *COMPARISONS, *ON_REQUEST, *ABLATIONS, PROBE)
 
 _SETTINGS = {"synthetic", "tcga"}  # of the folder's files, those that are no studies

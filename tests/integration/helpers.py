@@ -16,6 +16,7 @@ import pytest
 
 from modaltune.data.cohort import Cohort
 from modaltune.federation.study import Study, TaskSpec
+from modaltune.storage import read_json_lines
 from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
 from server.rounds import Result
 from simulation.study import draft_study
@@ -60,7 +61,7 @@ class Ran:
 
 
 def read_rounds(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    return read_json_lines(folder / "rounds.jsonl")
 
 
 def make_study(cohorts: Mapping[str, Cohort], gene_sets: Path, seed: int = 0) -> Study:
