@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from modaltune.errors import ConfigError
 from modaltune.federation.study import Study
+from server.alone import alone
 from server.coordinator.home import Home
 from server.coordinator.journal import RunJournal
 from server.finish import finish
@@ -62,6 +63,7 @@ def main(grid: Grid, context: Context) -> None:
         return
     federation = Federation(grid, study, out, journal.round if journal else None, nodes)
     with ExitStack() as stack:
+        stack.enter_context(alone(out))
         facts = stack.enter_context(journal.until_the_end()) if journal else {}
         result = federation.run(lambda result: finish(result, study, out))
         facts |= {"status": result.status, "weights": result.weights_hash}

@@ -194,6 +194,15 @@ def resume(run: RunName, wait: Wait = True, home: HomeFolder = _HOME, json: Json
     follow(here, resume_run(here, run), wait, json)
 
 
+@app.command()
+def cancel(run: RunName, home: HomeFolder = _HOME, json: Json = False) -> None:
+    """End a run that is going on, within half a minute; `resume` goes on after its last complete round."""
+    from server.coordinator.runs import cancel_run
+
+    found = cancel_run(_home(home), run)
+    _show({"run": found.name, "folder": str(found.folder), "status": found.status["status"]}, json)
+
+
 def follow(home: Home, run: Run, wait: bool, json: bool) -> None:
     """Show where a submitted run is, or stay until its end and exit with its status."""
     from server.coordinator.progress import told

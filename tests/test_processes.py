@@ -8,8 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -20,15 +19,9 @@ from supervisor.options import UnhosedConfigParser, expand
 
 from modaltune.errors import ConfigError, ServiceError
 from modaltune.processes import Program, restart, send_signal, start, states, stop, write_config
+from tests.waiting import wait_for
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
-
-
-def wait(done: Callable[[], object], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.05)
 
 
 def sleeper(home: Path, name: str = "sleeper") -> Program:
@@ -53,7 +46,7 @@ def test_programs_run_until_they_are_stopped(home: Path) -> None:
     config = write_config(home, [sleeper(home, "first"), sleeper(home, "second")])
     assert states(config) == []
     start(config)
-    wait(lambda: all(state.state == "RUNNING" for state in states(config)))
+    wait_for(lambda: all(state.state == "RUNNING" for state in states(config)))
     first, second = states(config)
     assert (first.name, second.name) == ("first", "second")
     assert first.pid is not None
@@ -71,10 +64,10 @@ def test_programs_run_until_they_are_stopped(home: Path) -> None:
 def test_a_program_that_is_killed_is_started_again(home: Path) -> None:
     config = write_config(home, [sleeper(home)])
     start(config)
-    wait(lambda: pid_of(config, "sleeper"))
+    wait_for(lambda: pid_of(config, "sleeper"))
     before = pid_of(config, "sleeper")
     os.kill(before, signal.SIGKILL)
-    wait(lambda: pid_of(config, "sleeper") not in (0, before))
+    wait_for(lambda: pid_of(config, "sleeper") not in (0, before))
     assert alive(pid_of(config, "sleeper"))
 
 
@@ -82,7 +75,7 @@ def test_a_program_that_does_not_stay_up_is_tried_again_and_again(home: Path) ->
     count = "open('starts', 'a').write('.')"
     config = write_config(home, [Program(name="brief", command=[sys.executable, "-c", count], folder=home)])
     start(config)
-    wait(lambda: (home / "starts").exists() and len((home / "starts").read_text()) >= 3)
+    wait_for(lambda: (home / "starts").exists() and len((home / "starts").read_text()) >= 3)
     assert states(config)[0].state in {"BACKOFF", "STARTING"}
     restart(config, "brief")
 
@@ -91,10 +84,10 @@ def orphaned(home: Path) -> tuple[Path, int]:
     """A program whose supervisord was killed."""
     config = write_config(home, [sleeper(home)])
     start(config)
-    wait(lambda: pid_of(config, "sleeper"))
+    wait_for(lambda: pid_of(config, "sleeper"))
     orphan = pid_of(config, "sleeper")
     os.kill(int((home / "run" / "supervisor.pid").read_text()), signal.SIGKILL)
-    wait(lambda: states(config) == [])
+    wait_for(lambda: states(config) == [])
     return config, orphan
 
 
@@ -103,7 +96,7 @@ def test_programs_of_a_supervisord_that_was_killed_do_not_run_twice(home: Path) 
     assert alive(orphan)
     start(config)
     assert not alive(orphan)
-    wait(lambda: pid_of(config, "sleeper"))
+    wait_for(lambda: pid_of(config, "sleeper"))
 
 
 def test_stop_ends_the_programs_of_a_supervisord_that_was_killed(home: Path) -> None:
@@ -116,9 +109,11 @@ def test_in_the_foreground_a_termination_stops_the_programs_too(home: Path) -> N
     config = write_config(home, [sleeper(home)])
     call = f"from pathlib import Path; from modaltune.processes import foreground; foreground(Path({str(config)!r}))"
     service = subprocess.Popen([sys.executable, "-c", call], stdout=subprocess.DEVNULL)
-    wait(lambda: states(config) and pid_of(config, "sleeper"))
+    wait_for(lambda: states(config) and pid_of(config, "sleeper"))
     pid = pid_of(config, "sleeper")
-    wait(lambda: psutil.Process(pid).cmdline() == SLEEPER)  # before, it is a copy of supervisord, which loses signals
+    wait_for(
+        lambda: psutil.Process(pid).cmdline() == SLEEPER
+    )  # before, it is a copy of supervisord, which loses signals
     service.terminate()
     assert service.wait(timeout=15) == 0
     assert not alive(pid)
@@ -136,7 +131,7 @@ def test_a_program_gets_its_arguments_variables_and_folder_exactly_and_leaves_a_
     )
     start(write_config(home, [program]))
     log = home / "logs" / "teller.log"
-    wait(lambda: log.exists() and "\n" in log.read_text())
+    wait_for(lambda: log.exists() and "\n" in log.read_text())
     told, place, folder, umask = json.loads(log.read_text().splitlines()[0])
     assert told == arguments
     assert place == "a, b=c 50% ish"
@@ -176,12 +171,12 @@ def test_one_program_is_restarted_or_gets_a_signal(home: Path) -> None:
     config = write_config(home, [hearing, sleeper(home)])
     start(config)
     log = home / "logs" / "hearing.log"
-    wait(lambda: log.exists() and "up" in log.read_text() and pid_of(config, "sleeper"))
+    wait_for(lambda: log.exists() and "up" in log.read_text() and pid_of(config, "sleeper"))
     before = {state.name: state.pid for state in states(config)}
     send_signal(config, "hearing", "HUP")
-    wait(lambda: "again" in log.read_text())
+    wait_for(lambda: "again" in log.read_text())
     restart(config, "sleeper")
-    wait(lambda: pid_of(config, "sleeper") not in (0, before["sleeper"]))
+    wait_for(lambda: pid_of(config, "sleeper") not in (0, before["sleeper"]))
     assert pid_of(config, "hearing") == before["hearing"]
     with pytest.raises(ServiceError, match="of other failed: BAD_NAME"):
         restart(config, "other")
@@ -219,5 +214,5 @@ def test_a_program_of_another_user_runs_as_that_user(home: Path) -> None:
     program = Program(name="other", command=command, folder=Path("/"), user="nobody")
     start(write_config(home, [program]))
     log = home / "logs" / "other.log"
-    wait(lambda: log.exists() and "\n" in log.read_text())
+    wait_for(lambda: log.exists() and "\n" in log.read_text())
     assert log.read_text().split()[:2] == [str(pwd.getpwnam("nobody").pw_uid), pwd.getpwnam("nobody").pw_dir]

@@ -21,6 +21,7 @@ from flwr.proto.control_pb2 import (
     ListRunsRequest,
     RegisterNodeRequest,
     StartRunRequest,
+    StopRunRequest,
     StreamLogsRequest,
     UnregisterNodeRequest,
 )
@@ -98,6 +99,10 @@ class Link:
                 raise
             return FlowerRun(finished=True, known=False, outcome="unknown run")
         return FlowerRun(finished=status.status == "finished", known=True, outcome=status.sub_status)
+
+    def stop(self, run_id: int) -> None:
+        """End a run; its ServerApp learns of it with the next heartbeat."""
+        self._client.StopRun(StopRunRequest(run_id=run_id))
 
     def log(self, run_id: int) -> str:
         """What the ServerApp of a finished run printed."""

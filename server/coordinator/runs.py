@@ -15,6 +15,7 @@ from typing import Any
 from modaltune.errors import ConfigError, FederationError, RunFailed
 from modaltune.federation.study import Study
 from modaltune.storage import read_json_lines, write_json, write_text
+from server.alone import alone
 from server.coordinator.bundle import build_bundle
 from server.coordinator.home import Home
 from server.coordinator.journal import journal
@@ -162,6 +163,27 @@ def resume_run(home: Home, name: str) -> Run:
     return run
 
 
+def cancel_run(home: Home, name: str) -> Run:
+    """End a run that is going on; its finished rounds stay, so that it can be resumed.
+
+    Raises:
+        ConfigError: it has ended.
+        FederationError: the services do not run, or the ServerApp does not end.
+    """
+    run = find_run(home, name)
+    flower = run.submissions[-1]["flower"]
+    with connected(home) as link:
+        if run.final or link.run(flower).finished:
+            raise ConfigError(f"run {name} is not going on; modaltune-server status says how it ended")
+        link.stop(flower)
+    with alone(run.folder):
+        if run.done:
+            raise ConfigError(f"run {name} finished before it could be cancelled; its result is in {run.folder}")
+        write_json(run.folder / "status.json", run.status | {"status": "FAILED", "reason": "cancelled"})
+    journal(home).append("run-cancelled", run=run.name, flower=str(flower))
+    return run
+
+
 def going_on(home: Home, link: Link) -> Run | None:
     """The run that Flower works on now."""
     for run in reversed(all_runs(home)):
@@ -196,7 +218,7 @@ def _ended(run: Run) -> dict[str, Any]:
     status = run.status
     if status["status"] == "FAILED":
         reason = str(status.get("reason") or "no reason given").rstrip(".")
-        raise RunFailed(f"run {run.name}: {reason}; when that is solved: modaltune-server resume {run.name}")
+        raise RunFailed(f"run {run.name}: {reason}; to go on: modaltune-server resume {run.name}")
     return status
 
 

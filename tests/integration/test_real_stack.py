@@ -19,11 +19,12 @@ import pytest
 from modaltune.federation.settings import EvaluationSpec, LabelQuerySpec
 from modaltune.federation.study import Study
 from modaltune.models.learner import load_model
-from modaltune.storage import write_text
+from modaltune.storage import read_json_lines, write_text
 from simulation.study import read_sites
 from tests.integration.grids import Passed, unpack
 from tests.integration.helpers import make_study, run_script, vocabulary
 from tests.integration.leaks import REPLIES, rules_of
+from tests.waiting import wait_for
 
 pytestmark = [
     pytest.mark.integration,
@@ -171,6 +172,22 @@ def test_what_left_each_hospital_holds_nothing_of_a_patient_and_nothing_frozen(
         assert Counter(reply.kind for reply in answers) == counted
         assert len(replies) - len(answers) <= 1  # the query beyond the budget
         assert [(reply.kind, found) for reply in answers if (found := rules.problems(reply))] == []
+
+
+def test_a_cancelled_run_ends_at_once_and_goes_on_to_the_same_weights(stack: Stack) -> None:
+    submitted = stack.server("run", stack.folder / "study.json", "--name", "second", "--no-wait")
+    log = Path(submitted["folder"]) / "rounds.jsonl"
+    wait_for(lambda: any(row["phase"] == "capability" for row in read_json_lines(log)))
+    assert stack.server("cancel", "second")["status"] == "FAILED"
+    shown = stack.server("status")["run"]
+    assert (shown["status"], shown["reason"]) == ("FAILED", "cancelled")
+    again = run_script("modaltune-server", "cancel", "second", "--home", stack.folder / "s")
+    assert (again.code, "run second is not going on" in again.err) == (2, True)
+    resumed = stack.server("resume", "second")
+    assert resumed["status"] == "OK"
+    first = json.loads((stack.folder / "s" / "runs" / "first" / "status.json").read_text())
+    assert resumed["weights"] == first["weights"]
+    assert [line["event"] for line in _audit(stack, "s")].count("run-cancelled") == 1
 
 
 def _audit(stack: Stack, home: str) -> list[Any]:

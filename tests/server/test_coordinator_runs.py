@@ -14,14 +14,14 @@ import pytest
 import typer
 
 import server.cli
-from modaltune.errors import ConfigError, RunFailed
+from modaltune.errors import ConfigError, FederationError, RunFailed
 from modaltune.federation.study import Study
 from modaltune.storage import append_json_line, write_json, write_text
 from server.coordinator import runs
 from server.coordinator.draft import write_study
 from server.coordinator.home import Home, Settings
 from server.coordinator.link import FlowerRun
-from server.coordinator.runs import Run, all_runs, find_run, follow, resume_run, start_run
+from server.coordinator.runs import Run, all_runs, cancel_run, find_run, follow, resume_run, start_run
 from server.coordinator.setup import init
 from tests.server.run_folder import round_rows
 
@@ -181,3 +181,13 @@ def test_an_unknown_cohort_or_encoder_names_the_known_ones(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="choose from small, longnet, titan"):
         write_study(tmp_path / "study.toml", "brca", ["H1"], "large", 64, None)
     assert not (tmp_path / "study.toml").exists()
+
+
+def test_a_run_that_has_ended_is_not_cancelled(home: Home, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FederationError, match="SuperLink does not answer"):
+        cancel_run(home, run.name)
+    monkeypatch.setattr(runs, "connected", lambda _: nullcontext(None))
+    write_json(run.folder / "status.json", {"status": "FAILED", "reason": "round 3: 1 of 2 sites"})
+    with pytest.raises(ConfigError, match=f"run {run.name} is not going on"):
+        cancel_run(home, run.name)
+    assert run.status["reason"] == "round 3: 1 of 2 sites"

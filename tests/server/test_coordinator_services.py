@@ -29,6 +29,7 @@ from server.coordinator.home import Home, Settings
 from server.coordinator.link import connected
 from server.coordinator.services import reload_certificate, service_states, start_services, stop_services
 from server.coordinator.setup import init, renew
+from tests.waiting import wait_for
 
 pytestmark = [
     pytest.mark.integration,
@@ -36,7 +37,6 @@ pytestmark = [
         shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin") is None, reason="nginx is not installed"
     ),
 ]
-SECONDS = 60.0
 
 
 def free_ports(number: int) -> list[int]:
@@ -45,13 +45,6 @@ def free_ports(number: int) -> list[int]:
     for probe in probes:
         probe.close()
     return ports
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
