@@ -50,11 +50,15 @@ def init(
     from modaltune.invitation import Invitation
 
     here, invited = Home.find(home), Invitation.load(invitation)
+    marks = invited.fingerprints()
     mark = enrol(here, invited, site_folder, out, app_user)
     found = {"home": str(here.folder), "public key": str(out / f"{invited.site}.pub"), "fingerprint": mark}
-    _say(found, json)
+    _say(found | marks, json)
     if not json:
-        console.print("Send the public key to the coordinator, and read the fingerprint out on the telephone.")
+        console.print(
+            "Send the public key to the coordinator, read its fingerprint out on the telephone, and compare those of"
+            " the authority and of the coordinator's key with what the invite command there printed."
+        )
 
 
 @app.command()

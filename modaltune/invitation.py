@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from modaltune.errors import ConfigError
 from modaltune.federation.study import Name, first_problem
 from modaltune.storage import write_text
+from modaltune.trust.certificates import certificate_fingerprint
+from modaltune.trust.keys import fingerprint
 
 
 class Invitation(BaseModel):
@@ -32,6 +34,10 @@ class Invitation(BaseModel):
     def save(self, path: Path) -> None:
         """Write ``SITE.invite``."""
         write_text(path, self.model_dump_json(indent=1) + "\n")
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of the authority's certificate and of the coordinator's key: short enough to be read out on the telephone."""
+        return {"authority": certificate_fingerprint(self.ca), "coordinator key": fingerprint(self.public_key)}
 
     @classmethod
     def load(cls, path: Path) -> Self:

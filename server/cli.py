@@ -80,6 +80,17 @@ def check(file: File, json: Json = False) -> None:
         "patch_width": found.slides.in_width,
     }
     _show(summary, json)
+    if not found.gene_sets:
+        console.print("no gene sets: expression is not used; study new takes --gene-sets FILE")
+
+
+@study.command()
+def fields(json: Json = False) -> None:
+    """Every field of a study file with its default and meaning."""
+    from modaltune.federation.fields import field_table, study_fields
+
+    found = study_fields()
+    emit_json([vars(field) for field in found]) if json else console.print(field_table(found))
 
 
 @study.command()
@@ -119,9 +130,11 @@ def invite(
     json: Json = False,
 ) -> None:
     """Write SITE.invite, the file that a hospital starts with; it holds no secret."""
+    from modaltune.invitation import Invitation
     from server.coordinator import sites
 
-    _show({"invitation": str(sites.invite(_home(home), site, out))}, json)
+    path = sites.invite(_home(home), site, out)
+    _show({"invitation": str(path)} | Invitation.load(path).fingerprints(), json)
 
 
 @app.command()

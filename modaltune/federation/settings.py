@@ -34,6 +34,26 @@ class ModelSpec(Part):
     Attributes:
         kind: ``modaltune``, or a baseline (docs/baselines.md), which reads ``width_scale`` and no other field.
         width_scale: hidden widths of a baseline, times its published ones.
+        groups: first and last layer of each group of frozen layers that shares an adapter; those before the first
+            group are computed once a case.
+        heads: of the adapters' attention.
+        width_ratio: width inside an adapter, as a part of the slide encoder's.
+        extra_extractors: further ones behind the last group.
+        gamma: how strongly adapters change the frozen layers at the beginning; learnt from there.
+        drop_path: rate at which the feed-forward part of an adapter is passed over in training.
+        residual: ``reference`` adds residuals twice, as the published code does.
+        output_width: of the embedding of a case for a task.
+        head: ``text`` shares one text space, ``separate`` has a linear layer a task.
+        centre_texts: the mean of a task's candidate texts is taken off each.
+        frozen_dropout: in the frozen layers during training; published: 0.25.
+        token_join: of image, task and modality tokens before the head; TITAN published: ``cat``.
+        task_pass: a pass for each task, or one with the tokens of all tasks.
+        gene_encoder: ``paper`` has a network for each gene set, ``compact`` shares all but the first layer.
+        gene_latent: its width.
+        gene_tokens: what the adapters see of expression.
+        gene_dropout: inside it.
+        expression_dropout: rate of single genes hidden in training.
+        gene_minimum: measured genes that a gene set needs.
     """
 
     kind: Kind = "modaltune"
@@ -48,17 +68,15 @@ class ModelSpec(Part):
     output_width: int = 64
     head: Literal["text", "separate"] = "text"
     centre_texts: bool = True
-    frozen_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # in the frozen layers during training; published: 0.25
-    token_join: Literal["sum", "cat"] = (
-        "sum"  # of image, task and modality tokens before the head; TITAN published: cat
-    )
-    task_pass: Literal["exact", "joint"] = "exact"  # a pass for each task, or one with the tokens of all tasks
+    frozen_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    token_join: Literal["sum", "cat"] = "sum"
+    task_pass: Literal["exact", "joint"] = "exact"
     gene_encoder: Literal["compact", "paper"] = "compact"
     gene_latent: int = 64
     gene_tokens: int = 8
     gene_dropout: float = 0.1
-    expression_dropout: float = 0.3  # single genes hidden in training
-    gene_minimum: int = 3  # measured genes a set needs
+    expression_dropout: float = 0.3
+    gene_minimum: int = 3
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -70,11 +88,23 @@ class TrainingSpec(Part):
     """Local training and rounds; the learning rate warms up and then follows a cosine over the whole run.
 
     Attributes:
+        objective: ``contrastive`` (cross-entropy over candidate texts) or ``distillation`` (the paper's); ``hazards``
+            belongs to baselines.
+        rounds: exchanges of weights.
         local_epochs: passes over a hospital's cases in a round; a part of one, e.g. 0.34, makes rounds shorter.
         hints: weight of a task that the hospital has no labels for, beside one that it has: it holds on to what the
             received model says about it (modaltune/hints.py). 0 = trained on labels only.
         drift: SCAFFOLD-style: part of what separates the hospital's steps from everybody's that the next round corrects
             (modaltune/drift.py); 0 = none, 1 = all of it.
+        batch_size: cases in a step.
+        learning_rate: its peak.
+        weight_decay: of weight matrices.
+        warmup: part of the run in which the learning rate rises.
+        clip_norm: gradients longer than this are shortened.
+        modality_dropout: rate at which one modality of a case that has several is hidden in training.
+        wire: how trained weights travel; ``int8`` adds what rounding took from a message to the next one.
+        keep_optimiser: AdamW's running averages stay at the site from round to round; they never travel.
+        proximal: FedProx: half this times the squared distance from the weights received is added to the loss.
     """
 
     objective: Literal["contrastive", "distillation", "hazards"] = "contrastive"
@@ -88,11 +118,9 @@ class TrainingSpec(Part):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    wire: Literal["fp32", "fp16", "int8"] = "fp16"  # how trained weights travel: modaltune/federation/wire.py
-    keep_optimiser: bool = True  # AdamW's running averages stay at the site from round to round; they never travel
-    proximal: Annotated[float, Field(ge=0)] = (
-        0.0  # FedProx: half this times the squared distance from the weights received is added to the loss
-    )
+    wire: Literal["fp32", "fp16", "int8"] = "fp16"
+    keep_optimiser: bool = True
+    proximal: Annotated[float, Field(ge=0)] = 0.0
 
 
 class AggregationSpec(Part):
@@ -108,6 +136,9 @@ class AggregationSpec(Part):
         outlier: ``median``, ``trimmed_mean`` and ``krum``: an update longer than this many times the round's median is
             refused; 0 = never.
         optimiser: of the server, on top of the rule: FedAdam or FedYogi with the four values that follow.
+        learning_rate: of the server's optimiser.
+        beta1, beta2: decay of its running averages.
+        tau: added to the root of the second one.
     """
 
     rule: Literal["mean", "median", "trimmed_mean", "krum"] = "mean"

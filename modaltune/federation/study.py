@@ -45,7 +45,12 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Label(Part):
-    """One value of a task and the text that stands for it."""
+    """One value of a task and the text that stands for it.
+
+    Attributes:
+        value: as sites write it, or map their codes to it.
+        text: what is embedded, in the prompt of the task.
+    """
 
     value: str
     text: str
@@ -55,6 +60,8 @@ class TaskSpec(Part):
     """A task: its kind, its prompt and its labels.
 
     Attributes:
+        name: of the task, and of its column in the cases table.
+        kind: ``survival`` reads ``time_months`` and ``event``.
         template: prompt with ``{text}``.
         labels: nominal and ordinal tasks; ordinal ones from low to high.
         positive: ordinal tasks are scored as these levels against the others.
@@ -92,17 +99,24 @@ class TaskSpec(Part):
 
 
 class ClinicalColumn(Part):
-    """A clinical input; labels in disguise (see docs/data.md) are refused."""
+    """A clinical input; labels in disguise (see docs/data.md) are refused.
+
+    Attributes:
+        name: of its column in the cases table.
+        values: categories; none = a number.
+    """
 
     name: Literal["age", "sex"]
-    values: tuple[str, ...] = ()  # categories; empty = a number
+    values: tuple[str, ...] = ()
 
 
 class SlideSpec(Part):
     """The frozen slide encoder and the bags it reads.
 
     Attributes:
+        encoder: ``small`` is built in, random and says nothing about slides; ``vit`` is a plain vision transformer.
         in_width: features per patch.
+        width, depth: of the frozen encoder.
         sha256: digest of the frozen weights, checked at every site.
         standardise: ``none``, ``feature`` (pooled mean and deviation of each feature) or ``position`` (the same per
             row of the bag, for bags whose rows mean the same thing in every case).
@@ -133,7 +147,12 @@ class SlideSpec(Part):
 
 
 class TextSpec(Part):
-    """The frozen text encoder that embeds labels."""
+    """The frozen text encoder that embeds labels.
+
+    Attributes:
+        encoder: its name.
+        sha256: digest of its weights, checked at every site.
+    """
 
     encoder: str = "minilm"
     sha256: Digest
@@ -143,6 +162,7 @@ class ModalitySpec(Part):
     """A further modality: one vector a case, from a table that a site names under ``[paths.modalities]``.
 
     Attributes:
+        name: by which a site names its table.
         columns: numeric columns, standardised over the federation; none = a column ``text`` (reports), embedded at the
             site by a frozen text encoder.
         text: that encoder.
@@ -171,9 +191,14 @@ class Study(Part):
     """A study. Its canonical JSON has a SHA-256, the digest, which names it.
 
     Attributes:
+        name: of the study.
+        seed: of every random draw.
+        roster: names of the sites.
         quorum: sites that a round needs; a round with fewer is repeated, ``attempts`` times in all.
         deadline_seconds: how long a round waits for its sites.
+        attempts: of a round.
         site_cases: most cases of a split that a site may claim, and so most weight that it can have.
+        gene_sets: name -> genes; without any, expression is not used.
         gene_panel: genes of the sets that all sites with expression measure, or that any does. In a union, a gene that
             a site does not measure is the pooled mean there, with a flag beside it; flags can give the site away.
     """

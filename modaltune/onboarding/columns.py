@@ -47,7 +47,6 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 IN_DAYS = ("days_to_death", "days_to_last_follow_up", "days_to_last_followup", "os_days", "os_time", "survival_days")
 REVERSED = ("censorship", "censored", "censor", "alive", "is_censored", "os_censor")
 """Columns in which 1 usually means that no death was observed: the opposite of ``event``."""
-TEXT_EVENTS = ("os_status", "vital_status")
 CHOICES = ("event", "time_months")
 """Columns that a wrong guess would turn round or stretch in silence."""
 

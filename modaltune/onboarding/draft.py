@@ -10,7 +10,7 @@ import tomlkit
 from modaltune.data.case_table import labelled, task_columns
 from modaltune.data.site import SITE_FILE
 from modaltune.errors import SiteFolderError
-from modaltune.onboarding.columns import CHOICES, IN_DAYS, REVERSED, TEXT_EVENTS, named, snake, suggestions
+from modaltune.onboarding.columns import CHOICES, IN_DAYS, REVERSED, named, suggestions
 from modaltune.onboarding.folder import Folder
 from modaltune.storage import write_text
 
@@ -40,7 +40,7 @@ def write_draft(folder: Folder) -> Path:
 
 def draft(folder: Folder) -> str:
     """The text of ``site.toml`` for a folder."""
-    policy = "[policy]\nmin_cell = 5  # smaller counts never leave\n"
+    policy = "[policy]\nmin_cell = 5  # smaller counts of cases and labels never leave\n"
     parts = [_head(folder), _paths(folder), _columns(folder), _LABELS, policy]
     return "\n".join(parts)
 
@@ -100,7 +100,7 @@ def _columns(folder: Folder) -> str:
     lines = ["[columns]  # canonical name = local column, where they differ"]
     for canonical, found in suggestions(columns).items():
         lines += [f"# {canonical}: {WARNINGS[canonical]}"] if canonical in CHOICES else []
-        lines += [f"# ? {canonical} = {_quoted(local)}{_remark(local)}" for local in found]
+        lines += [f"# ? {canonical} = {_quoted(local)}" for local in found]
     lines += [
         f"# {_quoted(local)} looks like days: write a column time_months = days / 30.44"
         for local in named(columns, IN_DAYS)
@@ -110,7 +110,3 @@ def _columns(folder: Folder) -> str:
         for local in named(columns, REVERSED)
     ]
     return "\n".join([*lines, ""])
-
-
-def _remark(local: str) -> str:
-    return "  # text: recode it to 0 and 1 first" if snake(local) in TEXT_EVENTS else ""

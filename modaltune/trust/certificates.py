@@ -101,6 +101,20 @@ def certificate_facts(path: Path) -> CertificateFacts:
     )
 
 
+def certificate_fingerprint(pem: str) -> str:
+    """SHA-256 of a certificate, as ``openssl x509 -fingerprint -sha256`` prints it but without colons.
+
+    Raises:
+        CertificateError: it is none.
+    """
+    try:
+        return x509.load_pem_x509_certificate(pem.encode()).fingerprint(SHA256()).hex()
+    except ValueError:
+        raise CertificateError(
+            "the authority is no certificate (PEM); ask the coordinator for the file again"
+        ) from None
+
+
 def _server_certificate(
     authority: Path, key: EllipticCurvePrivateKey, names: Sequence[str], days: int
 ) -> x509.Certificate:
