@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MOST_CODES = 60
 """More different values than this are no codes but free text or identifiers."""
 SHOWN = 3
+LEAST_LIKE = 0.25
+"""Cosine similarity below which the order of suggestions is chance: abbreviations (IDC) have about 0.05 to all texts."""
 Mapped = dict[str, dict[str, str]]
 """Task -> local code -> vocabulary value; an empty value means unlabelled."""
 
@@ -91,7 +93,8 @@ def ranked(codes: Iterable[LocalCode], tasks: Sequence[TaskSpec], encoder: TextE
         here = encoder.encode([code.code])[0]
         names, texts = ([label.value for label in labels], [label.text for label in labels])
         near = (encoder.embed(names) @ here).maximum(encoder.embed(texts) @ here).tolist()
-        best = sorted(zip(names, near, strict=True), key=lambda pair: -pair[1])[:SHOWN]
+        like = [pair for pair in zip(names, near, strict=True) if pair[1] >= LEAST_LIKE]
+        best = sorted(like, key=lambda pair: -pair[1])[:SHOWN]
         out.append(LocalCode(code.task, code.code, code.cases, None, tuple(best)))
     return out
 

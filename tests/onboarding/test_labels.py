@@ -84,6 +84,16 @@ def test_suggestions_are_ranked_by_likeness_and_numbers_get_none(
     assert found["Invasive-ductal  CARCINOMA."].suggestions == ()
 
 
+@pytest.mark.parametrize(
+    ("code", "suggested"), [("IDC", []), ("NST", []), ("Infiltrating duct carcinoma, NOS", [DUCTAL])]
+)
+def test_an_abbreviation_gets_no_suggestion_by_chance(
+    code: str, suggested: list[str], tasks: tuple[TaskSpec, ...]
+) -> None:
+    (found,) = ranked([LocalCode("diagnosis", code, 1)], tasks, text_encoder())
+    assert [value for value, _ in found.suggestions][:1] == suggested
+
+
 def test_local_codes_enter_no_cache(
     codes: list[LocalCode], tasks: tuple[TaskSpec, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
