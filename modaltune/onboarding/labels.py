@@ -28,7 +28,7 @@ MOST_CODES = 60
 """More different values than this are no codes but free text or identifiers."""
 SHOWN = 3
 LEAST_LIKE = 0.25
-"""Cosine similarity below which the order of suggestions is chance: abbreviations (IDC) have about 0.05 to all texts."""
+"""Cosine similarity below which an order is chance: IDC has less than 0.1 to either carcinoma of BRCA."""
 Mapped = dict[str, dict[str, str]]
 """Task -> local code -> vocabulary value; an empty value means unlabelled."""
 
