@@ -29,7 +29,7 @@ from modaltune.models.learner import Learner, build_learner, load_trainable
 from modaltune.seeds import derive_seed
 from modaltune.storage import canonical_json, digest_text, load_state, write_bytes
 from modaltune.training import fit_and_average, fit_and_select, labelled, round_steps
-from simulation.engine import cores
+from simulation.engine import cores, end_with_parent
 from simulation.probes import embeddings_of, probe_tables
 
 PERSONAL_SHARE = 0.25
@@ -164,6 +164,7 @@ _hospitals: Hospitals
 
 def _open(scene: Scene) -> None:
     global _hospitals
+    end_with_parent()
     torch.set_num_threads(1)
     _hospitals = Hospitals(scene)
 

@@ -8,6 +8,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,17 @@ Progress = Callable[[Mapping[str, Any]], None]
 def cores() -> int:
     """Processor cores that this process may keep busy: ``$MODALTUNE_CORES``, or all."""
     return int(os.environ.get("MODALTUNE_CORES") or os.cpu_count() or 1)
+
+
+def end_with_parent() -> None:
+    """Let this worker process end when the one that started it has, killed or not: nobody waits for its result."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 class FolderOfPartition:

@@ -18,8 +18,8 @@ import client.cli
 from client.bundle import installed_bundle
 from client.home import Home
 from modaltune.invitation import Invitation
-from modaltune.trust.certificates import create_authority
-from modaltune.trust.keys import SigningKey
+from modaltune.trust.certificates import certificate_facts, create_authority
+from modaltune.trust.keys import SigningKey, fingerprint
 from server.coordinator.bundle import build_bundle
 from tests.client.conversation import Conversation
 
@@ -95,15 +95,25 @@ def test_init_makes_keys_that_only_their_owner_can_read(home: Home, tmp_path: Pa
     assert "IPAddressDeny=any" in (home.folder / "systemd" / "modaltune-client-app.service").read_text()
 
 
-def test_init_says_the_fingerprint_that_the_coordinator_will_see(
+def test_init_says_the_fingerprints_that_are_compared_with_the_coordinator(
     run: Run, invitation: Path, conversation: Conversation, tmp_path: Path
 ) -> None:
-    from modaltune.trust.keys import fingerprint
-
     given = ("--invitation", invitation, "--site-folder", conversation.folder, "--out", tmp_path, "--json")
     _, said, _ = run("init", *given)
     assert said["fingerprint"] == fingerprint((tmp_path / "H1.pub").read_text())
+    assert said["authority"] == certificate_facts(tmp_path / "ca" / "ca.crt").sha256
+    assert said["coordinator key"] == fingerprint(Invitation.load(invitation).public_key)
     assert_one_line(run("init", *given), "is a home folder already")
+
+
+def test_an_invitation_with_a_damaged_certificate_makes_nothing(
+    run: Run, invitation: Path, conversation: Conversation, tmp_path: Path
+) -> None:
+    found = json.loads(invitation.read_text())
+    invitation.write_text(json.dumps(found | {"ca": found["ca"][:200]}))
+    ran = run("init", "--invitation", invitation, "--site-folder", conversation.folder, "--out", tmp_path)
+    assert_one_line(ran, "the authority is no certificate")
+    assert not (tmp_path / "home").exists()
 
 
 def test_an_invitation_of_another_site_is_refused(run: Run, invitation: Path, conversation: Conversation) -> None:

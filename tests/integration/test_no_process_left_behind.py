@@ -14,6 +14,17 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(sys.platform == "win32", reason="sessions of processes are a Unix notion"),
 ]
+WORKING = """
+import os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from simulation.engine import end_with_parent
+
+with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+    pool.submit(os.getpid).result()
+    pool.submit(time.sleep, 600)
+    print("working", file=sys.stderr, flush=True)
+"""
 PATIENCE = 60.0  # seconds; processes that were told to end may need a few on a loaded machine
 
 
@@ -53,3 +64,13 @@ def test_an_interrupted_simulation_leaves_no_process_and_only_what_it_needs_to_g
     assert "Traceback" not in err
     assert wait_for_nobody(process.pid) == []
     assert {path.name for path in tmp_path.iterdir()} <= {".run.partial"}
+
+
+def test_a_killed_simulation_leaves_none_that_trains_models_for_comparison() -> None:
+    command = [sys.executable, "-c", WORKING]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        read_until(process, "working")
+        during = alive(process.pid)
+        process.kill()
+    assert len(during) > 1
+    assert wait_for_nobody(process.pid) == []
