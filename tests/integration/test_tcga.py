@@ -134,7 +134,9 @@ def test_the_model_scores_every_eligible_case(
 
 
 def test_hospitals_may_label_the_diagnosis_in_their_own_words(tcga_dir: Path, tmp_path: Path) -> None:
-    options = ("--cohort", "RCC", "--hospitals", "H4,H5", "--tasks", "own-words", "--rounds", 1, "--methods", "")
+    methods = ("separate_heads", "per_task", "texts_alone")
+    options = ("--cohort", "RCC", "--hospitals", "H4,H5", "--tasks", "own-words", "--rounds", 1)
+    options += ("--methods", ",".join(methods))
     out = tmp_path / "run"
     ran = run_script("modaltune-simulate", "tcga", "--data", tcga_dir, *options, "--json", "--out", out)
     assert ran.code == 0, ran.err
@@ -142,7 +144,7 @@ def test_hospitals_may_label_the_diagnosis_in_their_own_words(tcga_dir: Path, tm
     assert {name: site["tasks"] for name, site in sites.items()} == {"H4": ["diagnosis"], "H5": ["morphology"]}
     rows = [row for row in json.loads(ran.out)["metrics"] if row["metric"] == "auc"]
     places = {(task, place) for task in ("diagnosis", "morphology") for place in ("H4", "H5", "all")}
-    for method in ("federated", "separate_heads", "per_task", "texts_alone"):
+    for method in ("federated", *methods):
         assert {(row["task"], row["hospital"]) for row in rows if row["method"] == method} == places
     assert "federating without H5, which alone labels morphology" in ran.err
     for name in ("H4", "H5"):
