@@ -14,13 +14,16 @@ import server.app
 from modaltune.data.cohort import Cohort
 from modaltune.federation.study import Study
 from server.rounds import Federation
+from simulation import experiment
 from simulation.engine import run_federation
+from simulation.experiment import Experiment
 from simulation.study import read_sites
 from simulation.synthetic import build_synthetic
-from tests.integration.grids import Passed, RecordingGrid
+from tests.integration.grids import Passed, RecordingGrid, federate_here
 from tests.integration.helpers import SITES, Finished, Ran, make_study, run_script, vocabulary
 
 CASES = 80
+TWO = ("H1", "H2")
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +51,22 @@ def cohorts(hospitals: dict[str, Path]) -> dict[str, Cohort]:
 def study(hospitals: dict[str, Path], cohorts: dict[str, Cohort]) -> Study:
     """Two rounds of a small model over all five hospitals."""
     return make_study(cohorts, hospitals["H1"].parent / "gene_sets.gmt")
+
+
+@pytest.fixture
+def two_hospitals(
+    hospitals: dict[str, Path], cohorts: dict[str, Cohort], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Experiment]:
+    """Experiments over H1 and H2, which answer in this process instead of Flower's engine."""
+
+    def make(out: Path, rounds: int) -> Experiment:
+        monkeypatch.setattr(experiment, "run_federation", federate_here)
+        study = make_study({site: cohorts[site] for site in TWO}, hospitals["H1"].parent / "gene_sets.gmt")
+        study = study.model_copy(update={"training": study.training.model_copy(update={"rounds": rounds})})
+        folders = {site: hospitals[site] for site in TWO}
+        return Experiment(study, folders, folders, out, lambda _: None)
+
+    return make
 
 
 @pytest.fixture(scope="session")

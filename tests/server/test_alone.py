@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from modaltune.errors import FederationError
-from server.alone import alone
+from server.alone import LOCK, alone
 
 HOLDER = """
 import sys
@@ -42,4 +43,4 @@ def test_a_run_folder_is_held_by_one_process_which_is_named(holder: subprocess.P
 def test_a_run_folder_is_free_when_its_process_has_died(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     holder.kill()
     with alone(tmp_path, 15):
-        pass
+        assert (tmp_path / LOCK).read_text() == str(os.getpid())
