@@ -6,6 +6,7 @@ site once, whatever its number of cases: a weight is a claim, and robust rules b
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -20,7 +21,7 @@ from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
 from flwr.serverapp.strategy.multikrum import compute_distances
 
 from modaltune.errors import FederationError, ReplyRefused
-from modaltune.federation.average import KeywiseMean, State, Update, length, shortened
+from modaltune.federation.average import KeywiseMean, State, Update, shortened, squared_changes
 from modaltune.federation.settings import AggregationSpec
 from modaltune.federation.study import Study
 from server.spool import InOrder, Spool
@@ -55,6 +56,7 @@ class Gathering:
         self.usual = usual
         self.influence: dict[str, Influence] = {}
         self.examples: dict[str, Mapping[str, int]] = {}
+        self._squares: dict[str, dict[str, float]] = {}
         self._spool = Spool(folder)
         self._mean = KeywiseMean(previous, self.needed)
         self._order = InOrder(names, self._spool, self._mean.add)
@@ -63,11 +65,12 @@ class Gathering:
         """Count a checked update in."""
         if not self.spec.keywise:
             update = replace(update, examples=dict.fromkeys(update.examples, max(update.examples.values(), default=0)))
-        size = length(update, self.previous)
-        kept = 1.0
+        squares = squared_changes(update, self.previous)
+        size, kept = math.sqrt(sum(squares.values())), 1.0
         if self.usual and self.spec.clip and size > self.spec.clip * self.usual:
             kept = self.spec.clip * self.usual / size
             update = shortened(update, self.previous, kept)
+        self._squares[site] = {key: square * kept**2 for key, square in squares.items()}
         self.influence[site] = Influence(length=size, kept=kept)
         self.examples[site] = update.examples
         if self.spec.rule == "mean":
@@ -119,10 +122,35 @@ class Gathering:
         try:
             if self.spec.rule == "mean":
                 self._order.finish()
-                return self._mean.result()
+                mean = self._mean.result()
+                return self._extrapolated(mean) if self.spec.extrapolate else mean
             return _robust(self.spec, self._spool, self.previous, self.needed)
         finally:
             self._spool.close()
+
+    def _extrapolated(self, mean: State) -> State:
+        """A longer step where changes cancel in the mean: half their mean squared length over that of the mean.
+
+        Sites with different tasks move different things, and a mean makes each of these moves shorter by what it weighs
+        (FedExP, arXiv 2301.09604). At least the mean itself; at most what changes of equal weight give that have
+        nothing in common, so that two sites which cancel each other cannot throw the others' changes far.
+        """
+        changes = {
+            key: mean[key].astype(np.float64) - old for key, old in self.previous.items() if self._mean.moved(key)
+        }
+        squares = sum(self._mean_square(key) for key in changes)
+        common = sum(float(np.sum(np.square(change))) for change in changes.values())
+        factor = max(1.0, min(squares / (2 * common), len(self.examples) / 2)) if common else 1.0
+        return mean | {
+            key: np.asarray(self.previous[key] + factor * change, dtype=np.float32) for key, change in changes.items()
+        }
+
+    def _mean_square(self, key: str) -> float:
+        """Of one parameter: squared length of the sites' changes, averaged as the mean weighs them."""
+        counted = [
+            (self.examples[site][key], found[key]) for site, found in sorted(self._squares.items()) if key in found
+        ]
+        return sum(cases * square for cases, square in counted) / sum(cases for cases, _ in counted)
 
     def close(self) -> None:
         """Forget everything: the round is repeated or the run ends."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -65,14 +64,13 @@ def keywise_average(updates: Mapping[str, Update], previous: State, min_contribu
     return mean.result()
 
 
-def length(update: Update, previous: State) -> float:
-    """Euclidean length of a site's change of the parameters that its cases exercised."""
-    squares = (
-        float(np.sum(np.square(np.subtract(update.arrays[key], previous[key], dtype=np.float64))))
+def squared_changes(update: Update, previous: State) -> dict[str, float]:
+    """Squared Euclidean length of a site's change of each parameter that its cases exercised."""
+    return {
+        key: float(np.sum(np.square(np.subtract(update.arrays[key], previous[key], dtype=np.float64))))
         for key, cases in update.examples.items()
         if cases > 0
-    )
-    return math.sqrt(sum(squares))
+    }
 
 
 def shortened(update: Update, previous: State, factor: float) -> Update:

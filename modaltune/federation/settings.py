@@ -130,6 +130,8 @@ class AggregationSpec(Part):
         rule: ``mean`` weighs sites by their cases; the others count each site once.
         keywise: a site counts for a parameter with the cases that exercised it; without, with all its cases for all
             parameters, as plain averaging does.
+        extrapolate: ``mean``: a longer step where updates cancel in it, as those of sites with different tasks do
+            (FedExP, without its settings).
         trim: ``trimmed_mean``: share of the sites left out at each end.
         hostile: ``krum``: number of sites that may be hostile.
         clip: an update longer than this many times the median length of the last round is shortened to it; 0 = never.
@@ -143,6 +145,7 @@ class AggregationSpec(Part):
 
     rule: Literal["mean", "median", "trimmed_mean", "krum"] = "mean"
     keywise: bool = True
+    extrapolate: bool = False
     trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
     hostile: Annotated[int, Field(ge=0)] = 0
     clip: Annotated[float, Field(ge=0)] = 5.0

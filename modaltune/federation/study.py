@@ -254,6 +254,8 @@ class Study(Part):
                 "training.drift takes the next weights for the average of the updates, which they are not with"
                 f" aggregation.optimiser = {self.aggregation.optimiser!r}; set one of the two to its default"
             )
+        if self.aggregation.extrapolate:
+            self._check_extrapolation()
         if self.probes.questions:
             self._check_probes()
         if strangers := sorted(set(self.site_cases) - set(self.roster)):
@@ -261,6 +263,13 @@ class Study(Part):
         if self.quorum > len(self.roster):
             raise ValueError(f"quorum {self.quorum} exceeds the roster of {len(self.roster)} sites")
         return self
+
+    def _check_extrapolation(self) -> None:
+        if self.aggregation.rule != "mean" or self.aggregation.optimiser != "none" or self.training.drift:
+            raise ValueError(
+                "aggregation.extrapolate lengthens the step of a plain mean; it goes neither with another"
+                " aggregation.rule or aggregation.optimiser nor with training.drift"
+            )
 
     def _check_probes(self) -> None:
         if self.model.kind != "modaltune":

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modaltune.federation.average import State, Update, keywise_average, length, shortened
+from modaltune.federation.average import State, Update, keywise_average, shortened, squared_changes
 
 KEYS = {"gene_encoder": (2, 3), "task": (4,), "scale": ()}
 
@@ -94,16 +94,17 @@ def test_equal_updates_average_to_themselves() -> None:
         np.testing.assert_allclose(new[key], value, rtol=1e-6)
 
 
-def test_the_length_of_a_change_counts_only_what_the_site_trained() -> None:
+def test_squared_changes_count_only_what_the_site_trained() -> None:
     previous, update = a_state(0), an_update(1, gene_encoder=0)
     parts = [update.arrays[key] - previous[key] for key in ("task", "scale")]
-    assert length(update, previous) == pytest.approx(np.sqrt(sum(float(np.sum(part**2)) for part in parts)))
+    assert list(squared_changes(update, previous).values()) == pytest.approx([float(np.sum(part**2)) for part in parts])
 
 
 def test_a_shortened_update_keeps_its_direction() -> None:
     previous, update = a_state(0), an_update(1)
     short = shortened(update, previous, 0.25)
-    assert length(short, previous) == pytest.approx(0.25 * length(update, previous), rel=1e-5)
+    longer, shorter = squared_changes(update, previous), squared_changes(short, previous)
+    assert shorter == pytest.approx({key: 0.25**2 * square for key, square in longer.items()}, rel=1e-5)
     for key in KEYS:
         np.testing.assert_allclose(
             short.arrays[key] - previous[key], 0.25 * (update.arrays[key] - previous[key]), rtol=1e-4, atol=1e-6

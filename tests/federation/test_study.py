@@ -105,6 +105,12 @@ def test_defaults_need_not_be_written_down(tmp_path: Path) -> None:
         ("rounds = 3", "rounds = 0", "training.rounds: "),
         ("rounds = 3", "rounds = 3\ndrift = 1.5", "training.drift: "),
         ("rounds = 3", 'rounds = 3\ndrift = 1.0\n[aggregation]\noptimiser = "adam"', "training.drift takes the next"),
+        (
+            "rounds = 3",
+            'rounds = 3\n[aggregation]\nextrapolate = true\nrule = "median"',
+            "aggregation.extrapolate leng",
+        ),
+        ("rounds = 3", "rounds = 3\ndrift = 1.0\n[aggregation]\nextrapolate = true", "aggregation.extrapolate leng"),
         ('roster = ["H1", "H2"]', 'roster = ["H1", "H1"]', "roster must name each site once"),
         ('roster = ["H1", "H2"]', "roster = []", "roster must name each site once"),
         ('roster = ["H1", "H2"]', 'roster = ["H1", "../H2"]', "roster.1: "),

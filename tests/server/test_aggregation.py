@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modaltune.errors import FederationError
-from modaltune.federation.average import State, Update, keywise_average, length
+from modaltune.federation.average import State, Update, keywise_average, squared_changes
 from modaltune.federation.settings import AggregationSpec
 from modaltune.federation.study import Study
 from server.aggregation import Gathering, ServerOptimiser
@@ -108,10 +109,10 @@ def test_an_update_far_longer_than_the_last_rounds_median_is_shortened(tiny_stud
     long = an_update(1, size=100.0)
     gathering = gather(with_spec(tiny_study, clip=3.0), {"A": long}, ["A"], tmp_path / "spool", usual=2.0)
     kept = gathering.influence["A"].kept
-    assert kept == pytest.approx(3 * 2 / length(long, a_state(0)))
+    assert kept == pytest.approx(3 * 2 / sum(squared_changes(long, a_state(0)).values()) ** 0.5)
     assert gathering.usual_length == pytest.approx(6.0)
     moved = Update(arrays=gathering.finish(), examples=long.examples)
-    assert length(moved, a_state(0)) == pytest.approx(6.0, rel=1e-5)
+    assert sum(squared_changes(moved, a_state(0)).values()) == pytest.approx(36.0, rel=1e-5)
 
 
 def test_an_outlier_is_refused_where_the_round_waits_on_disk(tiny_study: Study, tmp_path: Path) -> None:
@@ -123,6 +124,51 @@ def test_an_outlier_is_refused_where_the_round_waits_on_disk(tiny_study: Study, 
     without = {site: update for site, update in updates.items() if site != "E"}
     expected = gather(with_spec(tiny_study, rule="median"), without, "ABCD", tmp_path / "other").finish()
     assert same(gathering.finish(), expected)
+
+
+def moved(by: dict[str, State], examples: int = 5) -> dict[str, Update]:
+    return {
+        site: Update(
+            arrays={key: np.asarray(old + change[key]) for key, old in a_state(0).items()},
+            examples=dict.fromkeys(KEYS, examples),
+        )
+        for site, change in by.items()
+    }
+
+
+def apart(size: float, *, row: int) -> State:
+    change = {key: np.zeros(shape, dtype=np.float32) for key, shape in KEYS.items()}
+    change["task"][row] = size
+    return change
+
+
+def test_extrapolation_gives_back_what_a_mean_takes_from_updates_that_have_nothing_in_common(
+    tiny_study: Study, tmp_path: Path
+) -> None:
+    updates = moved({site: apart(1.0, row=row) for row, site in enumerate("ABCD")})
+    mean = gather(tiny_study, updates, SITES, tmp_path / "mean").finish()
+    np.testing.assert_allclose(mean["task"] - a_state(0)["task"], 1 / 4, rtol=1e-5)
+    longer = gather(with_spec(tiny_study, extrapolate=True), updates, SITES[::-1], tmp_path / "longer").finish()
+    np.testing.assert_allclose(longer["task"] - a_state(0)["task"], 1 / 2, rtol=1e-5)
+
+
+def test_extrapolation_leaves_the_mean_of_updates_that_agree(tiny_study: Study, tmp_path: Path) -> None:
+    updates = moved(dict.fromkeys("ABCD", apart(1.0, row=0)))
+    longer = gather(with_spec(tiny_study, extrapolate=True), updates, SITES, tmp_path / "longer").finish()
+    assert same(longer, gather(tiny_study, updates, SITES, tmp_path / "mean").finish())
+
+
+def test_two_sites_that_cancel_each_other_do_not_throw_the_others_far(tiny_study: Study, tmp_path: Path) -> None:
+    hostile = {"A": apart(1e4, row=0), "B": apart(-1e4, row=0)}
+    updates = moved(hostile | dict.fromkeys("CDE", apart(1.0, row=1)))
+    longer = gather(with_spec(tiny_study, extrapolate=True), updates, SITES, tmp_path / "longer").finish()
+    assert longer["task"][1] - a_state(0)["task"][1] == pytest.approx(5 / 2 * 3 / 5, rel=1e-5)
+
+
+def test_extrapolation_does_not_move_what_nobody_trained(tiny_study: Study, tmp_path: Path) -> None:
+    updates = {site: replace(an_update(n), examples={"task": 5, "scale": 0}) for n, site in enumerate("ABC", start=1)}
+    longer = gather(with_spec(tiny_study, extrapolate=True), updates, SITES, tmp_path / "longer").finish()
+    assert {key for key in KEYS if np.array_equal(longer[key], a_state(0)[key])} == {"scale", "gene_encoder"}
 
 
 def test_the_influence_report_shares_out_all_movement(
