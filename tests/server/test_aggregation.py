@@ -126,11 +126,11 @@ def test_an_outlier_is_refused_where_the_round_waits_on_disk(tiny_study: Study, 
     assert same(gathering.finish(), expected)
 
 
-def moved(by: dict[str, State], examples: int = 5) -> dict[str, Update]:
+def moved(by: dict[str, State]) -> dict[str, Update]:
     return {
         site: Update(
             arrays={key: np.asarray(old + change[key]) for key, old in a_state(0).items()},
-            examples=dict.fromkeys(KEYS, examples),
+            examples=dict.fromkeys(KEYS, 5),
         )
         for site, change in by.items()
     }
