@@ -21,6 +21,7 @@ from server.cross_site import matrix_tables, read_matrices
 from server.report_data import leaves_out, load_run
 from server.tables import comparison_table, participation_table, traffic_table
 from simulation.baselines import chosen_methods
+from simulation.disguise import disguise, disguise_table
 from simulation.experiment import ABLATIONS, COMPARISONS, ON_REQUEST
 from simulation.fetch.cohort import HOSPITALS, Say, Wanted, fetch_cohort
 from simulation.fetch.connection import Connection
@@ -146,6 +147,21 @@ def fed_tcga_brca(
         emit_json(found)
     else:
         console.print(comparison_table(found["metrics"]))
+
+
+@app.command("disguise")
+def disguise_command(
+    data: Annotated[Path, typer.Option(help="Folder of the TCGA tables (docs/data.md).")],
+    cohort: Annotated[list[str], typer.Option(help="Which, e.g. RCC (repeat).")],
+    seeds: Annotated[str, typer.Option(help="Seeds of the split.")] = "0,1,2",
+    json: Json = False,
+) -> None:
+    """Does the unit of the expression tell the diagnosis? A linear model on values below and above the median."""
+    found = [disguise(read_tcga(data, name), _seeds(0, seeds)) for name in cohort]
+    if json:
+        emit_json([vars(row) for row in found])
+    else:
+        console.print(disguise_table(found))
 
 
 @app.command()

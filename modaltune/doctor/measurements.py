@@ -63,7 +63,8 @@ def _unit(values: NDArray[np.float64]) -> Finding:
     if centred and 0.7 < float(np.median(deviations)) < 1.3:
         return warning(
             "looks like z-scores: each gene has mean 0 and deviation 1",
-            "fine if all sites share the reference; z-scores within one site hide how sites differ",
+            "fine if all sites share the reference; z-scores within one site hide how sites differ, "
+            "within one diagnosis or project they tell it",
         )
     if high - low > 2 * LARGEST_LOG2:
         return warning("a range too wide for logarithms, with values below 0", "check how the table was normalised")
