@@ -35,6 +35,7 @@ from simulation.study import TABLES
 from simulation.synthetic import HOMOGENEOUS, HOSPITAL_SHARES, TASKS, build_synthetic
 from simulation.tcga import build_tcga
 from simulation.unlabelled import AGAINST, unlabelled_rows, unlabelled_table
+from simulation.within import within_rows, within_table
 from simulation.words import OWN_WORDS, in_own_words, own_words, words_vocabulary
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -186,6 +187,20 @@ def unlabelled(
         emit_json([vars(row) for row in rows])
     else:
         console.print(unlabelled_table(rows, against))
+
+
+@app.command()
+def within(
+    run: Annotated[Path, typer.Argument(help="Finished run, or cell of a study.")],
+    task: Annotated[str, typer.Option(help="Whose classes the other tasks may have learnt instead.")] = "diagnosis",
+    json: Json = False,
+) -> None:
+    """Score a run's other tasks among cases of the same class: a survival score may only tell the cancers apart."""
+    rows = within_rows(run, task)
+    if json:
+        emit_json([{**vars(row), "everyone": vars(row.everyone), "within": vars(row.within)} for row in rows])
+    else:
+        console.print(within_table(rows, task))
 
 
 @app.command()

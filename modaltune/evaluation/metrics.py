@@ -106,8 +106,13 @@ def c_index(
     comparable, concordant = comparable_pairs(months, event, risk)
     if importance is not None:
         comparable, concordant = comparable * importance[:, None], concordant * importance[:, None]
-    top = ((weights @ concordant) * weights).sum(axis=1)
-    return share(top, ((weights @ comparable) * weights).sum(axis=1))
+    return concordance(comparable, concordant, weights)
+
+
+def concordance(comparable: Floats, concordant: Floats, weights: Floats) -> Floats:
+    """Share of the ``[n, n]`` comparable pairs that are concordant, per weight row. -> ``[R]``, NaN without a pair."""
+    top, bottom = (((weights @ pairs) * weights).sum(axis=1) for pairs in (concordant, comparable))
+    return share(top, bottom)
 
 
 @dataclass(frozen=True, kw_only=True)
