@@ -18,8 +18,8 @@ from modaltune.federation.study import METRICS
 from simulation.finished_runs import run_summary, seed_runs
 
 AGAINST = "per_task"
-METHODS = ("federated", "separate_heads", AGAINST, "per_task_same_cost", "texts_alone")
-"""Of which a run may lack some."""
+METHODS = ("federated", "separate_heads", AGAINST, "per_task_same_cost", "texts_alone", "local")
+"""Of which a run may lack some; of ``local``, the models of the hospitals that label the task, their mean."""
 WHERE = ("all", "labelled", "never labelled")
 Scores = dict[tuple[str, str, str, str], dict[int, Score]]  # task, metric, where, method -> seed -> score
 
@@ -172,10 +172,12 @@ def _add_scores(found: Scores, run: Path, summary: Mapping[str, Any], methods: M
     for one in seed_runs(run, summary["seeds"]):
         for task, where, (method, name) in product(one.study.tasks, WHERE, methods.items()):
             holders = [site for site, about in summary["sites"].items() if task.name in about["tasks"]]
-            table = one.predictions[one.predictions["method"] == method]
+            known = one.predictions["model"].isin(["", *holders])
+            table = one.predictions[known & (one.predictions["method"] == method)]
             inside = table["hospital"].isin(holders)
             table = table if where == "all" else table[inside if where == "labelled" else ~inside]
             candidates, metric = one.preprocessing.tasks[task.name].candidates, METRICS[task.kind][0]
-            score = score_models([table], task, candidates, metric, one.seed)
+            models = [predicted for _, predicted in table.groupby("model")]
+            score = score_models(models, task, candidates, metric, one.seed)
             if score.value is not None and score.low is not None:
                 found.setdefault((task.name, metric, where, name), {})[one.seed] = score

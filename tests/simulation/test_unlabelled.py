@@ -98,6 +98,18 @@ def test_a_run_without_the_ablation_is_refused_in_one_line(a_run: Path) -> None:
         unlabelled_rows([a_run / "seeds"])
 
 
+def test_only_local_models_of_hospitals_that_label_a_task_count_for_it(a_run: Path) -> None:
+    own = [
+        predictions("local", seed, right).assign(model=name)
+        for seed in (3, 4)
+        for name, right in (("H1", 0.7), ("H2", 0.2))
+    ]
+    found = pd.concat([pd.read_parquet(a_run / "predictions.parquet"), *own], ignore_index=True)
+    found.to_parquet(a_run / "predictions.parquet")
+    values = {(row.task, row.method): row.value for row in unlabelled_rows([a_run]) if row.where == "never labelled"}
+    assert values["diagnosis", "federated"] > values["diagnosis", "local"] > values["diagnosis", "separate_heads"]
+
+
 @pytest.fixture
 def another_rule(a_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shared model alone, trained otherwise, with the same seeds: right about everything."""
