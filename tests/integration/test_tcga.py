@@ -133,6 +133,17 @@ def test_the_model_scores_every_eligible_case(
     assert survival["n"] == read_tcga(tcga_dir, COHORT).cases["time_months"].notna().sum()
 
 
+def test_stage_and_survival_are_scored_within_one_diagnosis(run: tuple[Path, Ran]) -> None:
+    ran = run_script("modaltune-simulate", "within", run[0], "--json")
+    assert ran.code == 0, ran.err
+    rows = json.loads(ran.out)
+    assert {row["task"] for row in rows} == {"stage", "survival"}
+    assert {row["method"] for row in rows} <= {*METHODS}
+    for row in rows:
+        assert row["everyone"]["n"] == row["within"]["n"] > 0
+        assert row["within"]["low"] <= row["within"]["value"] <= row["within"]["high"]
+
+
 def test_hospitals_may_label_the_diagnosis_in_their_own_words(tcga_dir: Path, tmp_path: Path) -> None:
     methods = ("separate_heads", "per_task", "texts_alone")
     options = ("--cohort", "RCC", "--hospitals", "H4,H5", "--tasks", "own-words", "--rounds", 1)
