@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from rich.table import Table
 
 from modaltune.errors import ConfigError
@@ -21,6 +20,7 @@ from modaltune.evaluation.metrics import (
     bootstrap_weights,
     comparable_pairs,
     concordance,
+    concordant_pairs,
     summarise,
 )
 from modaltune.evaluation.predictions import class_outcomes, metric_values, scored
@@ -118,17 +118,11 @@ def _within(table: pd.DataFrame, spec: TaskSpec, candidates: Sequence[str], weig
         comparable, concordant = comparable_pairs(months, table["event"].to_numpy().astype(bool), risk)
     else:
         labels, probabilities = class_outcomes(table, spec, candidates)
-        comparable, concordant = _two_sides(labels == 1, probabilities[:, 1])
+        comparable = np.outer(labels == 1, labels == 0).astype(np.float64)  # their share is the area under the curve
+        concordant = concordant_pairs(comparable, probabilities[:, 1])
     classes = table["class"].to_numpy()
     same = classes[:, None] == classes[None, :]
     return concordance(comparable * same, concordant * same, weights)
-
-
-def _two_sides(positive: NDArray[np.bool_], score: Floats) -> tuple[Floats, Floats]:
-    """Pairs of a positive and a negative case, and how concordant each is: their share is the area under the curve."""
-    comparable = np.outer(positive, ~positive).astype(np.float64)
-    above = score[:, None] - score[None, :]
-    return comparable, comparable * ((above > 0) + 0.5 * (above == 0))
 
 
 def _mean(scores: Sequence[Score]) -> Score:

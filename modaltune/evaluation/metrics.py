@@ -91,8 +91,14 @@ def comparable_pairs(months: Floats, event: NDArray[np.bool_], risk: Floats) -> 
     earlier = (months[:, None] < months[None, :]) | ((months[:, None] == months[None, :]) & ~event[None, :])
     comparable = (event[:, None] & earlier).astype(np.float64)
     np.fill_diagonal(comparable, 0.0)
-    difference = risk[:, None] - risk[None, :]
-    return comparable, comparable * ((difference > 0) + 0.5 * (difference == 0))
+    return comparable, concordant_pairs(comparable, risk)
+
+
+def concordant_pairs(comparable: Floats, score: Floats) -> Floats:
+    """``[n, n]`` how concordant comparable pairs are: 1 where the first case has the higher score, ½ where both tie."""
+    difference = score[:, None] - score[None, :]
+    found: Floats = comparable * ((difference > 0) + 0.5 * (difference == 0))
+    return found
 
 
 def c_index(
