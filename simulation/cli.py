@@ -27,15 +27,13 @@ from simulation.fetch.cohort import HOSPITALS, Say, Wanted, fetch_cohort
 from simulation.fetch.connection import Connection
 from simulation.fetch.gdc import GDC
 from simulation.fetch.xena import XENA
-from simulation.finished_runs import paired_rows, paired_table
+from simulation.run_commands import Json, compare, unlabelled, within
 from simulation.runs import Plan, simulate
 from simulation.sites import check_overrides, disjoint_tasks, require_known
 from simulation.studies.command import study
 from simulation.study import TABLES
 from simulation.synthetic import HOMOGENEOUS, HOSPITAL_SHARES, TASKS, build_synthetic
 from simulation.tcga import build_tcga
-from simulation.unlabelled import AGAINST, unlabelled_rows, unlabelled_table
-from simulation.within import within_rows, within_table
 from simulation.words import OWN_WORDS, in_own_words, own_words, words_vocabulary
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -43,7 +41,6 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pret
 Out = Annotated[Path | None, typer.Option(help="Folder of the run; an earlier finished run there is replaced.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
 Seeds = Annotated[str | None, typer.Option(help="Several seeds, e.g. 0,1,2; rows are appended per seed.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, the rest on stderr.")]
 Rounds = Annotated[int | None, typer.Option(min=1, help="Training rounds instead of the study's.")]
 Tasks = Annotated[
     list[str] | None,
@@ -163,59 +160,6 @@ def disguise_command(
         emit_json([vars(row) for row in found])
     else:
         console.print(disguise_table(found))
-
-
-@app.command()
-def unlabelled(
-    runs: Annotated[list[Path], typer.Argument(help="Finished runs with --tasks, each of other seeds.")],
-    rule: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=FOLDER: the shared model under another training rule, a seed of the runs (repeat)."),
-    ] = None,
-    against: Annotated[str, typer.Option(help="Method or rule that the others are held against.")] = AGAINST,
-    json: Json = False,
-) -> None:
-    """Score runs with --tasks at the hospitals that labelled a task and at those that never did."""
-    rules: dict[str, list[Path]] = {}
-    for given in rule or ():
-        name, equals, folder = given.partition("=")
-        if not (name and equals and folder):
-            raise typer.BadParameter(f"--rule {given}: expected NAME=FOLDER")
-        rules.setdefault(name, []).append(Path(folder))
-    rows = unlabelled_rows(runs, rules, against)
-    if json:
-        emit_json([vars(row) for row in rows])
-    else:
-        console.print(unlabelled_table(rows, against))
-
-
-@app.command()
-def within(
-    run: Annotated[Path, typer.Argument(help="Finished run, or cell of a study.")],
-    task: Annotated[str, typer.Option(help="Whose classes the other tasks may have learnt instead.")] = "diagnosis",
-    json: Json = False,
-) -> None:
-    """Score a run's other tasks among cases of the same class: a survival score may only tell the cancers apart."""
-    rows = within_rows(run, task)
-    if json:
-        emit_json([{**vars(row), "everyone": vars(row.everyone), "within": vars(row.within)} for row in rows])
-    else:
-        console.print(within_table(rows, task))
-
-
-@app.command()
-def compare(
-    first: Annotated[Path, typer.Argument(help="Finished run, or cell of a study.")],
-    second: Annotated[Path, typer.Argument(help="Another on the same patients, e.g. with another setting.")],
-    method: Annotated[str, typer.Option(help="Which method of both.")] = "federated",
-    json: Json = False,
-) -> None:
-    """Headline metrics of one run less those of another, the same patients resampled together."""
-    rows = paired_rows(first, second, method)
-    if json:
-        emit_json(rows)
-    else:
-        console.print(paired_table(rows, method))
 
 
 @app.command()
@@ -418,7 +362,8 @@ def _show(out: Path, rows: Sequence[dict[str, Any]]) -> None:
     console.print(traffic_table(run.rounds))
 
 
-app.command()(study)
+for command in (unlabelled, within, compare, study):
+    app.command()(command)
 
 
 def main() -> None:
