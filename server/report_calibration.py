@@ -26,7 +26,7 @@ def calibration(run: RunData) -> Plot:
     """A panel a task: mean prediction against observed share, with 95 % intervals; the diagonal is perfect."""
     if run.predictions is None:
         return no_cases(run)
-    panels = [(*_points(federated_cases(run.predictions, task.name), task), task) for task in run.tasks]
+    panels = [(*_points(federated_cases(run, run.predictions, task.name), task), task) for task in run.tasks]
     panels = [panel for panel in panels if panel[0]]
     if not panels:
         return Plot(missing="No task has enough test cases for a calibration plot.")

@@ -71,7 +71,7 @@ def kaplan_meier(run: RunData, task: str) -> Plot:
     cuts = (run.summary.get("risk_cuts") or {}).get(task)
     if not cuts:
         return Plot(missing="The run folder does not say where the risks of training cases part into groups.")
-    cases = _risk_table(run.predictions, task)
+    cases = _risk_table(run, run.predictions, task)
     if len(cases) < 10 or cases["event"].sum() < 2:
         return Plot(missing="Too few test cases with follow-up and deaths to compare risk groups.")
     groups = len(cuts) + 1
@@ -93,8 +93,7 @@ def embedding_map(run: RunData) -> Plot:
     points = run.embeddings
     if points is None or points.empty:
         return no_cases(run)
-    if "seed" in points:
-        points = points[points["seed"] == points["seed"].min()]
+    points = run.of_first_seed(points)
     tasks = [task for task in run.tasks if task.name in points and points[task.name].notna().any()]
     figure, axes = panels_of(1 + len(tasks), 2, WIDTH * 0.84, 3.2, wspace=0.5, hspace=0.16)
     present = [name for name in run.hospitals if (points["hospital"] == name).any()]
@@ -177,16 +176,15 @@ def _roc_panel(
     ax.legend(title="AUC", loc="lower right", alignment="left", handlelength=1.4)
 
 
-def federated_cases(predictions: pd.DataFrame, task: str) -> pd.DataFrame:
+def federated_cases(run: RunData, predictions: pd.DataFrame, task: str) -> pd.DataFrame:
     """Predictions of the federated model for the test cases of a task, first seed."""
     rows = predictions[(predictions["task"] == task) & (predictions["method"] == "federated")]
-    first: pd.DataFrame = rows[rows["seed"] == predictions["seed"].min()]
-    return first
+    return run.of_first_seed(rows)
 
 
-def _risk_table(predictions: pd.DataFrame, task: str) -> pd.DataFrame:
+def _risk_table(run: RunData, predictions: pd.DataFrame, task: str) -> pd.DataFrame:
     """Follow-up and predicted risk of the federated model's test cases."""
-    rows = federated_cases(predictions, task)
+    rows = federated_cases(run, predictions, task)
     return rows[["time_months", "event", "risk"]].astype(float).dropna().reset_index(drop=True)
 
 

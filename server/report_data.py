@@ -176,11 +176,12 @@ class RunData:
 
     @property
     def training(self) -> tuple[Mapping[str, Any], ...]:
-        """Training rounds of the first seed, in order; a round that was repeated after a restart counts once."""
-        rows = [row for row in self.rounds if row.get("phase") == "train"]
-        first = rows[0].get("seed") if rows else None
-        latest = {int(row.get("round", 0)): row for row in rows if row.get("seed") == first}
-        return tuple(latest[number] for number in sorted(latest))
+        """Training rounds of the first seed, in order."""
+        return training_rounds(self.rounds)
+
+    def of_first_seed(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Rows of the seed that was given first, whose study, preprocessing and model are those of the run."""
+        return table[table["seed"] == self.study["seed"]] if "seed" in table else table
 
 
 def load_run(run: Path) -> RunData:
@@ -213,6 +214,18 @@ def load_run(run: Path) -> RunData:
         comparisons=tuple(_read_json(run / "comparisons.json", [])),
         suppressed=preprocessing.get("suppressed") or {},
     )
+
+
+def training_rounds(rounds: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    """Training rounds of the first seed, in order, each once: attempts whose updates were thrown away do not count.
+
+    Args:
+        rounds: lines of ``rounds.jsonl``; of a round that was repeated after a restart, the last is taken.
+    """
+    rows = [row for row in rounds if row.get("phase") == "train" and row.get("status") != "REPEATED"]
+    first = rows[0].get("seed") if rows else None
+    latest = {int(row.get("round", 0)): row for row in rows if row.get("seed") == first}
+    return tuple(latest[number] for number in sorted(latest))
 
 
 def collect(rows: Iterable[Mapping[str, Any]]) -> dict[Key, Score]:

@@ -10,7 +10,17 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from server.report_data import Key, Score, collect, headline, method_title, metric_title, order_methods, task_metrics
+from server.report_data import (
+    Key,
+    Score,
+    collect,
+    headline,
+    method_title,
+    metric_title,
+    order_methods,
+    task_metrics,
+    training_rounds,
+)
 
 UNDEFINED = "n/a"
 _MOST_COLUMNS = 5
@@ -37,13 +47,13 @@ def comparison_table(rows: Sequence[Mapping[str, Any]], *, hospital: str = "all"
 
 
 def participation_table(rounds: Iterable[Mapping[str, Any]], roster: Sequence[str] = ()) -> Table:
-    """Who took part: training rounds with and without each hospital, and why.
+    """Who took part: training rounds (:func:`training_rounds`) with and without each hospital, and why.
 
     Args:
         rounds: lines of ``rounds.jsonl``.
         roster: all hospitals of the study; those that never answered are shown too.
     """
-    rows = [row for row in rounds if row.get("phase") == "train"]
+    rows = training_rounds(rounds)
     named = (name for row in rows for what in ("contributors", "missing", "refused") for name in row.get(what) or ())
     table = _table("Participation in training", "Hospital")
     table.add_column("Rounds", justify="right")

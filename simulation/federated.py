@@ -13,6 +13,7 @@ from modaltune.federation.study import Study
 from modaltune.models.learner import Learner, load_model
 from modaltune.models.modaltune import trainable_state
 from modaltune.storage import digest_state, read_json_lines
+from server.report_data import training_rounds
 
 _ENDED = ("OK", "DEGRADED")
 
@@ -43,12 +44,11 @@ class Federated:
         sites: dict[str, dict[str, Any]] = {}
         for row in rows:
             sites |= row.get("sites", {}) if row["phase"] == "capability" else {}
-        trained = [row for row in rows if row["phase"] == "train" and row["status"] != "REPEATED"]
         return cls(
             learner=learner,
             preprocessing=preprocessing,
             status=_status(folder),
-            steps=sum(steps for row in trained for steps in row["steps"].values()),
+            steps=sum(steps for row in training_rounds(rows) for steps in row["steps"].values()),
             modalities={site: tuple(found["modalities"]) for site, found in sites.items()},
             weights_hash=digest_state(trainable_state(learner)),
         )

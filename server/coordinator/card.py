@@ -7,6 +7,7 @@ from typing import Any
 
 from modaltune.federation.study import Study
 from server.coordinator.runs import Run
+from server.report_data import training_rounds
 from server.release_gate import Verdict
 
 
@@ -31,7 +32,7 @@ def model_card(run: Run, rows: Sequence[Mapping[str, Any]], verdict: Verdict, ov
 
 
 def _head(run: Run, study: Study) -> list[str]:
-    rows = [row for row in run.rounds() if row["phase"] == "train"]
+    rows = training_rounds(run.rounds())
     degraded = [row["round"] for row in rows if row["status"] != "OK"]
     sites = sorted({site for row in rows for site in row["contributors"]})
     return [

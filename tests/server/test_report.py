@@ -6,13 +6,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from modaltune.errors import FederationError
 from server.report import write_report
 from server.report_context import comparison, further, lead, method_meaning
-from server.report_curves import kaplan_meier, roc_curve, spread, task_curves
+from server.report_calibration import calibration
+from server.report_curves import federated_cases, kaplan_meier, roc_curve, spread, task_curves
 from server.report_data import Score, Task, collect, gain, gap_closed, load_run
 from server.report_forest import comparison_table
 from server.report_plots import hospital_colours, method_colours
@@ -208,6 +210,18 @@ def test_risk_groups_are_cut_where_training_cases_say_so(run: Path, tmp_path: Pa
     assert "does not say where the risks of training cases part" in kaplan_meier(load_run(uncut), "survival").missing
     far = write_run(tmp_path, summary={"risk_cuts": {"survival": [99.0]}})
     assert "All test cases fall into one group" in kaplan_meier(load_run(far), "survival").missing
+
+
+def test_pictures_of_cases_are_of_the_seed_that_was_given_first(run: Path, tmp_path: Path) -> None:
+    """Cuts of risk, bins and model are its own; the other seed has split the patients otherwise."""
+    both = write_run(tmp_path)
+    cases = prediction_rows(seeds=(0,))
+    other = prediction_rows(seeds=(1, 2)).query("seed == 2").assign(seed=-1)
+    pd.concat([other, cases]).to_parquet(both / "predictions.parquet")
+    for draw in (lambda at: kaplan_meier(load_run(at), "survival"), lambda at: calibration(load_run(at))):
+        assert draw(both) == draw(run)
+    first = federated_cases(load_run(both), pd.concat([other, cases]), "survival")
+    assert set(first["seed"]) == {0}
 
 
 def test_further_metrics_stay_out_of_the_tables_that_everybody_reads(tmp_path: Path) -> None:

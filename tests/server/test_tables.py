@@ -5,6 +5,7 @@ import json
 from rich.console import Console
 from rich.table import Table
 
+from server.report_data import training_rounds
 from server.tables import comparison_table, participation_table, ranges, traffic_table
 from tests.server.run_folder import METHODS, metrics_rows, round_rows
 
@@ -63,6 +64,18 @@ def test_participation_counts_rounds_and_names_reasons() -> None:
     assert "2 of 4" in lines["H3"]
     assert "3: norm above bound" in lines["H3"]
     assert "0 of 4" in lines["H4"]
+
+
+def test_attempts_that_were_thrown_away_are_no_rounds() -> None:
+    rounds = round_rows()
+    second = next(row for row in rounds if row["round"] == 2)
+    short = second | {"status": "REPEATED", "contributors": ["H1"], "missing": ["H2", "H3"]}
+    again = second | {"status": "OK"}  # a restarted coordinator, which had not kept the round
+    rounds = [row for line in rounds for row in ((short, line, again) if line is second else (line,))]
+    assert [row["status"] for row in training_rounds(rounds)] == ["OK", "OK", "DEGRADED", "OK"]
+    lines = {line.split()[0]: line for line in text(participation_table(rounds)).splitlines() if line.split()}
+    assert "4 of 4" in lines["H1"]
+    assert "4 of 4" in lines["H2"]
 
 
 def test_traffic_groups_equal_rounds_and_adds_up() -> None:
