@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime
 from getpass import getuser
 from pathlib import Path
@@ -16,6 +17,7 @@ from modaltune.storage import canonical_json, digest_text, write_text
 if TYPE_CHECKING:
     from client.runtime import Site
 
+logger = logging.getLogger(__name__)
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -89,8 +91,13 @@ class Approvals:
         return found[0].stem
 
     def all(self) -> list[Approval]:
-        """Every approval, by digest."""
-        return [self._read(path) for path in self._paths()]
+        """Every approval, by digest. A file that cannot be read approves nothing, and does not stop the others."""
+        found = [self._read(path) for path in self._paths()]
+        return [approval for approval in found if approval is not None]
+
+    def unreadable(self) -> list[str]:
+        """Names of files that approve nothing: damaged, or of another release."""
+        return [path.name for path in self._paths() if self._read(path) is None]
 
     def of_bundle(self, bundle: str) -> list[Approval]:
         """The approvals of studies that a bundle may run.
@@ -120,11 +127,12 @@ class Approvals:
     def _path(self, digest: str) -> Path:
         return self.folder / f"{digest}.json"
 
-    def _read(self, path: Path) -> Approval:
+    def _read(self, path: Path) -> Approval | None:
         try:
             approval = Approval.model_validate_json(path.read_text(encoding="utf-8"))
         except (ValidationError, UnicodeDecodeError):
-            raise ConfigError(f"{path}: not an approval that this release wrote; approve the study again") from None
-        if approval.study.digest != path.stem:
-            raise ConfigError(f"{path}: holds another study than its name says; approve the study again")
+            approval = None
+        if approval is None or approval.study.digest != path.stem:
+            logger.warning("%s: not an approval that this release wrote; approve the study again or remove it", path)
+            return None
         return approval

@@ -20,6 +20,7 @@ def overview(home: Home, now: float) -> dict[str, Any]:
     settings = home.settings()
     news = json.loads(home.status.read_text(encoding="utf-8")) if home.status.is_file() else None
     programs = service_states(home)
+    approvals = Approvals(home.approvals)
     usage = Usage(home.usage, settings.limits)
     return {
         "site": settings.site,
@@ -28,7 +29,8 @@ def overview(home: Home, now: float) -> dict[str, Any]:
         "paused": home.paused,
         "doing": news["doing"] if news and programs else "nothing",
         "seconds since contact": None if news is None else round(now - news["contact"]),
-        "approved": {approval.study.name: approval.study.digest for approval in Approvals(home.approvals).all()},
+        "approved": {approval.study.name: approval.study.digest for approval in approvals.all()},
+        **({"approvals that cannot be read": unreadable} if (unreadable := approvals.unreadable()) else {}),
         "rounds answered": {digest[:12]: count for digest, count in usage.counts.rounds.items()},
         "label queries answered": {name[:12]: len(asked) for name, asked in usage.counts.label_queries.items()},
         "probe questions answered": {

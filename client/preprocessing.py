@@ -14,12 +14,12 @@ from modaltune.data.genesets import restrict
 from modaltune.data.preprocessing import Preprocessing, TaskSpace
 from modaltune.data.scale import Scale
 from modaltune.errors import MessageRefused
-from modaltune.federation.statistics import statistics_shapes
+from modaltune.federation.statistics import SMALLEST_SPREAD, statistics_shapes
 from modaltune.federation.study import Study, TaskSpec
 from modaltune.tasks.survival import CELL_MONTHS, CELLS
 
-_LEAST, _LEAST_CLINICAL = 0.999e-6, 1.0
-"""Smallest deviation: as a share of the mean (less is rounding), and of a clinical number (years of age)."""
+_LEAST, _LEAST_CLINICAL = 0.999 * SMALLEST_SPREAD, 1.0
+"""Smallest deviation of any number, but for rounding, and of a clinical number (years of age)."""
 
 
 def named_genes(study: Study) -> set[str]:

@@ -24,7 +24,7 @@ from modaltune.drift import Drift
 from modaltune.errors import FeatureFileError, FederationError, ProbeError
 from modaltune.evaluation.federated import site_counts
 from modaltune.evaluation.metrics import Floats
-from modaltune.evaluation.predictions import Families, embed_cases, events_behind, metric_rows, predict, scored
+from modaltune.evaluation.predictions import Families, embed_cases, events_behind, metric_rows, outcome_groups, predict
 from modaltune.evaluation.probes.embeddings import (
     as_probe_row,
     embedded,
@@ -40,7 +40,7 @@ from modaltune.federation import probe_query
 from modaltune.federation.average import State
 from modaltune.federation.capability import versions
 from modaltune.federation.label_query import Answer, LabelQuery, site_answer
-from modaltune.federation.manifest import Manifest, reported_metrics, statistics_manifest
+from modaltune.federation.manifest import METRIC_PARTS, Manifest, reported_metrics, statistics_manifest
 from modaltune.federation.probe_query import Arrays, ProbeQuery
 from modaltune.federation.statistics import Sums, site_statistics
 from modaltune.federation.study import FURTHER, HEADLINES, Study, TaskSpec
@@ -50,6 +50,7 @@ from modaltune.models.modaltune import trainable_state
 from modaltune.models.prefix import with_cached_prefix
 from modaltune.seeds import derive_seed
 from modaltune.storage import canonical_json, digest_state, digest_text
+from modaltune.suppression import has_small_group
 from modaltune.training import (
     evaluation_loss,
     fit,
@@ -218,7 +219,8 @@ class Site:
     ) -> Evaluation:
         """Metrics of the model on this site's own test cases, with intervals; small groups are held back.
 
-        ``events`` is a lower bound where nearly all cases have one: the exact number would count the few others.
+        Of a task that has a class (deaths, survivors) of some cases, but too few to be told, nothing leaves: its scores
+        would tell how many these are, and how the model does on them.
 
         Args:
             probes: fitted on the model's embeddings, by task; scored beside it.
@@ -235,16 +237,23 @@ class Site:
                 found = self._probed(self.study.task(name), optimum, preprocessing, numbers_of(embeddings)[name])
                 rows += map(as_probe_row, self._rows(found, preprocessing, (HEADLINES,)))
         out: dict[str, float] = {}
+        events = self._events(table, preprocessing)
         for row in rows:
-            task = self.study.task(row["task"])
+            task, metric = row["task"], row["metric"]
             defined = row["value"] is not None and row["low"] is not None
-            if defined and row["n"] >= self.minimum and row["metric"] in reported_metrics(self.study, task):
-                group = f"{row['task']}.{row['metric']}"
-                out |= {f"{group}.{part}": float(row[part]) for part in ("value", "low", "high", "n")}
-                known = scored(table, task, preprocessing.tasks[task.name].candidates)
-                events = min(events_behind(known, task), row["n"] - self.minimum)
-                out |= {f"{group}.events": float(events)} if events >= self.minimum else {}
+            if defined and task in events and metric in reported_metrics(self.study, self.study.task(task)):
+                told = row | {"events": events[task]}
+                out |= {f"{task}.{metric}.{part}": float(told[part]) for part in METRIC_PARTS}
         return Evaluation(metrics=out, counts=self._counts(table, preprocessing))
+
+    def _events(self, table: pd.DataFrame, preprocessing: Preprocessing) -> dict[str, int]:
+        """Deaths, or cases of the rarest class, of the tasks whose scores may leave."""
+        found = {}
+        for task in self.study.tasks:
+            groups = outcome_groups(table, task, preprocessing.tasks[task.name].candidates)
+            if not has_small_group(groups, self.minimum):
+                found[task.name] = events_behind(groups, task)
+        return found
 
     def _counts(self, table: pd.DataFrame, preprocessing: Preprocessing) -> Arrays:
         if not self.study.evaluation.counts:

@@ -1,7 +1,7 @@
 """How accepted updates become new weights: a mean as they arrive, or a rule that needs the whole round.
 
-Every rule works parameter by parameter over the sites whose cases exercised it. Median and trimmed mean count each
-site once, whatever its number of cases: a weight is a claim, and robust rules believe none.
+Every rule works parameter by parameter over the sites whose cases exercised it. All but the mean count each site once,
+whatever its number of cases: a weight is a claim, and robust rules believe none.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedYogi
 from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
 from flwr.serverapp.strategy.multikrum import compute_distances
+from numpy.typing import NDArray
 
 from modaltune.errors import FederationError, ReplyRefused
 from modaltune.federation.average import KeywiseMean, State, Update, shortened, squared_changes
@@ -186,9 +187,16 @@ def _robust(spec: AggregationSpec, spool: Spool, previous: State, needed: int) -
             out[key] = old
             continue
         stacked = np.stack([spool.array(site, key) for site in sites])
-        found = np.median(stacked, axis=0) if spec.rule == "median" else trim_mean(stacked, spec.trim)
+        found = np.median(stacked, axis=0) if spec.rule == "median" else _trimmed(stacked, spec.trim)
         out[key] = np.asarray(found, dtype=np.float32)
     return out
+
+
+def _trimmed(stacked: NDArray[np.float32], trim: float) -> NDArray[np.float32]:
+    """Mean without a share of the values at each end: at least one there, with three sites or more."""
+    few = trim and len(stacked) >= 3 and int(trim * len(stacked)) == 0
+    found: NDArray[np.float32] = trim_mean(stacked, 1.25 / len(stacked) if few else trim)
+    return found
 
 
 def _krum(spec: AggregationSpec, spool: Spool, previous: State, needed: int) -> State:
@@ -202,7 +210,8 @@ def _krum(spec: AggregationSpec, spool: Spool, previous: State, needed: int) -> 
     scores = np.sort(distances, axis=1)[:, 1 : near + 1].sum(axis=1)
     mean = KeywiseMean(previous, needed)
     for index in sorted(np.argsort(scores, kind="stable")[: max(1, len(sites) - spec.hostile)]):
-        mean.add(spool.take(sites[index]))
+        update = spool.take(sites[index])
+        mean.add(replace(update, examples={key: min(cases, 1) for key, cases in update.examples.items()}))
     return mean.result()
 
 

@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.evaluation.metrics import Score
 from modaltune.evaluation.paired import headline_differences
-from modaltune.evaluation.predictions import events_behind
+from modaltune.evaluation.predictions import events_behind, outcome_groups
 from modaltune.federation.study import Study, TaskSpec
 
 Row = Mapping[str, Any]
@@ -64,14 +66,17 @@ def judge(
     mine = [row for row in rows if row["method"] == "federated" and row["seed"] == study.seed]
     events: Events = {(row["hospital"], row["task"]): row["events"] for row in mine if "events" in row}
     comparisons: list[Comparison] = []
+    problems: list[str] = []
+    unseen: list[str] = []
     if predictions is not None and preprocessing is not None:
         tables = predictions[predictions["seed"] == study.seed]
         comparisons = list(own_model_comparisons(study, preprocessing, tables))
-        events |= _events(study, tables)
-    problems = [*_untested(study, mine), *_worse(comparisons), *_too_few(study, mine, events)]
+        cases = _Cases(study, preprocessing, tables[tables["method"] == "federated"])
+        events |= cases.events()
+        problems, unseen = [*cases.without_a_number()], [*cases.unseen()]
     return Verdict(
-        problems=tuple(problems),
-        not_assessed=(*_not_compared(mine, comparisons), *_events_unknown(mine, events)),
+        problems=(*problems, *_untested(study, mine), *_worse(comparisons), *_too_few(study, mine, events)),
+        not_assessed=(*_not_compared(mine, comparisons), *_undefined(mine), *unseen, *_events_unknown(mine, events)),
         comparisons=tuple(comparisons),
         events=events,
     )
@@ -124,12 +129,19 @@ def _untested(study: Study, rows: Sequence[Row]) -> Iterator[str]:
 
 def _not_compared(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> Iterator[str]:
     assessed = {(found.hospital, found.task) for found in comparisons if found.difference.high is not None}
-    left = sorted({key for key in _grouped(rows) if key[0] != "all"} - assessed)
+    left = sorted({(row["hospital"], row["task"]) for row in rows if row["hospital"] != "all" and row["n"]} - assessed)
     if left and not assessed:
         yield "No hospital was compared with a model of its own: none was trained."
     elif left:
         named = ", ".join(f"{task} at {hospital}" for hospital, task in left)
         yield f"Not compared with the hospital's own model (it has none, or the difference is undefined): {named}."
+
+
+def _undefined(rows: Sequence[Row]) -> Iterator[str]:
+    left = sorted({(row["hospital"], row["task"]) for row in rows if row["n"]} - set(_grouped(rows)))
+    if left:
+        named = ", ".join(f"{task} at {hospital}" for hospital, task in left)
+        yield f"Without a score in spite of test cases (one class only, no deaths, or no number predicted): {named}."
 
 
 def _events_unknown(rows: Sequence[Row], events: Events) -> Iterator[str]:
@@ -147,14 +159,45 @@ def _grouped(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     return out
 
 
-def _events(study: Study, tables: pd.DataFrame) -> Events:
-    federated = tables[tables["method"] == "federated"]
-    out: Events = {}
-    for hospital in ("all", *study.roster):
-        own = federated if hospital == "all" else federated[federated["hospital"] == hospital]
-        out |= {(hospital, spec.name): events_behind(own, spec) for spec in study.tasks if _holds(own, spec)}
-    return out
+@dataclass(frozen=True)
+class _Cases:
+    """Predictions of the federated model for single test cases."""
 
+    study: Study
+    preprocessing: Preprocessing
+    table: pd.DataFrame
 
-def _holds(table: pd.DataFrame, spec: TaskSpec) -> bool:
-    return bool((table["task"] == spec.name).any())
+    def events(self) -> Events:
+        """Over all hospitals a class that no test case has counts, too: 0."""
+        out: Events = {}
+        for place, spec, own in self._parts():
+            groups = self._groups(own, spec)
+            rarest = place == "all" and spec.kind != "survival"
+            out[place, spec.name] = int(groups.min()) if rarest else events_behind(groups, spec)
+        return out
+
+    def unseen(self) -> Iterator[str]:
+        """Classes that the model may answer and a hospital's test cases do not have."""
+        for place, spec, own in self._parts():
+            absent = np.flatnonzero(self._groups(own, spec) == 0)
+            if len(absent) and place != "all" and spec.kind == "nominal":
+                names = ", ".join(self.preprocessing.tasks[spec.name].candidates[index] for index in absent)
+                yield f"{spec.name} at {place}: no test case of {names}."
+
+    def without_a_number(self) -> Iterator[str]:
+        """Predictions that no score can count."""
+        for place, spec, own in self._parts():
+            said = own["risk"] if spec.kind == "survival" else own["probabilities"].map(np.sum)
+            lost = int((~np.isfinite(said.to_numpy(np.float64))).sum())
+            if lost and place != "all":
+                yield f"{spec.name} at {place}: {lost} of {len(own)} predictions are not finite numbers"
+
+    def _parts(self) -> Iterator[tuple[str, TaskSpec, pd.DataFrame]]:
+        for place in ("all", *self.study.roster):
+            inside = self.table if place == "all" else self.table[self.table["hospital"] == place]
+            for spec in self.study.tasks:
+                if len(own := inside[inside["task"] == spec.name]):
+                    yield place, spec, own
+
+    def _groups(self, own: pd.DataFrame, spec: TaskSpec) -> NDArray[np.int64]:
+        return outcome_groups(own, spec, self.preprocessing.tasks[spec.name].candidates)

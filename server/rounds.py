@@ -20,7 +20,7 @@ from modaltune.encoders.registry import weights_are_here
 from modaltune.errors import FederationError, ModalTuneError, ReplyRefused, RunFailed
 from modaltune.evaluation.probes.fit import ProbeQuestion
 from modaltune.federation.average import State, Update
-from modaltune.federation.capability import Capability, check_versions, gene_panel, versions
+from modaltune.federation.capability import Capability, check_panel, check_versions, gene_panel, versions
 from modaltune.federation.manifest import (
     Manifest,
     check_examples,
@@ -28,7 +28,8 @@ from modaltune.federation.manifest import (
     statistics_manifest,
 )
 from modaltune.federation.probe_query import model_name
-from modaltune.federation.statistics import pooled_preprocessing
+from modaltune.federation.statistics import Sums, pooled_preprocessing
+from modaltune.federation.statistics_check import problem_with_statistics
 from modaltune.federation.study import Study
 from modaltune.federation.wire import (
     Packed,
@@ -90,6 +91,7 @@ class Federation:
         self.nodes: dict[str, int] = {}
         self.capabilities: dict[str, Capability] = {}
         self.degraded = False
+        self.panel: tuple[str, ...] = ()
         self.preprocessing: Preprocessing
         self.learner: Learner
         self.manifest: Manifest
@@ -107,13 +109,13 @@ class Federation:
         self.state.begin()
         try:
             result = self._run()
+            self._say(result.status, number=self.study.training.rounds, weights=result.weights_hash)
             if finish is not None:
                 finish(result)
         except Exception as error:
             self._say("FAILED", reason=str(error) if isinstance(error, ModalTuneError) else type(error).__name__)
             raise
         self.state.done()
-        self._say(result.status, number=self.study.training.rounds, weights=result.weights_hash)
         return result
 
     def _run(self) -> Result:
@@ -124,8 +126,8 @@ class Federation:
             done = self._begin()
         else:
             self.degraded = done.degraded
-            self._enrol()
             self._build(self.state.preprocessing())
+            self._enrol()
         optimiser = ServerOptimiser(self.study.aggregation, done.moments)
         while done.number < self.study.training.rounds:
             self._admit_newcomers(done.number + 1)
@@ -159,7 +161,7 @@ class Federation:
     def _build(self, preprocessing: Preprocessing | None) -> None:
         if preprocessing is None:
             raise FederationError(f"{self.out}: preprocessing.json is gone; restore it from a backup or start anew")
-        self.preprocessing = preprocessing
+        self.preprocessing, self.panel = preprocessing, preprocessing.genes
         self.learner = build_learner(self.study, preprocessing, frozen=weights_are_here(self.study.slides.encoder))
         self.manifest = Manifest.of_training(self.learner, self.study)
         self.start = {name: value.numpy().copy() for name, value in trainable_state(self.learner).items()}
@@ -190,6 +192,7 @@ class Federation:
                 if found.site in self.capabilities:
                     raise ReplyRefused(found.site, "a second node claims this site")
                 check_versions(found, versions())
+                check_panel(found, self.panel, self.study)
                 self.capabilities = dict(sorted({**self.capabilities, found.site: found}.items()))
                 self.nodes = dict(sorted({**self.nodes, found.site: nodes[label]}.items()))
         this.missing = [site for site in self.study.roster if site not in {*self.nodes, *this.refused}]
@@ -216,10 +219,18 @@ class Federation:
             accepted = {}
             for site, reply in self._ask(this, "query.statistics", self._message(**named)):
                 with this.judging(site):
-                    accepted[site] = read_floats(reply.array_records["statistics"], manifest, site)
+                    accepted[site] = self._sums(site, reply, manifest)
             if self._enough(this, accepted):
                 break
         return pooled_preprocessing({site: accepted[site] for site in sorted(accepted)}, self.study, panel)
+
+    def _sums(self, site: str, reply: RecordDict, manifest: Manifest) -> Sums:
+        """A site's reply to the preprocessing round, checked."""
+        sums = read_floats(reply.array_records["statistics"], manifest, site)
+        announced = self.capabilities[site].train_cases
+        if problem := problem_with_statistics(sums, self.study, self.study.privacy.min_cell, announced):
+            raise ReplyRefused(site, problem)
+        return sums
 
     def _train(self, done: Progress, optimiser: ServerOptimiser) -> Progress:
         number = done.number + 1

@@ -12,7 +12,7 @@ from typing import Any
 
 from modaltune import __version__
 from modaltune.errors import ConfigError
-from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
+from modaltune.tasks.vocabulary import load_vocabulary, vocabulary_file
 from server.report import write_report
 from simulation.experiment import COMPARISONS, Experiment, Say
 from simulation.outcomes import Outcome, write_outcomes
@@ -88,7 +88,7 @@ def _one_seed(plan: Plan, settings: Settings, folder: Path, seed: int, say: Say,
     with remembered(folder):
         sites = plan.build(folder / "sites", seed, False)
         truth = plan.build(folder / "truth", seed, True)
-    tasks = load_vocabulary(configs_folder() / "labels" / f"{plan.vocabulary}.toml")
+    tasks = load_vocabulary(vocabulary_file(plan.vocabulary))
     cohorts = read_sites(sites, tasks, plan.name)
     if plan.cross_site and len(cohorts) < 2:
         raise ConfigError("--cross-site leaves each hospital out in turn: one hospital is too few, give two or more")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from modaltune.data.tcga import DIAGNOSES, TcgaTables
 from modaltune.errors import ConfigError
-from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
+from modaltune.tasks.vocabulary import load_vocabulary, vocabulary_file
 
 OWN_WORDS = "own-words"
 
@@ -23,7 +23,7 @@ def in_own_words(tables: TcgaTables) -> TcgaTables:
     Raises:
         ConfigError: nobody has worded the diagnoses of this cohort.
     """
-    wordings = load_vocabulary(configs_folder() / "labels" / f"{words_vocabulary(tables.cohort)}.toml")
+    wordings = load_vocabulary(vocabulary_file(words_vocabulary(tables.cohort)))
     known = DIAGNOSES[tables.cohort]
     columns = {
         task.name: tables.cases["diagnosis"].map(dict(zip(known, task.values, strict=True))) for task in wordings

@@ -15,6 +15,7 @@ from modaltune.data.tables import clean_numbers, clean_texts, rows
 from modaltune.doctor.finding import Finding, Found, error, ok, warning
 from modaltune.doctor.site_files import SiteFiles
 from modaltune.errors import DataError, ModalityError
+from modaltune.federation.statistics import SMALLEST_SPREAD
 
 SAMPLE = 1000
 """Genes, evenly spaced, by which the unit is judged."""
@@ -136,6 +137,10 @@ def _modality(site: SiteFiles, name: str) -> Iterator[Finding]:
     else:
         found = clean_numbers(table, key=site.key(table), where=where, error=ModalityError, noun="measurement")
         yield ok(f"{name}: {len(found)} rows x {found.shape[1]} measurements")
+        spread, size = found.std(ddof=0), found.mean().abs().clip(lower=1)
+        if lost := [str(column) for column in found.columns[(spread > 0) & (spread < SMALLEST_SPREAD * size)]]:
+            text = f"{name}: {len(lost)} measurements spread by less than {SMALLEST_SPREAD:g} and count as constant"
+            yield warning(f"{text}, first {lost[0]}", "give them in a smaller unit, for instance umol/L for mol/L")
     if site.study is not None and reads is None:
         yield warning(f"{name}: the study does not use it", "nothing, or leave it out of site.toml")
     elif reads is not None and (absent := [column for column in reads.columns if column not in found.columns]):

@@ -25,6 +25,7 @@ from modaltune.evaluation.metrics import RESAMPLES, Floats, comparable_pairs, ra
 from modaltune.evaluation.predictions import class_outcomes, scored
 from modaltune.federation.study import Study, TaskSpec
 from modaltune.seeds import numpy_generator
+from modaltune.suppression import has_small_group
 
 SUM_DECIMALS = 2
 """Decimals of sums over scores (``.brier``, ``.calibration``): more would tell the probability of a lone case."""
@@ -148,8 +149,7 @@ def _class_counts(
     labels, probabilities = class_outcomes(table, spec, preprocessing.tasks[spec.name].candidates)
     classes = len(_classes(spec, preprocessing))
     truth = np.eye(classes)[labels]
-    groups = truth.sum(axis=0)
-    if ((groups > 0) & (groups < minimum)).any():
+    if has_small_group(truth.sum(axis=0), minimum):
         return None
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     level = np.minimum((probabilities * bins).astype(int), bins - 1)
@@ -169,7 +169,7 @@ def _class_counts(
 def _pairs(table: pd.DataFrame, minimum: int) -> dict[str, Floats] | None:
     event = table["event"].to_numpy().astype(bool)
     deaths, others = event.sum(), (~event).sum()
-    if len(table) and (deaths < minimum or 0 < others < minimum):
+    if len(table) and (not deaths or has_small_group(np.array([others, deaths]), minimum)):
         return None
     months, risk = table["time_months"].to_numpy(np.float64), table["risk"].to_numpy(np.float64)
     comparable, concordant = comparable_pairs(months, event, risk)

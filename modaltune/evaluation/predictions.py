@@ -194,12 +194,19 @@ def metric_values(
 
 def class_outcomes(table: pd.DataFrame, spec: TaskSpec, candidates: Sequence[str]) -> tuple[NDArray[np.int64], Floats]:
     """Label positions ``[n]`` and probabilities ``[n, C]``; an ordinal task has two classes, its positive one last."""
+    labels = _label_positions(table, spec, candidates)
     probabilities = np.stack(table["probabilities"].to_list()) if len(table) else np.zeros((0, len(candidates)))
     if spec.kind == "ordinal":
         chance = probabilities[:, [name in spec.positive for name in candidates]].sum(axis=1)
-        return table["label"].isin(spec.positive).to_numpy().astype(np.int64), np.stack([1 - chance, chance], axis=1)
+        return labels, np.stack([1 - chance, chance], axis=1)
+    return labels, probabilities
+
+
+def _label_positions(table: pd.DataFrame, spec: TaskSpec, candidates: Sequence[str]) -> NDArray[np.int64]:
+    if spec.kind == "ordinal":
+        return table["label"].isin(spec.positive).to_numpy().astype(np.int64)
     positions = {name: index for index, name in enumerate(candidates)}
-    return np.array([positions[label] for label in table["label"]], dtype=np.int64), probabilities
+    return np.array([positions[label] for label in table["label"]], dtype=np.int64)
 
 
 def _survival_values(
@@ -251,14 +258,25 @@ def scored(table: pd.DataFrame, spec: TaskSpec, candidates: Sequence[str]) -> pd
     return inside[inside["label"].isin(candidates)] if spec.kind == "nominal" else inside
 
 
-def events_behind(table: pd.DataFrame, spec: TaskSpec) -> int:
-    """Deaths behind a C-index; cases of the rarest class (ordinal: side) behind a classification metric."""
-    inside = table[table["task"] == spec.name]
+def outcome_groups(table: pd.DataFrame, spec: TaskSpec, candidates: Sequence[str]) -> NDArray[np.int64]:
+    """Cases that are scored, by outcome: each candidate; ordinal: other levels, positive ones; survivors, deaths."""
+    inside = scored(table, spec, candidates)
     if spec.kind == "survival":
-        return int(inside["event"].sum())
-    labels = inside["label"].isin(spec.positive) if spec.kind == "ordinal" else inside["label"]
-    counts = np.asarray(labels.value_counts())
-    return int(counts.min()) if len(counts) > 1 else 0
+        return np.bincount(inside["event"].astype(np.int64), minlength=2)
+    classes = 2 if spec.kind == "ordinal" else len(candidates)
+    return np.bincount(_label_positions(inside, spec, candidates), minlength=classes)
+
+
+def events_behind(groups: NDArray[np.int64], spec: TaskSpec) -> int:
+    """Deaths behind a C-index; cases of the rarest class that is there (ordinal: side) behind other metrics.
+
+    Args:
+        groups: see :func:`outcome_groups`.
+    """
+    if spec.kind == "survival":
+        return int(groups[1])
+    there = groups[groups > 0]
+    return int(there.min()) if len(there) > 1 else 0
 
 
 def metric_rows(

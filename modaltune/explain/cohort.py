@@ -5,7 +5,7 @@ Shapes: n cases, P gene sets, C candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from modaltune.explain.occlusion import Occlusion, Target, contributions, occlud
 from modaltune.explain.page import cohort_page
 from modaltune.prediction.site import ModelAtSite
 from modaltune.storage import write_text
+from modaltune.suppression import has_small_group
 
 EVERYBODY = "all"
 
@@ -29,7 +30,7 @@ class Group:
 
     Attributes:
         name: ``all``, or what the model said about these cases.
-        cases: how many; None when there are too few to be reported, and then nothing else is.
+        cases: how many; None when it or the other group is too small to be reported, and then nothing else is.
         mean, low, high: ``[P]`` mean contribution and its 95 % bootstrap interval over patients.
         size: ``[P]`` mean of the contribution without its sign.
     """
@@ -110,9 +111,16 @@ def _over_cases(target: Target, found: Sequence[Occlusion], at: ModelAtSite) -> 
     values = np.array([list(contributions(target, one).values()) for one in found])
     whole = np.stack([one.whole[target.task.name] for one in found])
     parts = {name: inside for name, inside in groups_of(target, whole).items() if 0 < inside.sum() < len(found)}
-    members, seed = {EVERYBODY: np.ones(len(found), dtype=bool), **parts}, at.study.seed
-    groups = [summarise(name, values[inside], at.minimum, seed) for name, inside in members.items()]
+    groups = summarise_parts(values, parts, at.minimum, at.study.seed)
     return TargetOverCases(target=target, groups=tuple(groups))
+
+
+def summarise_parts(values: Floats, parts: Mapping[str, NDArray[np.bool_]], minimum: int, seed: int) -> Iterator[Group]:
+    """Everybody, and groups that part them: none of these where one is too small, for the others would tell it."""
+    yield summarise(EVERYBODY, values, minimum, seed)
+    hidden = has_small_group(np.array([inside.sum() for inside in parts.values()]), minimum)
+    for name, inside in parts.items():
+        yield summarise(name, values[:0] if hidden else values[inside], minimum, seed)
 
 
 def groups_of(target: Target, whole: Floats) -> dict[str, NDArray[np.bool_]]:

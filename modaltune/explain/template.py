@@ -177,7 +177,7 @@ COHORT = """
 <dl class="facts">
 <dt>cases</dt>
 <dd>{{ "every split" if split == "all" else "split " ~ split }}, with expression; {{ without }} without left out</dd>
-<dt>groups</dt><dd>of fewer than {{ minimum }} patients are not shown</dd>
+<dt>groups</dt><dd>of fewer than {{ minimum }} patients are not shown, nor what everybody else is then</dd>
 <dt>gene sets</dt><dd>{{ sets }}, the largest here, all in contributions.csv</dd>
 {{ origin() }}
 {%- for note in notes %}<dt>note</dt><dd>{{ note }}</dd>{% endfor %}

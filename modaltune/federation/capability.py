@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 from modaltune import __version__
+from modaltune.data.genesets import restrict
 from modaltune.errors import FederationError, ReplyRefused
 from modaltune.federation.manifest import MOST_CASES
 from modaltune.federation.study import Study
@@ -78,11 +79,25 @@ def gene_panel(capabilities: Mapping[str, Capability], study: Study) -> list[str
     named = {gene for members in study.gene_sets.values() for gene in members}
     shared = set.union(*measured) if study.gene_panel == "union" else set.intersection(*measured)
     panel = sorted(shared & named)
-    if not panel:
+    if not restrict(study.gene_sets, panel, study.model.gene_minimum):
+        known = ", ".join(f"{site} {len(found.genes)}" for site, found in capabilities.items() if found.genes)
         raise FederationError(
-            "the sites with expression share no gene of the study's gene sets; check that all use gene symbols"
+            f"the sites with expression share {len(panel)} genes of the study's gene sets, and no set keeps"
+            f" {study.model.gene_minimum} of its own; genes by site: {known}; check that all use gene symbols, leave"
+            ' out the site that measures least, or set gene_panel = "union"'
         )
     return panel
+
+
+def check_panel(capability: Capability, panel: Sequence[str], study: Study) -> None:
+    """Refuse expression of a latecomer that lacks genes which all the others measure, and the study has agreed on."""
+    lacking = set(panel) - set(capability.genes)
+    if capability.genes and study.gene_panel == "intersection" and lacking:
+        raise ReplyRefused(
+            capability.site,
+            f"it lacks {len(lacking)} of the {len(panel)} genes that the study began with; it can take part without"
+            " expression, or in a study that begins with it",
+        )
 
 
 def versions() -> dict[str, str]:

@@ -18,6 +18,7 @@ from modaltune.evaluation.metrics import Floats
 from modaltune.federation.manifest import Manifest
 from modaltune.federation.study import Study, TaskSpec
 from modaltune.federation.wire import floats
+from modaltune.suppression import has_small_group
 
 COUNTS = "counts"
 _SUMS = (".brier", ".calibration")
@@ -98,7 +99,7 @@ def _of_classes(own: Mapping[str, Floats], minimum: int) -> str | None:
     cases = groups.sum()
     if not _whole(confusion) or not _whole(scores):
         return "no whole number of cases"
-    if ((groups > 0) & (groups < minimum)).any():
+    if has_small_group(groups, minimum):
         return f"a class with fewer than {minimum} cases"
     own_cases = groups[1:] if len(groups) == 2 else groups
     if not (scores.sum(axis=2) == np.stack([cases - own_cases, own_cases], axis=1)).all():
@@ -115,7 +116,7 @@ def _of_pairs(pairs: Floats, minimum: int) -> str | None:
     cases, deaths, comparable, concordant, right, both, whole = pairs
     if not _whole(4 * pairs) or not _whole(pairs[:3]):
         return "no whole number of pairs"
-    if deaths > cases or any(0 < group < minimum for group in (cases, deaths, cases - deaths)):
+    if deaths > cases or has_small_group(np.array([cases, deaths, cases - deaths]), minimum):
         return f"fewer than {minimum} cases, deaths or others"
     bounded = concordant <= comparable <= cases * (cases - 1) / 2 and right <= both <= whole
     # the sums over cases are at least as large as with the pairs spread evenly over them, but for rounding

@@ -33,6 +33,7 @@ from modaltune.federation.manifest import Manifest
 from modaltune.federation.study import Study
 from modaltune.models.learner import Learner
 from modaltune.storage import canonical_json, digest_text
+from modaltune.suppression import has_small_group, tells_small_counts
 from modaltune.tasks.head import LARGEST_SCALE, TextHead, candidate_targets
 from modaltune.tasks.projector import seeded_projector
 
@@ -156,8 +157,7 @@ def held_back(table: Counts, minimum: int) -> Counts:
     To hide single cells is not enough where sums are known: whoever knows the rule by which a second cell is hidden, or
     asks again with the candidates in another order, can often work out the first.
     """
-    small = bool(((table > 0) & (table < minimum)).any())
-    return np.full_like(table, HELD_BACK) if small else table
+    return np.full_like(table, HELD_BACK) if has_small_group(table, minimum) else table
 
 
 def problem_with(answer: Mapping[str, NDArray[np.float64]], minimum: int, most_cases: int) -> str:
@@ -176,7 +176,7 @@ def problem_with(answer: Mapping[str, NDArray[np.float64]], minimum: int, most_c
     for table in tables:
         if (table == HELD_BACK).all():
             continue
-        if ((table < minimum) & (table != 0)).any() or (table != np.floor(table)).any():
+        if tells_small_counts(table, minimum):
             return f"it counts fewer than {minimum} cases"
         if table.sum() != cases:
             return "its counts do not add up to its cases"

@@ -19,6 +19,7 @@ from modaltune.models.modaltune import trainable_state
 TRAIN_METRICS = ("loss", "steps", "train-cases", "val-loss-sum", "val-cases")
 LARGEST_LOSS, MOST_STEPS, MOST_CASES = 1e6, 1e6, 10_000_000
 COUNTED = ("n", "events")
+METRIC_PARTS = ("value", "low", "high", *COUNTED)
 _WHOLE = ("steps", "train-cases", "val-cases")
 
 
@@ -79,13 +80,13 @@ def reported_metrics(study: Study, task: TaskSpec) -> tuple[str, ...]:
 def evaluation_metrics(study: Study) -> tuple[str, ...]:
     """Names that an evaluation reply may carry: task, metric, part.
 
-    ``events`` are deaths, or cases of the rarest class; a site leaves out numbers that are too small.
+    ``events`` are deaths, or cases of the rarest class. A site leaves out a task with a group too small to be told.
     """
     return tuple(
         f"{task.name}.{metric}.{part}"
         for task in study.tasks
         for metric in reported_metrics(study, task)
-        for part in ("value", "low", "high", *COUNTED)
+        for part in METRIC_PARTS
     )
 
 

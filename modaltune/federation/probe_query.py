@@ -36,6 +36,7 @@ from modaltune.federation.manifest import Manifest
 from modaltune.federation.study import Study, TaskSpec
 from modaltune.federation.wire import Packed
 from modaltune.storage import canonical_json, digest_state, digest_text
+from modaltune.suppression import tells_small_counts
 
 TOO_FAR, HELD_BACK = -1.0, -2.0
 WIDEST = 10.0
@@ -175,7 +176,7 @@ def tally_of(arrays: Mapping[str, Floats], task: str) -> Tally:
 def problem_with_tally(task: str, tally: Tally, minimum: int, most_cases: int) -> str:
     """What is wrong with a tally that otherwise fits its manifest; empty = it may leave, and counts."""
     counts = tally.counts
-    if (counts != np.floor(counts)).any() or ((counts < minimum) & (counts != 0)).any():
+    if tells_small_counts(counts, minimum):
         return f"it counts fewer than {minimum} cases of {task}"
     if tally.cases > most_cases:
         return f"it counts more cases of {task} than were approved"

@@ -132,8 +132,8 @@ class AggregationSpec(Part):
             parameters, as plain averaging does.
         extrapolate: ``mean``: a longer step where updates cancel in it, as those of sites with different tasks do
             (FedExP, without its settings).
-        trim: ``trimmed_mean``: share of the sites left out at each end.
-        hostile: ``krum``: number of sites that may be hostile.
+        trim: ``trimmed_mean``: share of the sites left out at each end; at least one there, with three sites or more.
+        hostile: ``krum``: number of sites that may be hostile, from 1.
         clip: an update longer than this many times the median length of the last round is shortened to it; 0 = never.
         outlier: ``median``, ``trimmed_mean`` and ``krum``: an update longer than this many times the round's median is
             refused; 0 = never.

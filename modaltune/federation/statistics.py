@@ -22,6 +22,8 @@ from modaltune.errors import FeatureFileError, FederationError
 from modaltune.federation.study import Study, TaskSpec
 from modaltune.tasks.survival import CELLS, bin_edges, bin_times, event_histogram
 
+SMALLEST_SPREAD = 1e-6
+"""Least deviation that is one: a share of the mean where that is above 1."""
 Sums = dict[str, NDArray[np.float64]]
 
 
@@ -125,7 +127,7 @@ def _scale(pooled: Sums, name: str) -> Scale | None:
         return None
     mean = pooled[f"{name}.sum"] / count
     variance = np.maximum(pooled[f"{name}.squares"] / count - mean**2, 0.0)
-    variance[variance < 1e-12 * np.maximum(1.0, mean**2)] = 0.0  # rounding of a constant
+    variance[variance < SMALLEST_SPREAD**2 * np.maximum(1.0, mean**2)] = 0.0  # rounding of a constant
     return Scale(mean=tuple(mean.tolist()), deviation=tuple(np.sqrt(variance).tolist()))
 
 

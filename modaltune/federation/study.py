@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -41,6 +42,11 @@ REPORTED = {
     for kind, names in METRICS.items()
 }
 """What leaves a hospital: at a horizon, a score can rest on a single death."""
+_STAGES = {"stage", "t_stage", "n_stage", "m_stage"}
+_LABELS = {"diagnosis", "grade", "project", "tumor_type", "tumour_type", "subtype", "molecular_subtype"} | {
+    "time_months",
+    "event",
+}
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -54,6 +60,14 @@ class Label(Part):
 
     value: str
     text: str
+
+
+def _fields(template: str) -> list[str | None]:
+    """Names in braces; none where a brace is not closed."""
+    try:
+        return [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    except ValueError:
+        return []
 
 
 class TaskSpec(Part):
@@ -77,10 +91,12 @@ class TaskSpec(Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if "{text}" not in self.template:
-            raise ValueError(f"task {self.name}: template must contain {{text}}")
-        if self.kind == "survival" and len(self.bins) < 2:
-            raise ValueError(f"task {self.name}: a survival task needs at least two bins")
+        if _fields(self.template) != ["text"]:
+            raise ValueError(f"task {self.name}: template must contain {{text}} once, and no other braces")
+        if self.kind == "survival" and len(set(self.bins)) < max(2, len(self.bins)):
+            raise ValueError(f"task {self.name}: a survival task needs at least two bins, each once")
+        if len({label.value.casefold() for label in self.labels}) < len(self.labels):
+            raise ValueError(f"task {self.name}: labels must differ by more than upper and lower case")
         if self.kind != "survival" and len(self.labels) < 2:
             raise ValueError(f"task {self.name}: needs at least two labels")
         if self.kind == "ordinal" and not set(self.positive) < {label.value for label in self.labels}:
@@ -108,6 +124,14 @@ class ClinicalColumn(Part):
 
     name: Literal["age", "sex"]
     values: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.name == "age" and self.values:
+            raise ValueError("clinical input age: it is a number, leave out values")
+        if self.name == "sex" and sorted(self.values) != ["female", "male"]:
+            raise ValueError('clinical input sex: values must be "female" and "male"')
+        return self
 
 
 class SlideSpec(Part):
@@ -236,6 +260,9 @@ class Study(Part):
             raise ValueError(f"tasks must be named once each, got {names}")
         if len({modality.name for modality in self.modalities}) != len(self.modalities):
             raise ValueError("modalities must be named once each")
+        if len({column.name for column in self.clinical}) != len(self.clinical):
+            raise ValueError("clinical inputs must be named once each")
+        self._check_modalities()
         if not self.roster or len(set(self.roster)) != len(self.roster):
             raise ValueError("roster must name each site once")
         if self.slides.resample and self.model.groups[0][0] > 0:
@@ -254,6 +281,11 @@ class Study(Part):
                 "training.drift takes the next weights for the average of the updates, which they are not with"
                 f" aggregation.optimiser = {self.aggregation.optimiser!r}; set one of the two to its default"
             )
+        if self.aggregation.rule == "krum" and not 0 < 2 * self.aggregation.hostile <= len(self.roster) - 3:
+            raise ValueError(
+                f"aggregation.rule = 'krum' needs aggregation.hostile of 1 or more, and a roster of two sites for each"
+                f" and three more; found hostile = {self.aggregation.hostile} and {len(self.roster)} sites"
+            )
         if self.aggregation.extrapolate:
             self._check_extrapolation()
         if self.probes.questions:
@@ -263,6 +295,15 @@ class Study(Part):
         if self.quorum > len(self.roster):
             raise ValueError(f"quorum {self.quorum} exceeds the roster of {len(self.roster)} sites")
         return self
+
+    def _check_modalities(self) -> None:
+        """Refuse labels in disguise."""
+        names = {task.name.casefold() for task in self.tasks}
+        never = names | _LABELS | (_STAGES if names & _STAGES else set())
+        for modality in self.modalities:
+            for column in modality.columns:
+                if column.casefold() in never or column.casefold().startswith("has_"):
+                    raise ValueError(f"modality {modality.name}: {column} is a label in disguise and never an input")
 
     def _check_extrapolation(self) -> None:
         if self.aggregation.rule != "mean" or self.aggregation.optimiser != "none" or self.training.drift:

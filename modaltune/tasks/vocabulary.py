@@ -20,6 +20,11 @@ def configs_folder() -> Path:
     return inside if inside.is_dir() else _PACKAGE.parent / "configs"
 
 
+def vocabulary_file(name: str) -> Path:
+    """The shipped vocabulary of a cohort, or ``words/COHORT``."""
+    return configs_folder() / "labels" / f"{name.lower()}.toml"
+
+
 def load_vocabulary(path: Path, tasks: Sequence[str] | None = None) -> tuple[TaskSpec, ...]:
     """Tasks of a vocabulary file.
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from modaltune.federation.study import Study
 from server.coordinator.runs import Run
-from server.report_data import training_rounds
 from server.release_gate import Verdict
+from server.report_data import training_rounds
 
 
 def model_card(run: Run, rows: Sequence[Mapping[str, Any]], verdict: Verdict, override: str = "") -> str:
@@ -99,7 +99,8 @@ def _untested(study: Study, rows: Sequence[Mapping[str, Any]], verdict: Verdict)
     for site in study.roster:
         absent = [task.name for task in study.tasks if (site, task.name) not in scored]
         if absent:
-            yield f"- Patients of {site}: {', '.join(absent)} (no label there, or too few cases for a score)."
+            why = "no label there, too few cases, or a score that is not defined"
+            yield f"- Patients of {site}: {', '.join(absent)} ({why})."
     for sentence in verdict.not_assessed:
         yield f"- {sentence}"
     yield "- Patients of any other hospital, other scanners, stains and years, other diseases."

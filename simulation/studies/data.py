@@ -17,7 +17,7 @@ from modaltune.data.tcga import hospital_tables, read_tcga
 from modaltune.errors import ConfigError
 from modaltune.federation.study import TaskSpec
 from modaltune.seeds import numpy_generator
-from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
+from modaltune.tasks.vocabulary import load_vocabulary, vocabulary_file
 from simulation.sites import (
     Bags,
     check_overrides,
@@ -159,8 +159,7 @@ def vocabulary(cohorts: Sequence[str], shares: Sequence[Share]) -> tuple[TaskSpe
     if len(cohorts) > 1:
         known = pan_vocabulary(cohorts)
     else:
-        name = cohorts[0].lower() if cohorts else "synthetic"
-        known = load_vocabulary(configs_folder() / "labels" / f"{name}.toml")
+        known = load_vocabulary(vocabulary_file(cohorts[0] if cohorts else "synthetic"))
     return tuple(task for task in known if any(share.labels(task.name) for share in shares))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from modaltune.federation.study import Label, TaskSpec
-from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
+from modaltune.tasks.vocabulary import load_vocabulary, vocabulary_file
 
 LOCATIONS: Mapping[str, str] = {
     "BLCA": "bladder",
@@ -28,7 +28,7 @@ def pan_vocabulary(cohorts: Sequence[str]) -> tuple[TaskSpec, ...]:
     """The tasks of all cohorts; ``cancer location breast; ...`` stands before the text of each label."""
     merged: dict[str, TaskSpec] = {}
     for cohort in cohorts:
-        for task in load_vocabulary(configs_folder() / "labels" / f"{cohort.lower()}.toml"):
+        for task in load_vocabulary(vocabulary_file(cohort)):
             placed = _placed(task, LOCATIONS[cohort])
             known = merged.get(task.name)
             merged[task.name] = placed if known is None else _joined(known, placed)

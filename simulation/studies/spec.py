@@ -78,6 +78,29 @@ class DataSpec(_Part):
         return self
 
 
+RESULT_COLUMNS = frozenset(
+    [
+        "cell",
+        "setting",
+        "method",
+        "task",
+        "metric",
+        "hospital",
+        "value",
+        "low",
+        "high",
+        "n",
+        "seed",
+        "seeds",
+        "undefined",
+        "status",
+        "steps",
+        "seconds",
+        "megabytes",
+    ]
+)
+
+
 class Axis(_Part):
     """One direction of the grid.
 
@@ -95,6 +118,8 @@ class Axis(_Part):
     def _consistent(self) -> Self:
         if bool(self.values) == bool(self.variants):
             raise ValueError(f"axis {self.name}: give either values or variants")
+        if self.name in RESULT_COLUMNS:
+            raise ValueError(f"axis {self.name}: a column of the results has this name; choose another")
         if self.values and self.name.count(".") != 1:
             raise ValueError(f"axis {self.name}: values are of one setting, e.g. training.wire; or give variants")
         return self

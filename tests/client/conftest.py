@@ -28,7 +28,7 @@ QUERIES = LabelQuerySpec(budget=2, max_candidates=3, by_label=True)
 @pytest.fixture(scope="session")
 def conversation(tmp_path_factory: pytest.TempPathFactory) -> Conversation:
     """The messages of one round between a coordinator and the hospital H1, and its honest replies."""
-    folders = build_synthetic(tmp_path_factory.mktemp("cohort"), cases=80)
+    folders = build_synthetic(tmp_path_factory.mktemp("cohort"), cases=160)
     cohorts = read_sites(folders, vocabulary(), "unused")
     study = make_study(cohorts, folders[0].parent / "gene_sets.gmt")
     privacy = study.privacy.model_copy(update={"min_cell": MINIMUM})

@@ -22,6 +22,7 @@ from modaltune.data.preprocessing import Preprocessing
 from modaltune.evaluation.probes.embeddings import probe_spec
 from modaltune.evaluation.probes.fit import ProbeQuestion, first_question
 from modaltune.federation.average import State
+from modaltune.federation.evaluation_counts import COUNTS, rounded
 from modaltune.federation.probe_query import model_name, probe_arrays, question_arrays, tally_of
 from modaltune.federation.statistics import pooled_preprocessing
 from modaltune.federation.study import Study
@@ -99,11 +100,14 @@ class Conversation:
         return unpack(self._replies[kind]).content
 
     def released(self, kind: str) -> RecordDict:
-        """What leaves of the honest answer: all of it, metrics to four decimals."""
+        """What leaves of the honest answer: all of it, metrics to four decimals and sums of scores to two."""
         content = self.reply(kind)
         if "metrics" in content:
             metrics = content.metric_records["metrics"]
             content["metrics"] = MetricRecord({name: round(float(str(value)), 4) for name, value in metrics.items()})
+        if COUNTS in content:
+            told = unseal(content.array_records[COUNTS], "H1")  # type: ignore[arg-type]
+            content[COUNTS] = sealed(rounded(told))
         return content
 
     @cached_property

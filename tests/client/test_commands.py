@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
 import client.cli
+from client.approvals import Approvals
 from client.bundle import installed_bundle
 from client.home import Home
 from modaltune.invitation import Invitation
@@ -188,11 +189,22 @@ def test_a_bundle_hash_has_64_digits(run: Run, home: Home, study: Path) -> None:
     assert_one_line(run("approve", study, "--bundle", "abc"), "64 hexadecimal digits")
 
 
-def test_an_approval_that_was_edited_by_hand_is_refused(run: Run, home: Home, study: Path) -> None:
+@pytest.mark.parametrize(("old", "new"), [('"seed": 0', '"seed": 1'), ('"evaluation"', '"assessment"')])
+def test_a_file_that_is_no_approval_approves_nothing_and_stops_no_other(
+    run: Run, home: Home, study: Path, conversation: Conversation, old: str, new: str
+) -> None:
+    """Edited by hand, or written by a release whose studies had other fields."""
     run("approve", study)
     (file,) = home.approvals.iterdir()
-    file.write_text(file.read_text().replace('"seed": 0', '"seed": 1'))
-    assert_one_line(run("status"), "holds another study than its name says")
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    other = conversation.study.model_copy(update={"seed": 7})
+    study.write_text(other.to_json())
+    run("approve", study)
+    code, shown, _ = run("status", "--json")
+    assert (code, list(shown["approved"].values())) == (0, [other.digest])
+    assert shown["approvals that cannot be read"] == [file.name]
+    assert [approval.study.digest for approval in Approvals(home.approvals).all()] == [other.digest]
 
 
 SETTINGS = {

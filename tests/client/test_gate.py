@@ -175,7 +175,8 @@ EVALUATIONS = {
     "an invented number of cases": ({"diagnosis.auc.n": 1e6}, "is above the approved number"),
     "no number of cases": ({"diagnosis.auc.n": 0.0}, "lacks its number of cases"),
     "few events": ({"diagnosis.auc.events": 2.0}, "is below 5"),
-    "events of all but a few cases": ({"diagnosis.auc.events": 5.0}, "how few the other cases"),
+    "events of no group": ({"diagnosis.auc.events": None}, "lacks its number of events"),
+    "events of all but a few cases": ({"diagnosis.auc.events": 8.0}, "how few the other cases"),
 }
 
 
@@ -183,7 +184,8 @@ EVALUATIONS = {
 def test_metrics_are_those_of_the_study_and_in_range(conversation: Conversation, name: str) -> None:
     changes, reason = EVALUATIONS[name]
     content = conversation.reply(EVALUATE)
-    content["metrics"] = MetricRecord({**content.metric_records["metrics"], **changes})
+    metrics = {**content.metric_records["metrics"], **changes}
+    content["metrics"] = MetricRecord({name: value for name, value in metrics.items() if value is not None})
     with pytest.raises(MessageRefused, match=reason):
         released(conversation, EVALUATE, content)
 

@@ -42,7 +42,7 @@ def test_the_app_answers_with_counts_that_the_gate_lets_out(conversation: Conver
     ("name", "value", "reason"),
     [
         ("counts", [1.0, 25.0], "fewer than 5"),
-        ("counts", [6.0, 6.0], "do not add up"),
+        ("counts", [6.0, 7.0], "do not add up"),
         ("cases", [1.0], "too small"),
         ("cases", [10.0**6], "above the approved"),
         ("probability", [0.123456789, 0.5], "do not add up to 1"),

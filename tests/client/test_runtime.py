@@ -17,10 +17,13 @@ from client import runtime
 from client.memory import TrainingReply
 from client.runtime import Site
 from modaltune.data import fewer_patches
+from modaltune.data.preprocessing import Preprocessing
 from modaltune.encoders.text import verified_text_encoder
 from modaltune.errors import DeviceError, SiteFolderError
+from modaltune.federation.manifest import METRIC_PARTS
 from modaltune.federation.study import Study
-from modaltune.federation.wire import decode_update, encode_weights
+from modaltune.federation.wire import Packed, decode_update, encode_weights
+from tests.client.conftest import MINIMUM
 from tests.client.conversation import TRAIN, Conversation
 from tests.conftest import REPOSITORY
 from tests.integration.grids import pack
@@ -177,16 +180,41 @@ def test_a_parameter_that_few_cases_trained_leaves_as_it_came(site: Site, conver
 
 
 def test_a_site_with_few_training_cases_says_nothing_about_them(site: Site, conversation: Conversation) -> None:
-    reply = train_with(site, conversation, 17)
+    reply = train_with(site, conversation, 34)
     assert (set(reply.examples.values()), set(reply.metrics.values())) == ({0}, {0.0})
 
 
+@pytest.mark.parametrize("task", ["diagnosis", "survival"])
+def test_a_task_with_a_class_too_small_to_be_told_has_no_scores(
+    task: str, site: Site, conversation: Conversation
+) -> None:
+    """A score beside the number of all cases tells how many the few are, and how the model does on them."""
+    cases = site.cohort.cases
+    test = cases["split"] == "test"
+    cases.loc[cases.index[test & (cases["event"] == 1)][0], "event"] = 0.0  # five survivors
+    cases.to_parquet(site.state_folder.parent / "cases.parquet")
+    fewest = int(cases.loc[test, "event" if task == "survival" else task].value_counts().min())
+    assert fewest == MINIMUM
+    for minimum in (fewest, fewest + 1):
+        asked, *question = asked_with(site, conversation, minimum)
+        told = asked.evaluate(*question).metrics
+        parts = {name.rpartition(".")[2] for name in told if name.startswith(f"{task}.")}
+        assert parts == (set(METRIC_PARTS) if minimum == fewest else set())
+        events = cases.loc[test, "event"].sum() if task == "survival" else fewest
+        assert all(told[name] == events for name in told if name.startswith(task) and name.endswith(".events"))
+
+
 def train_with(site: Site, conversation: Conversation, minimum: int) -> TrainingReply:
+    other, *question = asked_with(site, conversation, minimum)
+    return other.train(*question, 1)
+
+
+def asked_with(site: Site, conversation: Conversation, minimum: int) -> tuple[Site, Preprocessing, Packed]:
+    """The site under another least number of cases, and what it is asked with."""
     study = with_minimum(conversation, minimum)
-    other = Site(site.state_folder.parent, study)
     preprocessing = conversation.preprocessing.model_copy(update={"study": study.digest})
     packed = encode_weights(study.training.wire, conversation.start, conversation.start)
-    return other.train(preprocessing, packed, 1)
+    return Site(site.state_folder.parent, study), preprocessing, packed
 
 
 def test_the_site_folder_need_not_be_written(

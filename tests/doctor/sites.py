@@ -230,6 +230,12 @@ BROKEN: dict[str, tuple[Break, str, str, str]] = {
     "other genes": (table(EXPRESSION, lambda t: t.rename(columns=str.lower)), "genes", "error", "no set has 2 genes"),
     "a modality absent": (remove(LAB), "modalities", "error", "no such file"),
     "a modality with a gap": (put(LAB, "ldh", 3, None), "modalities", "error", "NaN"),
+    "a modality in a large unit": (
+        column(LAB, "ldh", lambda found: found["ldh"] * 1e-12),
+        "modalities",
+        "warning",
+        "1 measurements spread by less than 1e-06 and count as constant, first ldh",
+    ),
     "a modality of no study": (lambda _: None, "modalities", "warning", "does not use it"),
     "slides absent": (remove(SLIDES), "slides", "error", "no such file"),
     "slides without file": (drop(SLIDES, "file"), "slides", "error", "column 'file' is missing"),

@@ -133,17 +133,21 @@ def test_more_seeds_narrow_the_spread_between_runs_and_are_not_more_patients() -
     assert wide["difference"] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("seeds", [2, 5])
-def test_over_several_splits_of_the_same_patients_chance_is_seldom_taken_for_a_difference(seeds: int) -> None:
+@pytest.mark.parametrize("unstable", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_over_several_splits_of_the_same_patients_chance_is_seldom_taken_for_a_difference(
+    seeds: int, unstable: float
+) -> None:
+    """Also where a training ends elsewhere with every seed, by so many standard errors of a test."""
     draw, found = np.random.default_rng(seeds), 0
     for _ in range(200):
         patients, runs = draw.normal(size=200), {}  # of each the difference of two equal methods
         for seed in range(seeds):
             test = draw.permutation(patients)[:50]
             weights = np.vstack([np.ones(50), draw.multinomial(50, [1 / 50] * 50, size=200)]) / 50
-            runs[seed] = weights @ test
+            runs[seed] = weights @ test + unstable * draw.normal() / 50**0.5
         found += row(runs)["p"] < 0.05
-    assert 0 < found <= 0.08 * 200
+    assert found <= 0.08 * 200
 
 
 def test_seeds_in_which_a_difference_is_undefined_are_left_out_and_not_listed() -> None:

@@ -18,6 +18,7 @@ from modaltune.evaluation.predictions import (
     expected_risk,
     metric_rows,
     metric_values,
+    outcome_groups,
     predict,
     prediction_table,
     probabilities_of,
@@ -270,12 +271,17 @@ def test_several_models_are_scored_on_the_same_cases_and_averaged(tiny_study: St
 
 def test_events_are_deaths_or_the_cases_of_the_rarest_class(tiny_study: Study) -> None:
     diagnosis, stage, survival = (tiny_study.task(name) for name in ("diagnosis", "stage", "survival"))
-    labels = pd.DataFrame({"task": "diagnosis", "label": ["alpha"] * 5 + ["beta"] * 2 + ["gamma"] * 3})
-    assert events_behind(labels, diagnosis) == 2
-    assert events_behind(labels[:5], diagnosis) == 0
+    labels = pd.DataFrame({"task": "diagnosis", "label": ["alpha"] * 5 + ["beta"] * 2 + ["gamma"] * 3 + ["unknown"]})
+    classes = ("alpha", "beta", "gamma", "delta")
+    assert outcome_groups(labels, diagnosis, classes).tolist() == [5, 2, 3, 0]
+    assert events_behind(outcome_groups(labels, diagnosis, classes), diagnosis) == 2
+    assert events_behind(outcome_groups(labels[:5], diagnosis, classes), diagnosis) == 0
     stages = pd.DataFrame({"task": "stage", "label": ["I"] * 5 + ["II"] * 2 + ["IV"] * 3})
-    assert events_behind(stages, stage) == 3
-    assert events_behind(pd.DataFrame({"task": "survival", "event": [1.0, 0, 1, 0, 1]}), survival) == 3
+    assert outcome_groups(stages, stage, stage.labels).tolist() == [7, 3]
+    assert events_behind(outcome_groups(stages, stage, stage.labels), stage) == 3
+    deaths = pd.DataFrame({"task": "survival", "event": [1.0, 0, 1, 0, 1]})
+    assert outcome_groups(deaths, survival, survival.bins).tolist() == [2, 3]
+    assert events_behind(outcome_groups(deaths, survival, survival.bins), survival) == 3
 
 
 def test_a_score_that_is_not_a_number_is_no_metric(tiny_study: Study) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.evaluation.metrics import bootstrap_weights
-from modaltune.explain.cohort import summarise
+from modaltune.explain.cohort import summarise, summarise_parts
 from modaltune.explain.heatmap import head_maps, heat_map
 from modaltune.explain.places import SlidePlace, slide_places
 from modaltune.federation.study import Study
@@ -109,6 +109,7 @@ def test_the_cohort_has_means_with_intervals_and_no_patient(run: Run, released: 
     assert set(everybody["cases"]) == {one_document(text)["cases"]}
     parts = table[table["group"] != "all"]
     assert (parts["cases"] < everybody["cases"].iloc[0]).all(), "a group of everybody says nothing new"
+    assert set(parts.groupby(["task", "towards"])["group"].nunique()) <= {2}, "one of two and all tell the other"
     assert set(table["task"]) == {"diagnosis", "stage", "survival"}
     page = (tmp_path / "cohort.html").read_text()
     assert outside(page) == []
@@ -138,6 +139,17 @@ def test_a_cohort_of_few_patients_is_refused(
 def test_a_small_group_is_named_and_nothing_more() -> None:
     group = summarise("predicted alpha", np.ones((4, 3)), 5, 0)
     assert (group.cases, len(group.mean), len(group.low), len(group.size)) == (None, 0, 0, 0)
+
+
+@pytest.mark.parametrize(("first", "told"), [(20, None), (16, (16, 5))])
+def test_of_two_groups_neither_is_told_where_one_is_too_small(first: int, told: tuple[int, int] | None) -> None:
+    """Everybody less one of them is the other, to the last patient."""
+    values = np.random.default_rng(0).normal(size=(21, 3))
+    inside = np.arange(21) < first
+    everybody, *parts = summarise_parts(values, {"these": inside, "those": ~inside}, 5, 0)
+    assert everybody.cases == 21
+    assert tuple(group.cases for group in parts) == (told or (None, None))
+    assert all(len(group.mean) == (3 if told else 0) for group in parts)
 
 
 def test_a_group_is_resampled_over_patients() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from modaltune.errors import FederationError, ReplyRefused
-from modaltune.federation.capability import Capability, check_versions, gene_panel
+from modaltune.federation.capability import Capability, check_panel, check_versions, gene_panel
 from modaltune.federation.study import Study
 
 RECORD: dict[str, Any] = {
@@ -77,6 +77,14 @@ def test_the_panel_is_what_all_sites_with_expression_measure_and_some_set_names(
     assert gene_panel(dict(reversed(sites.items())), tiny_study) == ["G01", "G09"]
 
 
+def test_a_latecomer_measures_what_the_study_has_agreed_on(site: Capability, tiny_study: Study) -> None:
+    check_panel(site, ("G01", "G05"), tiny_study)
+    check_panel(replace(site, genes=()), ("G01", "G09"), tiny_study)
+    with pytest.raises(ReplyRefused, match="it lacks 1 of the 2 genes that the study began with"):
+        check_panel(site, ("G01", "G09"), tiny_study)
+    check_panel(site, ("G01", "G09"), tiny_study.model_copy(update={"gene_panel": "union"}))
+
+
 def test_without_expression_or_without_gene_sets_there_is_no_panel(site: Capability, tiny_study: Study) -> None:
     assert gene_panel({"H1": replace(site, genes=())}, tiny_study) == []
     assert gene_panel({"H1": site}, tiny_study.model_copy(update={"gene_sets": {}})) == []
@@ -84,7 +92,7 @@ def test_without_expression_or_without_gene_sets_there_is_no_panel(site: Capabil
 
 def test_sites_that_share_no_gene_are_an_error(site: Capability, tiny_study: Study) -> None:
     sites = {"H1": site, "H2": replace(site, genes=("ENSG0001",))}
-    with pytest.raises(FederationError, match="share no gene"):
+    with pytest.raises(FederationError, match=r"share 0 genes .* genes by site: H1 2, H2 1; check"):
         gene_panel(sites, tiny_study)
 
 

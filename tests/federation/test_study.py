@@ -120,7 +120,23 @@ def test_defaults_need_not_be_written_down(tmp_path: Path) -> None:
         ("in_width = 8", "", "slides.in_width: Field required"),
         ('bins = ["bad", "good"]', 'bins = ["bad"]', "at least two bins"),
         ('[[tasks]]\nname = "survival"', '[[tasks]]\nname = "survival"\nkind = "survival"', "not valid TOML"),
+        ('bins = ["bad", "good"]', 'bins = ["bad", "bad"]', "at least two bins, each once"),
+        ("{text}", "{text} of the {organ}", "template must contain {text} once, and no other braces"),
+        ("{text}", "{text", "template must contain {text} once"),
         ("rounds = 3", 'rounds = 3\n[[clinical]]\nname = "grade"', "clinical.0.name: "),
+        ("rounds = 3", 'rounds = 3\n[[clinical]]\nname = "sex"\nvalues = ["Female", "Male"]', '"female" and "male"'),
+        ("rounds = 3", 'rounds = 3\n[[clinical]]\nname = "age"\nvalues = ["old"]', "age: it is a number"),
+        (
+            "rounds = 3",
+            'rounds = 3\n[[clinical]]\nname = "age"\n[[clinical]]\nname = "age"',
+            "inputs must be named once",
+        ),
+        ("rounds = 3", 'rounds = 3\n[aggregation]\nrule = "krum"', "needs aggregation.hostile of 1 or more"),
+        ("rounds = 3", 'rounds = 3\n[aggregation]\nrule = "krum"\nhostile = 1', "roster of two sites for each"),
+        *(
+            ("rounds = 3", f'rounds = 3\n[[modalities]]\nname = "m"\nwidth = 1\ncolumns = ["{column}"]', "in disguise")
+            for column in ("Survival", "event", "grade", "has_slides")
+        ),
     ],
 )
 def test_a_wrong_study_file_is_one_clear_line(old: str, new: str, message: str, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from modaltune.federation.study import Study
 from modaltune.models.learner import build_learner
 from modaltune.models.modaltune import trainable_state
 from server.rounds import Federation, Result
+from tests.chaos.tampers import Arrays
 from tests.client.bad_updates import (
     extra_key,
     infinite_loss,
@@ -169,6 +170,15 @@ def test_a_federation_under_attack_ends_with_a_sound_model(attacked: Any) -> Non
 
 def test_an_honest_federation_is_not_degraded(undisturbed: Result) -> None:
     assert undisturbed.status == "OK"
+
+
+def test_the_end_is_told_before_the_run_is_called_done(short: Study, folders: dict[str, Path], tmp_path: Path) -> None:
+    """Whoever kills the process between the two leaves a run that goes on, not one that seems to run for ever."""
+    said: list[str] = []
+    Federation(LocalGrid(folders), short, tmp_path).run(
+        lambda _: said.append(json.loads((tmp_path / "status.json").read_text())["status"])
+    )
+    assert said == ["OK"]
 
 
 def test_only_the_first_reply_of_a_site_counts(run: Callable[..., Any], undisturbed: Result) -> None:
@@ -356,3 +366,33 @@ def test_a_parameter_with_too_few_contributors_keeps_its_value(
 
 def everything_written(folder: Path) -> str:
     return "".join(path.read_bytes().decode("latin1") for path in folder.rglob("*") if path.is_file())
+
+
+def claimed(content: RecordDict) -> None:
+    record = Arrays(content, "statistics")
+    for name in ("cases", "clinical.age.count", "clinical.age.sum", "clinical.age.squares"):
+        record[name] = record[name] * 1e9
+
+
+def negative(content: RecordDict) -> None:
+    record = Arrays(content, "statistics")
+    record["labels.diagnosis"] = -1e6 * np.ones_like(record["labels.diagnosis"])
+
+
+def endless(content: RecordDict) -> None:
+    record = Arrays(content, "statistics")
+    record["expression.sum"] = np.full_like(record["expression.sum"], 1e300)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [(claimed, "cases is above"), (negative, "labels.diagnosis counts fewer"), (endless, "expression has sums beyond")],
+)
+def test_sums_that_no_announced_cases_have_do_not_count(
+    change: Change, reason: str, run: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Not even if the hospital's own gate let them out."""
+    _, phases = run(from_site("H2", "query.statistics", changed(change)))
+    assert phases["preprocess"]["contributors"] == ["H1", "H5"]
+    assert phases["preprocess"]["refused"]["H2"].startswith(reason)
+    assert phases["train"]["contributors"] == list(SITES)

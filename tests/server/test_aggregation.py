@@ -90,6 +90,29 @@ def test_one_hostile_site_hardly_moves_a_robust_rule(rule: str, tiny_study: Stud
         assert np.abs(mean[key] - a_state(0)[key]).max() > 10
 
 
+@pytest.mark.parametrize("sites", ["ABC", "ABCD"])
+def test_a_trimmed_mean_of_few_sites_leaves_out_one_at_each_end(sites: str, tiny_study: Study, tmp_path: Path) -> None:
+    updates = {site: an_update(seed) for seed, site in enumerate(sites, start=1)}
+    study = with_spec(tiny_study, rule="trimmed_mean", outlier=0)
+    assert int(study.aggregation.trim * len(sites)) == 0
+    found = gather(study, updates, sites, tmp_path / "spool").finish()
+    for key in KEYS:
+        ordered = np.sort(np.stack([updates[site].arrays[key] for site in sites]), axis=0)
+        np.testing.assert_allclose(found[key], ordered[1:-1].mean(axis=0), rtol=1e-5, atol=1e-7)
+
+
+def test_krum_believes_no_number_of_cases(tiny_study: Study, tmp_path: Path) -> None:
+    study = with_spec(tiny_study, rule="krum", hostile=1, outlier=0)
+    near = {
+        site: Update(arrays=a_state(0, 1 + 0.01 * n), examples=dict.fromkeys(KEYS, 5)) for n, site in enumerate("ABCD")
+    }
+    found = [
+        gather(study, near | {"E": an_update(9, size=50.0)} | {"B": replace(near["B"], examples=claims)}, SITES, folder)
+        for claims, folder in ((dict.fromkeys(KEYS, 5), tmp_path / "a"), (dict.fromkeys(KEYS, 10**7), tmp_path / "b"))
+    ]
+    assert same(found[0].finish(), found[1].finish())
+
+
 def test_krum_refuses_a_site_that_trains_other_parameters_than_most(
     updates: dict[str, Update], tiny_study: Study, tmp_path: Path
 ) -> None:

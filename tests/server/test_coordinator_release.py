@@ -104,7 +104,7 @@ def test_the_card_says_for_whom_the_model_was_tested_and_for_whom_not(
     assert interval.count(" to ") == 1
     assert (cases, int(deaths) > 50) == ("120", True)
     assert against.startswith("+0.")
-    assert "- Patients of H3: survival (no label there, or too few cases for a score)." in card
+    assert "- Patients of H3: survival (no label there, too few cases, or a score that is not defined)." in card
     assert "Nothing that was assessed spoke against the release." in card
 
 

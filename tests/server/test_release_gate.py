@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from modaltune.data.preprocessing import Preprocessing
+from modaltune.data.preprocessing import Preprocessing, TaskSpace
+from modaltune.evaluation.predictions import metric_rows
 from modaltune.federation.study import Study
 from server.release_gate import judge
 from tests.server.predictions import CASES, rows_of, two_sites
@@ -96,6 +97,43 @@ def test_a_hospital_without_a_model_of_its_own_is_named(gate_study: Study, gate_
     verdict = judge(gate_study, rows_of(gate_study, gate_preprocessing, predictions), gate_preprocessing, predictions)
     assert [sentence for sentence in verdict.not_assessed if "survival at H2" in sentence]
     assert verdict.problems == ()
+
+
+@pytest.mark.parametrize("lost", [1, CASES])
+def test_a_hospital_whose_predictions_are_no_numbers_stops_the_release(
+    lost: int, gate_study: Study, gate_preprocessing: Preprocessing
+) -> None:
+    predictions = two_sites(0.6, 0.3)
+    inside = (predictions["hospital"] == "H2") & (predictions["method"] == "federated")
+    predictions.loc[predictions.index[inside][:lost], "risk"] = np.nan
+    verdict = judge(gate_study, rows_of(gate_study, gate_preprocessing, predictions), gate_preprocessing, predictions)
+    assert verdict.problems == (f"survival at H2: {lost} of {CASES} predictions are not finite numbers",)
+    assert [sentence for sentence in verdict.not_assessed if sentence.startswith("Without a score")]
+
+
+def diagnoses(beta: int) -> pd.DataFrame:
+    """Right predictions of 30 cases of alpha at H1 and some of beta at H2."""
+    labels = ["alpha"] * 30 + ["beta"] * beta
+    chances = [[0.8, 0.1, 0.1]] * 30 + [[0.1, 0.8, 0.1]] * beta
+    hospitals = ["H1"] * 30 + ["H2"] * beta
+    about = {"task": "diagnosis", "method": "federated", "model": "", "seed": 0, "row": range(30 + beta)}
+    return pd.DataFrame({"hospital": hospitals, "label": labels, "probabilities": chances, **about})
+
+
+def test_a_class_without_a_test_case_stops_the_release(tiny_study: Study, gate_preprocessing: Preprocessing) -> None:
+    diagnosis = tiny_study.task("diagnosis")
+    study = tiny_study.model_copy(update={"tasks": (diagnosis,), "roster": ("H1", "H2")})
+    predictions = diagnoses(beta=30)
+    for candidates, rarest in ((("alpha", "beta"), 30), (("alpha", "beta", "rare"), 0)):
+        space = TaskSpace(candidates=candidates, texts=candidates)
+        preprocessing = gate_preprocessing.model_copy(update={"tasks": {"diagnosis": space}})
+        seen = predictions.assign(probabilities=[row[: len(candidates)] for row in predictions["probabilities"]])
+        rows = metric_rows({"diagnosis": [seen]}, study, preprocessing, method="federated", hospital="all", seed=0)
+        verdict = judge(study, rows, preprocessing, seen)
+        assert verdict.events["all", "diagnosis"] == rarest
+        refused = ("diagnosis at all hospitals rests on 0 test cases of the rarest class, release.min_events = 10",)
+        assert verdict.problems == (() if rarest else refused)
+    assert "diagnosis at H1: no test case of beta, rare." in verdict.not_assessed
 
 
 def test_the_invented_cases_are_many_enough_for_the_defaults() -> None:

@@ -12,8 +12,8 @@ from sklearn.metrics import roc_auc_score
 
 from modaltune.errors import FederationError
 from server.report import write_report
-from server.report_context import comparison, further, lead, method_meaning
 from server.report_calibration import calibration
+from server.report_context import comparison, further, lead, method_meaning
 from server.report_curves import federated_cases, kaplan_meier, roc_curve, spread, task_curves
 from server.report_data import Score, Task, collect, gain, gap_closed, load_run
 from server.report_forest import comparison_table

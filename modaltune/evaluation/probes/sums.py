@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from modaltune.errors import ProbeError
 from modaltune.evaluation.metrics import Floats
+from modaltune.suppression import has_small_group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ def site_tally(cases: SiteCases, groups: int, minimum: int = 1) -> Tally:
     """
     counts = np.bincount(cases.group, minlength=groups).astype(np.float64)
     width = cases.features.shape[1]
-    if not counts.any() or ((counts > 0) & (counts < minimum)).any():
+    if not counts.any() or has_small_group(counts, minimum):
         return Tally(counts=np.zeros(groups), mean=np.zeros(width), squares=np.zeros(width))
     mean = cases.features.mean(axis=0)
     return Tally(counts=counts, mean=mean, squares=((cases.features - mean) ** 2).sum(axis=0))

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from modaltune.errors import ConfigError
+from modaltune.tasks import vocabulary
 from modaltune.tasks.vocabulary import configs_folder
 from simulation.studies.cells import Cell, expand, select
 from simulation.studies.features import missing
@@ -79,6 +81,18 @@ def test_a_digest_follows_what_the_numbers_depend_on(tmp_path: Path, cells: list
     assert not {cell.digest for cell in cells} & {cell.digest for cell in changed}
 
 
+def test_a_digest_follows_the_texts_of_the_labels(
+    tmp_path: Path, cells: list[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = [cell.digest for cell in cells]
+    folder = shutil.copytree(configs_folder(), tmp_path / "configs")
+    monkeypatch.setattr(vocabulary, "configs_folder", lambda: folder)
+    assert [cell.digest for cell in cells] == before
+    labels = folder / "labels" / "synthetic.toml"
+    labels.write_text(labels.read_text() + "# other words\n")
+    assert not {cell.digest for cell in cells} & set(before)
+
+
 def test_a_digest_ignores_titles_trackers_and_what_is_shown(tmp_path: Path, cells: list[Cell]) -> None:
     more = 'title = "T"\nnote = "N"\ntrackers = ["tensorboard"]\n' + GRID + '[show]\nhospitals = ["H1"]\n'
     assert [cell.digest for cell in expand(study(tmp_path, more))] == [cell.digest for cell in cells]
@@ -112,6 +126,7 @@ def test_cells_are_selected_by_pattern_or_choice(cells: list[Cell], pattern: str
         ('"fp16", "int8"', '"fp16", "int7"', r"training.wire = int7, optimiser = FedAvg: \[training\] wire: Input"),
         ("training.wire", "training.wier", r"\[training\] unknown key 'wier'; known keys: objective"),
         ("training.wire", "trainings.wire", r"axis sets 'trainings'; the tables are data, slides, model"),
+        ('name = "optimiser"', 'name = "steps"', "axis steps: a column of the results has this name"),
         ("training.wire", "wire", "axis wire: values are of one setting"),
         ('"fp16", "int8"', '"fp16", "fp16"', "two cells are called 'wire=fp16,optimiser=FedAvg,seed=0'"),
         ("rounds = 3", "rounds = ", "not valid TOML"),
