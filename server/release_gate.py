@@ -63,7 +63,9 @@ def judge(
         preprocessing: needed with predictions: candidates of each task.
         predictions: of single test cases, which exist in a simulation only.
     """
-    mine = [row for row in rows if row["method"] == "federated" and row["seed"] == study.seed]
+    places = {"all", *study.roster}  # a cell of a study has rows of groups of hospitals, too
+    found = [row for row in rows if row["method"] == "federated" and row["seed"] == study.seed]
+    mine = [row for row in found if row["hospital"] in places]
     events: Events = {(row["hospital"], row["task"]): row["events"] for row in mine if "events" in row}
     comparisons: list[Comparison] = []
     problems: list[str] = []
@@ -177,12 +179,15 @@ class _Cases:
         return out
 
     def unseen(self) -> Iterator[str]:
-        """Classes that the model may answer and a hospital's test cases do not have."""
+        """Classes that the model may answer and hospitals with test cases do not have."""
+        absent: dict[tuple[str, str], list[str]] = {}
         for place, spec, own in self._parts():
-            absent = np.flatnonzero(self._groups(own, spec) == 0)
-            if len(absent) and place != "all" and spec.kind == "nominal":
-                names = ", ".join(self.preprocessing.tasks[spec.name].candidates[index] for index in absent)
-                yield f"{spec.name} at {place}: no test case of {names}."
+            candidates, groups = self.preprocessing.tasks[spec.name].candidates, self._groups(own, spec)
+            if place != "all" and spec.kind == "nominal":
+                for index in np.flatnonzero(groups == 0):
+                    absent.setdefault((spec.name, candidates[index]), []).append(place)
+        for (task, label), places in absent.items():
+            yield f"{task}: no test case of {label} at {', '.join(places)}."
 
     def without_a_number(self) -> Iterator[str]:
         """Predictions that no score can count."""
