@@ -207,12 +207,8 @@ class Site:
     def _question(self, preprocessing: Preprocessing, arrays: Packed, round_number: int) -> str:
         """Digest of all that a round of training depends on, beside the bags."""
         weights = digest_state({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
-        facts = [self.study.digest, round_number, preprocessing.digest, weights, self._table()]
+        facts = [self.study.digest, round_number, preprocessing.digest, weights, self.cohort.table_digest]
         return digest_text(canonical_json(facts))
-
-    def _table(self) -> str:
-        """Digest of the cases table."""
-        return digest_text(pd.util.hash_pandas_object(self.cohort.cases).to_numpy().tobytes().hex())
 
     def evaluate(
         self, preprocessing: Preprocessing, arrays: Packed, probes: Mapping[str, ProbeQuestion] | None = None
@@ -312,7 +308,7 @@ class Site:
         return probe_query.site_answer(known[query.task], query.question, self.minimum)
 
     def _probed_model(self, name: str) -> str:
-        return digest_text(canonical_json([name, self._table()]))
+        return digest_text(canonical_json([name, self.cohort.table_digest]))
 
     def _embedded(self, preprocessing: Preprocessing, arrays: Packed) -> dict[str, SiteCases]:
         learner = self._learner(preprocessing, arrays)

@@ -161,9 +161,15 @@ class LocalTraining:
         if not self.peers.first:
             return
         numbers = asdict(self.numbers) | {"best_loss": repr(self.numbers.best_loss)}
-        text = json.dumps({"study": self.study.digest, "preprocessing": self.preprocessing.digest, **numbers})
+        text = json.dumps(self._belongs | numbers)
         state["numbers"] = torch.tensor(list(text.encode()), dtype=torch.uint8)
         save_state(self.out / _CHECKPOINT, state)
+
+    @property
+    def _belongs(self) -> dict[str, str]:
+        """What a checkpoint is of: it goes on with nothing else."""
+        table = self.cohort.table_digest
+        return {"study": self.study.digest, "preprocessing": self.preprocessing.digest, "cases": table}
 
     def _resume(self, learner: Learner, optimiser: torch.optim.Optimizer) -> int:
         """Steps behind the checkpoint, which is loaded; 0 without one."""
@@ -177,7 +183,7 @@ class LocalTraining:
             return 0
         state = load_state(path)
         numbers = json.loads(bytes(state.pop("numbers").tolist()))
-        if (numbers.pop("study"), numbers.pop("preprocessing")) != (self.study.digest, self.preprocessing.digest):
+        if {name: numbers.pop(name, None) for name in self._belongs} != self._belongs:
             raise ConfigError(
                 f"{path} belongs to another study or to other data of this site; choose another --out, or delete it to"
                 " start again"

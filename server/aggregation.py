@@ -21,7 +21,7 @@ from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
 from flwr.serverapp.strategy.multikrum import compute_distances
 from numpy.typing import NDArray
 
-from modaltune.errors import FederationError, ReplyRefused
+from modaltune.errors import ConfigError, FederationError, ReplyRefused
 from modaltune.federation.average import KeywiseMean, State, Update, shortened, squared_changes
 from modaltune.federation.settings import AggregationSpec
 from modaltune.federation.study import Study
@@ -41,6 +41,20 @@ class Influence:
 
     length: float
     kept: float = 1.0
+
+
+def check_rule(study: Study) -> None:
+    """Refuse krum where it leaves nobody out, or has too few sites to tell who that is.
+
+    Raises:
+        ConfigError: says what it needs.
+    """
+    hostile, sites = study.aggregation.hostile, len(study.roster)
+    if study.aggregation.rule == "krum" and not 0 < 2 * hostile <= sites - 3:
+        raise ConfigError(
+            f"study {study.name}: aggregation.rule = 'krum' needs aggregation.hostile of 1 or more, and a roster of two"
+            f" sites for each and three more; found hostile = {hostile} and {sites} sites"
+        )
 
 
 class Gathering:

@@ -42,7 +42,7 @@ from modaltune.federation.wire import (
 )
 from modaltune.models.learner import Learner, build_learner, load_trainable, save_model
 from modaltune.models.modaltune import trainable_state
-from modaltune.storage import append_json_line, digest_state, write_json, write_text
+from modaltune.storage import append_json_line, digest_folder, digest_state, write_json, write_text
 from server.aggregation import Gathering, ServerOptimiser
 from server.evaluation import Evaluation
 from server.exchange import Exchange, Round
@@ -109,7 +109,8 @@ class Federation:
         self.state.begin()
         try:
             result = self._run()
-            self._say(result.status, number=self.study.training.rounds, weights=result.weights_hash)
+            ended = {"weights": result.weights_hash, "model": digest_folder(self.out / "model")}
+            self._say(result.status, number=self.study.training.rounds, **ended)
             if finish is not None:
                 finish(result)
         except Exception as error:

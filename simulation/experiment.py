@@ -12,6 +12,7 @@ import pandas as pd
 from modaltune.errors import ConfigError, FederationError
 from modaltune.federation.study import Study, TaskSpec
 from modaltune.models.learner import Learner
+from server.aggregation import check_rule
 from simulation.baselines import remarks, run_baselines
 from simulation.compare import (
     PERSONAL_SHARE,
@@ -49,6 +50,7 @@ class Experiment:
 
     def run(self, *, comparisons: Sequence[str] = COMPARISONS, cross_site: bool = False) -> Outcome:
         """Federate, compare, and fill ``out``."""
+        check_rule(self.study)
         started = time.monotonic()
         result = self._federate(self.study, self.out, self._round_line)
         scene = Scene(

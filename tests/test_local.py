@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from modaltune.errors import ConfigError, DataError, ModelFileError
@@ -105,6 +107,18 @@ def test_a_checkpoint_of_another_study_is_refused(study: Study, site: Path, tmp_
     interrupted(study, site, tmp_path)
     with pytest.raises(ConfigError, match="belongs to another study or to other data"):
         LocalTraining(study.model_copy(update={"seed": 9}), site, tmp_path).run()
+
+
+def test_a_checkpoint_of_other_labels_is_refused(study: Study, site: Path, tmp_path: Path) -> None:
+    """Numbers and scales may all be the same: the candidates are, and expression is."""
+    interrupted(study, site, tmp_path / "out")
+    cases = pd.read_parquet(site / "cases.parquet")
+    corrected = shutil.copytree(site, tmp_path / site.name)
+    names = cases["diagnosis"].dropna().unique()[:2]
+    cases["diagnosis"] = cases["diagnosis"].replace(dict(zip(names, names[::-1], strict=True)))
+    cases.to_parquet(corrected / "cases.parquet")
+    with pytest.raises(ConfigError, match="belongs to another study or to other data"):
+        LocalTraining(study, corrected, tmp_path / "out").run()
 
 
 def test_a_truncated_checkpoint_is_one_clear_line(study: Study, site: Path, tmp_path: Path) -> None:

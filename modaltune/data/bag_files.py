@@ -39,6 +39,10 @@ def open_bag(path: Path, *, where: str = "feature file", patch_size_level0: int 
     """
     if not path.is_file():
         raise FeatureFileError(f"{where}: no such file; check 'file' in the slides table and paths.features")
+    try:
+        path.open("rb").close()
+    except OSError:
+        raise FeatureFileError(f"{where}: cannot be read; check who may read it") from None
     features, coords, said, dtype = (_open_hdf5 if h5py.is_hdf5(path) else _open_tensors)(path, where)
     placed = place(coords, said, dtype=dtype, edge=patch_size_level0, where=where)
     return Bag(features=features, coords=placed.coords, patch_size_level0=placed.edge), placed.source

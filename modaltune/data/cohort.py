@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from modaltune.data.features import Features
+from modaltune.storage import digest_text
 
 SPLITS = ("train", "val", "test")
 
@@ -51,6 +52,11 @@ class Cohort:
     expression: pd.DataFrame | None
     bags: Mapping[str, tuple[Bag, ...]]
     modalities: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+
+    @property
+    def table_digest(self) -> str:
+        """Names the cases with their splits, labels and clinical values."""
+        return digest_text(pd.util.hash_pandas_object(self.cases).to_numpy().tobytes().hex())
 
     @property
     def patch_width(self) -> int | None:

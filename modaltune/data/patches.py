@@ -113,7 +113,7 @@ class CasePatches:
     def _subset(self, number: int, patches: int) -> slice | NDArray[np.int64]:
         if patches <= self.slides.max_patches:
             return slice(None)
-        generator = numpy_generator(self.seed, "patches", self.site, self.row, number)
+        generator = numpy_generator(self.seed, "patches", self.case_id, number)
         return np.sort(generator.choice(patches, self.slides.max_patches, replace=False))
 
     def _standardised(self, values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, t
 
 from modaltune.data.preprocessing import TaskSpace
 from modaltune.data.site import HASH_SPLIT
@@ -110,10 +109,9 @@ def comparison_rows(found: Iterable[tuple[int, Pairing, Differences]], seed: int
 def _over_seeds(runs: Mapping[int, Differences], pairing: Pairing, seed: int) -> dict[str, Any]:
     """Mean difference with its 95 % interval and two-sided p; None where undefined.
 
-    A draw is the mean over seeds drawn with replacement, plus, weighted by :data:`_SHARED`, the deviation of one
-    resample of patients in one of them: seeds split the same patients, so their estimates are not independent. The mean
-    over seeds spreads as Student's t with one degree of freedom fewer than seeds, so that two or three of them say as
-    little as they know. With one seed the deviation counts in full.
+    A draw is the mean over seeds, its standard error times one of Student's t, and, weighted by :data:`_SHARED`, the
+    deviation of one resample of patients in one of them: seeds split the same patients, so their estimates are not
+    independent. With one seed the deviation counts in full.
     """
     known = {run: found.values for run, found in runs.items() if np.isfinite(found.values[0])}
     cases = max(found.cases for found in runs.values())
@@ -125,8 +123,7 @@ def _over_seeds(runs: Mapping[int, Differences], pairing: Pairing, seed: int) ->
     generator = numpy_generator(seed, "paired", *vars(pairing).values())
     resamples = values.shape[1] - 1
     mean = float(estimates.mean())
-    drawn = estimates[generator.integers(count, size=(resamples, count))].mean(axis=1)
-    means = mean + _stretch(count) * (drawn - mean)
+    means = mean + _standard_error(estimates) * generator.standard_t(max(count - 1, 1), size=resamples)
     chosen = generator.integers(count, size=resamples)
     deviation = values[chosen, np.arange(1, resamples + 1)] - estimates[chosen]
     draws = means + (deviation if count == 1 else _SHARED * deviation)
@@ -138,9 +135,8 @@ def _over_seeds(runs: Mapping[int, Differences], pairing: Pairing, seed: int) ->
     return empty | {"difference": mean, "low": float(low), "high": float(high), "p": p, "seeds": sorted(known)}
 
 
-def _stretch(count: int) -> float:
-    """Makes 95 % of means of resampled values as wide as Student's interval for the mean."""
-    return 1.0 if count == 1 else float((count / (count - 1)) ** 0.5 * t.ppf(0.975, count - 1) / norm.ppf(0.975))
+def _standard_error(estimates: Floats) -> float:
+    return float(estimates.std(ddof=1) / len(estimates) ** 0.5) if len(estimates) > 1 else 0.0
 
 
 def _two_sided_p(draws: Floats) -> float:

@@ -73,18 +73,20 @@ def _texts(record: Mapping[str, Any], name: str, site: str) -> list[str]:
 
 def gene_panel(capabilities: Mapping[str, Capability], study: Study) -> list[str]:
     """Genes that every site with expression (or any, as the study says) measures and a gene set names, sorted."""
-    measured = [set(capability.genes) for capability in capabilities.values() if capability.genes]
-    if not measured or not study.gene_sets:
+    holders = {site: found for site, found in capabilities.items() if "expression" in found.modalities}
+    if not holders or not study.gene_sets:
         return []
     named = {gene for members in study.gene_sets.values() for gene in members}
+    measured = [set(found.genes) for found in holders.values()]
     shared = set.union(*measured) if study.gene_panel == "union" else set.intersection(*measured)
     panel = sorted(shared & named)
-    if not restrict(study.gene_sets, panel, study.model.gene_minimum):
-        known = ", ".join(f"{site} {len(found.genes)}" for site, found in capabilities.items() if found.genes)
+    kept = restrict(study.gene_sets, panel, study.model.gene_minimum) if study.model.kind == "modaltune" else panel
+    if not kept and _reads_expression(study):
+        known = ", ".join(f"{site} {len(found.genes)}" for site, found in holders.items())
         raise FederationError(
-            f"the sites with expression share {len(panel)} genes of the study's gene sets, and no set keeps"
-            f" {study.model.gene_minimum} of its own; genes by site: {known}; check that all use gene symbols, leave"
-            ' out the site that measures least, or set gene_panel = "union"'
+            f"the sites with expression share {len(panel)} genes of the study's gene sets, too few for any set"
+            f" (model.gene_minimum = {study.model.gene_minimum}); measured by site: {known}; check that all use gene"
+            ' symbols, leave out the site that measures least, or set gene_panel = "union"'
         )
     return panel
 
@@ -92,12 +94,17 @@ def gene_panel(capabilities: Mapping[str, Capability], study: Study) -> list[str
 def check_panel(capability: Capability, panel: Sequence[str], study: Study) -> None:
     """Refuse expression of a latecomer that lacks genes which all the others measure, and the study has agreed on."""
     lacking = set(panel) - set(capability.genes)
-    if capability.genes and study.gene_panel == "intersection" and lacking:
+    strict = study.gene_panel == "intersection" and _reads_expression(study)
+    if strict and "expression" in capability.modalities and lacking:
         raise ReplyRefused(
             capability.site,
             f"it lacks {len(lacking)} of the {len(panel)} genes that the study began with; it can take part without"
             " expression, or in a study that begins with it",
         )
+
+
+def _reads_expression(study: Study) -> bool:
+    return study.model.kind == "modaltune" or "expression" in study.model.needs
 
 
 def versions() -> dict[str, str]:

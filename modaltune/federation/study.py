@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
-from string import Formatter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -42,10 +42,12 @@ REPORTED = {
     for kind, names in METRICS.items()
 }
 """What leaves a hospital: at a horizon, a score can rest on a single death."""
-_STAGES = {"stage", "t_stage", "n_stage", "m_stage"}
-_LABELS = {"diagnosis", "grade", "project", "tumor_type", "tumour_type", "subtype", "molecular_subtype"} | {
-    "time_months",
-    "event",
+_STAGES = {"stage", "t_stage", "n_stage", "m_stage", "tumor_stage", "tumour_stage", "pathologic_stage", "ajcc_stage"}
+_LABELS = {
+    *("diagnosis", "primary_class", "project", "cohort", "tumor_type", "tumour_type", "cancer_type"),
+    *("grade", "subtype", "molecular_subtype", "histology", "histological_type"),
+    *("event", "time_months", "os_event", "os_months", "survival_months", "vital_status", "dead", "died"),
+    *("has_slide", "has_slides", "has_expression", "has_rna", "has_clinical"),
 }
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -62,12 +64,14 @@ class Label(Part):
     text: str
 
 
-def _fields(template: str) -> list[str | None]:
-    """Names in braces; none where a brace is not closed."""
-    try:
-        return [name for _, name, _, _ in Formatter().parse(template) if name is not None]
-    except ValueError:
-        return []
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.casefold()).strip("_")
+
+
+def _takes_text(template: str) -> bool:
+    """Whether a template is filled with a text, and with nothing else."""
+    marks = template.replace("{text}", "")
+    return marks != template and not {"{", "}"} & set(marks)
 
 
 class TaskSpec(Part):
@@ -91,7 +95,7 @@ class TaskSpec(Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if _fields(self.template) != ["text"]:
+        if not _takes_text(self.template):
             raise ValueError(f"task {self.name}: template must contain {{text}} once, and no other braces")
         if self.kind == "survival" and len(set(self.bins)) < max(2, len(self.bins)):
             raise ValueError(f"task {self.name}: a survival task needs at least two bins, each once")
@@ -281,11 +285,6 @@ class Study(Part):
                 "training.drift takes the next weights for the average of the updates, which they are not with"
                 f" aggregation.optimiser = {self.aggregation.optimiser!r}; set one of the two to its default"
             )
-        if self.aggregation.rule == "krum" and not 0 < 2 * self.aggregation.hostile <= len(self.roster) - 3:
-            raise ValueError(
-                f"aggregation.rule = 'krum' needs aggregation.hostile of 1 or more, and a roster of two sites for each"
-                f" and three more; found hostile = {self.aggregation.hostile} and {len(self.roster)} sites"
-            )
         if self.aggregation.extrapolate:
             self._check_extrapolation()
         if self.probes.questions:
@@ -298,11 +297,11 @@ class Study(Part):
 
     def _check_modalities(self) -> None:
         """Refuse labels in disguise."""
-        names = {task.name.casefold() for task in self.tasks}
+        names = {_plain(task.name) for task in self.tasks}
         never = names | _LABELS | (_STAGES if names & _STAGES else set())
         for modality in self.modalities:
             for column in modality.columns:
-                if column.casefold() in never or column.casefold().startswith("has_"):
+                if _plain(column) in never:
                     raise ValueError(f"modality {modality.name}: {column} is a label in disguise and never an input")
 
     def _check_extrapolation(self) -> None:

@@ -97,7 +97,7 @@ def task_columns(task: TaskSpec, space: TaskSpace, probabilities: Floats) -> Col
     out: Columns = {f"{start}.predicted": [names[best] for best in probabilities.argmax(axis=1)]}
     out |= {f"{start}.probability.{name}": probabilities[:, place] for place, name in enumerate(names)}
     if task.kind == "ordinal":
-        out[f"{start}.probability.positive"] = probabilities[:, np.isin(space.candidates, task.positive)].sum(axis=1)
+        out[f"{start}.positive"] = probabilities[:, np.isin(space.candidates, task.positive)].sum(axis=1)
     if task.kind == "survival":
         risk, alive = expected_risk(probabilities, space), survival_curve(probabilities)
         out |= {f"{start}.risk": risk, f"{start}.expected_months": -risk}

@@ -47,7 +47,7 @@ class Settings(BaseModel):
         for host in hosts:
             if not _HOST.fullmatch(host) and not _is_address(host):
                 raise ValueError("a host must be a DNS name or an IP address, without a scheme or a port")
-        return hosts
+        return tuple(str(ipaddress.ip_address(host)) if _is_address(host) else host for host in hosts)
 
     @field_validator("listen")
     @classmethod

@@ -16,7 +16,7 @@ import pandas as pd
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.errors import ConfigError, ModelFileError, ReleaseRefused
 from modaltune.federation.study import Study
-from modaltune.storage import digest_state, load_state, write_json, write_text
+from modaltune.storage import digest_folder, write_json, write_text
 from modaltune.trust.keys import SigningKey, fingerprint
 from modaltune.trust.release import sign_folder
 from server.coordinator.card import model_card
@@ -44,9 +44,9 @@ def release(home: Home, name: str, out: Path | None, override: str = "") -> Path
     folder = out or home.releases / run.name
     if folder.exists():
         raise ConfigError(f"{folder}: exists and is not overwritten; choose another --out")
-    weights = digest_state(load_state(run.folder / "model" / "weights.safetensors"))
-    if weights != run.status.get("weights"):
-        raise ModelFileError(f"{run.folder / 'model'}: its weights are not those that the run ended with; not released")
+    if digest_folder(run.folder / "model") != run.status.get("model"):
+        raise ModelFileError(f"{run.folder / 'model'}: not the model that the run ended with; not released")
+    weights = run.status["weights"]
     rows = run.metrics()
     verdict = assess(run, rows)
     override = " ".join(override.split()) if verdict.problems else ""
@@ -64,9 +64,9 @@ def release(home: Home, name: str, out: Path | None, override: str = "") -> Path
     write_text(partial / CARD, model_card(run, rows, verdict, override))
     write_json(partial / GATE, _document(verdict, override))
     sign_folder(partial, key, override=override)
-    partial.replace(folder)
     overridden = {"override": override, "problems": list(verdict.problems)} if override else {}
     journal(home).append("model-released", **facts, key=fingerprint(key.public_pem), **overridden)
+    partial.replace(folder)  # last: no release that the log does not know
     return folder
 
 

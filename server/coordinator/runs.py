@@ -15,6 +15,7 @@ from typing import Any
 from modaltune.errors import ConfigError, FederationError, RunFailed
 from modaltune.federation.study import Study
 from modaltune.storage import read_json_lines, write_json, write_text
+from server.aggregation import check_rule
 from server.alone import alone
 from server.coordinator.bundle import build_bundle
 from server.coordinator.home import Home
@@ -124,6 +125,7 @@ def start_run(home: Home, study_file: Path, name: str | None) -> Run:
     """
     home.settings()
     study = Study.load(study_file)
+    check_rule(study)
     _require_quorum(study, admitted_nodes(home))
     name = name or f"{study.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     if not set(name) <= set(_NAME) or name.startswith("."):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import getpass
 import secrets
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import tomlkit
 
@@ -67,9 +69,12 @@ def renew(home: Home, days: int) -> str:
     if home.certificate_key.exists() and set(certificate_facts(home.certificate).names) == set(names):
         path = renew_server(home.ca, home.tls, days)
     else:
-        if home.certificate_key.exists():
-            home.certificate_key.replace(home.tls / "server.key.old")
-        path = issue_server(home.ca, home.tls, names, days)
+        with TemporaryDirectory(dir=home.tls) as made:  # nothing is taken away before all of it is there
+            issue_server(home.ca, Path(made), names, days)
+            if home.certificate_key.exists():
+                home.certificate_key.replace(home.tls / "server.key.old")
+            (Path(made) / home.certificate_key.name).replace(home.certificate_key)
+            path = (Path(made) / home.certificate.name).replace(home.certificate)
     facts = certificate_facts(path)
     journal(home).append("certificate-renewed", certificate=facts.sha256, until=facts.not_after.isoformat())
     return facts.sha256

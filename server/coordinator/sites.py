@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import fcntl
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -71,7 +71,7 @@ def invite(home: Home, name: str, folder: Path) -> Path:
         ca=home.ca_certificate.read_text(encoding="ascii"),
         public_key=home.public_key.read_text(encoding="ascii"),
     ).save(path)
-    _store(home, sites | {name: Site(invited=_now())})
+    _store(home, name, Site(invited=_now()))
     journal(home).append("site-invited", site=name)
     return path
 
@@ -95,10 +95,12 @@ def admit(home: Home, key_file: Path) -> Site:
         raise ConfigError(f"site {name} was revoked; invite it again, and let it make a new key")
     if sites[name].state == "admitted" and sites[name].fingerprint != mark:
         raise ConfigError(f"site {name} is admitted with another key; revoke it first: modaltune-server revoke {name}")
+    if twin := next((other for other, site in sites.items() if other != name and site.fingerprint == mark), None):
+        raise ConfigError(f"{key_file.name}: site {twin} has this key; each hospital makes one of its own")
     with connected(home) as link:
         node = link.register(name, _pem(line, key_file))
     site = sites[name].model_copy(update={"fingerprint": mark, "node_id": node, "admitted": _now()})
-    _store(home, sites | {name: site})
+    _store(home, name, site)
     journal(home).append("site-admitted", site=name, fingerprint=mark, node=str(node))
     return site
 
@@ -114,7 +116,7 @@ def revoke(home: Home, name: str) -> None:
     if node is not None:
         with connected(home) as link:
             link.unregister(node)
-    _store(home, sites | {name: sites[name].model_copy(update={"revoked": _now()})})
+    _store(home, name, sites[name].model_copy(update={"revoked": _now()}))
     journal(home).append("site-revoked", site=name)
 
 
@@ -146,8 +148,12 @@ def _pem(line: str, path: Path) -> bytes:
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
-def _store(home: Home, sites: Mapping[str, Site]) -> None:
-    write_bytes(home.sites, _SITES.dump_json(dict(sites), indent=1, exclude_none=True) + b"\n")
+def _store(home: Home, name: str, site: Site) -> None:
+    """Change one entry; what another command has changed of others meanwhile stays."""
+    with home.sites.with_suffix(".lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        sites = load_sites(home) | {name: site}
+        write_bytes(home.sites, _SITES.dump_json(sites, indent=1, exclude_none=True) + b"\n")
 
 
 def _now() -> str:

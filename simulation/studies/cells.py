@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from modaltune import __version__
 from modaltune.errors import ConfigError
-from modaltune.storage import canonical_json, digest_file, digest_text
-from modaltune.tasks.vocabulary import vocabulary_file
+from modaltune.storage import canonical_json, digest_text
+from modaltune.tasks.vocabulary import load_vocabulary, vocabulary_file
 from simulation.studies.spec import Axis, DataSpec, StudyFile, Table
 from simulation.study import TABLES, checked_settings, problem
 
@@ -56,7 +56,7 @@ class Cell:
         """SHA-256 of everything that its numbers depend on, but for the data itself."""
         about = {name: value for name, value in asdict(self).items() if name not in ("title", "choices")}
         cohorts = (*self.data["cohorts"], *self.data["probe"]) or ("synthetic",)
-        labels = {name: digest_file(vocabulary_file(name)) for name in cohorts}
+        labels = {name: [task.model_dump() for task in load_vocabulary(vocabulary_file(name))] for name in cohorts}
         return digest_text(canonical_json(about | {"version": __version__, "labels": labels}))
 
     @property

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import numpy as np
@@ -83,6 +83,19 @@ def test_stamps_positions_are_grid_cells_however_pixels_are_rounded(mpp: float, 
     placed = place((cells * step).astype(np.float32), said, dtype="float16", where="")
     np.testing.assert_array_equal(np.diff(placed.coords, axis=0) // 224, np.diff(cells, axis=0))
     assert abs(placed.coords[0, 0] // 224 - start) <= 1
+
+
+def test_a_file_that_may_not_be_read_is_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_trident(tmp_path / "TCGA-AB", FEATURES, CELLS, scan=20)
+
+    def refused(self: Path, mode: str = "r") -> IO[bytes]:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(FeatureFileError, match=r"^row 1: cannot be read") as caught:
+        open_bag(path, where="row 1")
+    assert caught.value.__suppress_context__
+    assert path.stem not in str(caught.value)
 
 
 def test_the_early_form_of_stamp_is_read(tmp_path: Path) -> None:

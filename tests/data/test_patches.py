@@ -61,6 +61,14 @@ def test_a_subset_is_ascending_without_repeats_of_the_right_size_and_the_same_ev
     assert all(torch.equal(found[name], source.load()[name]) for name in found)
 
 
+def test_a_patients_subset_does_not_depend_on_who_else_is_in_the_table() -> None:
+    source = patches_of(a_bag(60))
+    moved = replace(source, row=7, site="H2").load()["patches"]
+    assert torch.equal(moved, source.load()["patches"])
+    other = replace(source, bags={"d": source.bags["c"]}, case_id="d").load()["patches"]
+    assert not torch.equal(other, moved)
+
+
 def test_bags_within_the_limit_are_taken_whole_in_the_order_of_the_file() -> None:
     scale = Scale(mean=(1.0, 2.0, 3.0), deviation=(2.0, 1.0, 0.0))
     bags = a_bag(8), a_bag(5, first=100)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import ttest_1samp
 from sklearn.metrics import roc_auc_score
 
 from modaltune.data.preprocessing import Preprocessing
@@ -148,6 +149,15 @@ def test_over_several_splits_of_the_same_patients_chance_is_seldom_taken_for_a_d
             runs[seed] = weights @ test + unstable * draw.normal() / 50**0.5
         found += row(runs)["p"] < 0.05
     assert found <= 0.08 * 200
+
+
+@pytest.mark.parametrize("differences", [(0.10, 0.12), (0.10, 0.14), (0.05, 0.07, 0.08), (0.1, 0.0, 0.2, 0.1, 0.05)])
+def test_without_patients_between_them_seeds_are_compared_as_student_does(differences: tuple[float, ...]) -> None:
+    found = row({seed: np.full(RESAMPLES + 1, value) for seed, value in enumerate(differences)})
+    expected = ttest_1samp(differences, 0.0)
+    low, high = expected.confidence_interval(0.95)
+    assert found["high"] - found["low"] == pytest.approx(high - low, rel=0.3)
+    assert found["p"] == pytest.approx(expected.pvalue, abs=0.03)
 
 
 def test_seeds_in_which_a_difference_is_undefined_are_left_out_and_not_listed() -> None:

@@ -71,7 +71,7 @@ def test_the_panel_is_what_all_sites_with_expression_measure_and_some_set_names(
     sites = {
         "H1": replace(site, genes=("G09", "G05", "G01", "G10")),
         "H2": replace(site, genes=("G01", "G02", "G09", "G10")),
-        "H3": replace(site, genes=()),
+        "H3": replace(site, genes=(), modalities=("slides",)),
     }
     assert gene_panel(sites, tiny_study) == ["G01", "G09"]  # every site has G10, but no set does
     assert gene_panel(dict(reversed(sites.items())), tiny_study) == ["G01", "G09"]
@@ -79,20 +79,22 @@ def test_the_panel_is_what_all_sites_with_expression_measure_and_some_set_names(
 
 def test_a_latecomer_measures_what_the_study_has_agreed_on(site: Capability, tiny_study: Study) -> None:
     check_panel(site, ("G01", "G05"), tiny_study)
-    check_panel(replace(site, genes=()), ("G01", "G09"), tiny_study)
+    check_panel(replace(site, genes=(), modalities=("slides",)), ("G01", "G09"), tiny_study)
     with pytest.raises(ReplyRefused, match="it lacks 1 of the 2 genes that the study began with"):
         check_panel(site, ("G01", "G09"), tiny_study)
     check_panel(site, ("G01", "G09"), tiny_study.model_copy(update={"gene_panel": "union"}))
 
 
 def test_without_expression_or_without_gene_sets_there_is_no_panel(site: Capability, tiny_study: Study) -> None:
-    assert gene_panel({"H1": replace(site, genes=())}, tiny_study) == []
+    assert gene_panel({"H1": replace(site, genes=(), modalities=("slides",))}, tiny_study) == []
     assert gene_panel({"H1": site}, tiny_study.model_copy(update={"gene_sets": {}})) == []
 
 
 def test_sites_that_share_no_gene_are_an_error(site: Capability, tiny_study: Study) -> None:
-    sites = {"H1": site, "H2": replace(site, genes=("ENSG0001",))}
-    with pytest.raises(FederationError, match=r"share 0 genes .* genes by site: H1 2, H2 1; check"):
+    foreign = Capability.parse({**RECORD, "genes": ["ENSG0001"]}, tiny_study)
+    assert foreign.genes == (), "no name beyond those of the study travels"
+    sites = {"H1": site, "H2": foreign}
+    with pytest.raises(FederationError, match=r"share 0 genes .* measured by site: H1 2, H2 0; check"):
         gene_panel(sites, tiny_study)
 
 

@@ -122,6 +122,7 @@ def test_defaults_need_not_be_written_down(tmp_path: Path) -> None:
         ('[[tasks]]\nname = "survival"', '[[tasks]]\nname = "survival"\nkind = "survival"', "not valid TOML"),
         ('bins = ["bad", "good"]', 'bins = ["bad", "bad"]', "at least two bins, each once"),
         ("{text}", "{text} of the {organ}", "template must contain {text} once, and no other braces"),
+        ("{text}", "{text:d}", "template must contain {text} once"),
         ("{text}", "{text", "template must contain {text} once"),
         ("rounds = 3", 'rounds = 3\n[[clinical]]\nname = "grade"', "clinical.0.name: "),
         ("rounds = 3", 'rounds = 3\n[[clinical]]\nname = "sex"\nvalues = ["Female", "Male"]', '"female" and "male"'),
@@ -131,11 +132,9 @@ def test_defaults_need_not_be_written_down(tmp_path: Path) -> None:
             'rounds = 3\n[[clinical]]\nname = "age"\n[[clinical]]\nname = "age"',
             "inputs must be named once",
         ),
-        ("rounds = 3", 'rounds = 3\n[aggregation]\nrule = "krum"', "needs aggregation.hostile of 1 or more"),
-        ("rounds = 3", 'rounds = 3\n[aggregation]\nrule = "krum"\nhostile = 1', "roster of two sites for each"),
         *(
             ("rounds = 3", f'rounds = 3\n[[modalities]]\nname = "m"\nwidth = 1\ncolumns = ["{column}"]', "in disguise")
-            for column in ("Survival", "event", "grade", "has_slides")
+            for column in ("Survival", "event", "OS months", "tumor.type", "has_slides")
         ),
     ],
 )

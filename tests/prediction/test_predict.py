@@ -55,7 +55,7 @@ def test_the_table_has_a_row_a_case_with_the_probabilities_of_the_model(
         assert (nearest == columns.to_numpy().argmax(axis=1)).all()
     assert set(found["diagnosis.nearest_text"]) <= {f"text of {name}." for name in ("alpha", "beta", "gamma")}
     positive = found[["stage.probability.III", "stage.probability.IV"]].sum(axis=1)
-    np.testing.assert_allclose(found["stage.probability.positive"], positive)
+    np.testing.assert_allclose(found["stage.positive"], positive)
     assert set(found["use"]) == {"research use only, not a medical device"}
 
 

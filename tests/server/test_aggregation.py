@@ -11,11 +11,11 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modaltune.errors import FederationError
+from modaltune.errors import ConfigError, FederationError
 from modaltune.federation.average import State, Update, keywise_average, squared_changes
 from modaltune.federation.settings import AggregationSpec
 from modaltune.federation.study import Study
-from server.aggregation import Gathering, ServerOptimiser
+from server.aggregation import Gathering, ServerOptimiser, check_rule
 
 SITES = ("A", "B", "C", "D", "E")
 KEYS = {"gene_encoder": (2, 3), "task": (4,), "scale": ()}
@@ -99,6 +99,16 @@ def test_a_trimmed_mean_of_few_sites_leaves_out_one_at_each_end(sites: str, tiny
     for key in KEYS:
         ordered = np.sort(np.stack([updates[site].arrays[key] for site in sites]), axis=0)
         np.testing.assert_allclose(found[key], ordered[1:-1].mean(axis=0), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("hostile", "sites"), [(0, 9), (1, 4), (2, 6)])
+def test_krum_needs_hostile_sites_and_enough_others(hostile: int, sites: int, tiny_study: Study) -> None:
+    roster = tuple(f"H{number}" for number in range(sites))
+    study = with_spec(tiny_study.model_copy(update={"roster": roster}), rule="krum", hostile=hostile)
+    with pytest.raises(ConfigError, match=rf"found hostile = {hostile} and {sites} sites"):
+        check_rule(study)
+    check_rule(with_spec(study, rule="median", hostile=hostile))
+    check_rule(with_spec(study.model_copy(update={"roster": tuple("ABCDE")}), rule="krum", hostile=1))
 
 
 def test_krum_believes_no_number_of_cases(tiny_study: Study, tmp_path: Path) -> None:

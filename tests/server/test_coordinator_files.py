@@ -6,6 +6,7 @@ import json
 import shutil
 import stat
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,29 @@ def test_a_private_or_other_key_is_refused(home: Home, tmp_path: Path) -> None:
         sites.admit(home, tmp_path / "H1.pub")
 
 
+def test_one_key_is_one_hospital_and_commands_at_once_lose_nothing(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Services:
+        def register(self, name: str, key: bytes) -> int:
+            sites.invite(home, "H3", tmp_path)  # somebody else, at the same time
+            return 100
+
+    monkeypatch.setattr("server.coordinator.link.connected", lambda _: nullcontext(Services()))
+    for name in ("H1", "H2"):
+        sites.invite(home, name, tmp_path)
+    create_node_key(tmp_path / "H1")
+    sites.admit(home, tmp_path / "H1.pub")
+    assert {name: site.state for name, site in sites.load_sites(home).items()} == {
+        "H1": "admitted",
+        "H2": "invited",
+        "H3": "invited",
+    }
+    (tmp_path / "H2.pub").write_text((tmp_path / "H1.pub").read_text())
+    with pytest.raises(ConfigError, match=r"H2.pub: site H1 has this key; each hospital makes one of its own"):
+        sites.admit(home, tmp_path / "H2.pub")
+
+
 def test_admitting_without_services_says_how_to_start_them(home: Home, tmp_path: Path) -> None:
     sites.invite(home, "H1", tmp_path)
     create_node_key(tmp_path / "H1")
@@ -163,6 +187,25 @@ def test_renewal_keeps_the_key_and_is_audited(home: Home) -> None:
     assert home.certificate_key.read_bytes() == key
     assert mark == certificate_facts(home.certificate).sha256 != before.sha256
     assert audited(home)["certificate-renewed"] == 1
+
+
+def test_a_renewal_that_cannot_be_issued_takes_nothing_away(home: Home) -> None:
+    before = {path.name: path.read_bytes() for path in home.tls.iterdir()}
+    home.settings_file.write_text(home.settings_file.read_text().replace("coordinator.example", "new.example"))
+    with pytest.raises(ModalTuneError, match="ends in"):
+        renew(home, days=100_000)
+    assert {path.name: path.read_bytes() for path in home.tls.iterdir()} == before
+
+
+def test_an_address_is_the_same_in_every_spelling(home: Home) -> None:
+    home.settings_file.write_text(
+        home.settings_file.read_text().replace('"coordinator', '"2001:DB8:0::1", "coordinator')
+    )
+    renew(home, days=30)
+    key = home.certificate_key.read_bytes()
+    assert "2001:db8::1" in certificate_facts(home.certificate).names
+    renew(home, days=30)
+    assert home.certificate_key.read_bytes() == key
 
 
 def test_renewal_follows_the_hosts_of_the_settings(home: Home) -> None:

@@ -13,9 +13,9 @@ import torch
 
 import server.cli
 from modaltune.data.preprocessing import Preprocessing
-from modaltune.errors import ConfigError, ModelFileError, ReleaseRefused
+from modaltune.errors import ConfigError, ModalTuneError, ModelFileError, ReleaseRefused
 from modaltune.federation.study import Study
-from modaltune.storage import append_json_line, digest_state, save_state, write_json, write_text
+from modaltune.storage import append_json_line, digest_folder, digest_state, save_state, write_json, write_text
 from modaltune.trust.audit import verify_log
 from modaltune.trust.release import verify_folder
 from server.coordinator.home import Home, Settings
@@ -49,7 +49,10 @@ def a_run(home: Home, study: Study, preprocessing: Preprocessing, predictions: p
     predictions.to_parquet(folder / "predictions.parquet", index=False)
     about = {"train": 300, "val": 40, "test": 120, "tasks": ["survival"], "modalities": ["slides", "clinical"]}
     write_json(folder / "summary.json", {"sites": {"H1": about, "H2": about | {"modalities": ["clinical"]}}})
-    write_json(folder / "status.json", {"status": "DEGRADED", "weights": digest_state(WEIGHTS)})
+    write_json(
+        folder / "status.json",
+        {"status": "DEGRADED", "weights": digest_state(WEIGHTS), "model": digest_folder(folder / "model")},
+    )
     (folder / "DONE").touch()
     return folder
 
@@ -73,10 +76,6 @@ def test_a_release_is_signed_and_complete_and_made_once(
     with pytest.raises(ConfigError, match="not finished"):
         release(home, "first", None)
     (run / "DONE").touch()
-    write_json(run / "status.json", {"status": "OK", "weights": "0" * 64})
-    with pytest.raises(ModelFileError, match="not those that the run ended with"):
-        release(home, "first", None)
-    write_json(run / "status.json", {"status": "OK", "weights": digest_state(WEIGHTS)})
     folder = release(home, "first", None)
     signed = verify_folder(folder, home.public_key.read_text())
     assert set(signed.files) == {"study.json", "weights.safetensors", CARD, GATE}
@@ -84,6 +83,28 @@ def test_a_release_is_signed_and_complete_and_made_once(
     assert verify_log(home.audit, home.public_key.read_text()).events["model-released"] == 1
     with pytest.raises(ConfigError, match="not overwritten"):
         release(home, "first", None)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "study.json", "label_targets.safetensors"])
+def test_a_model_that_is_not_the_runs_is_not_signed(
+    name: str, home: Home, gate_study: Study, gate_preprocessing: Preprocessing
+) -> None:
+    """The weights alone do not make a model: label targets say which direction means which class."""
+    run = a_run(home, gate_study, gate_preprocessing, two_sites(0.6, 0.3))
+    with (run / "model" / name).open("ab") as stream:
+        stream.write(b" ")
+    with pytest.raises(ModelFileError, match="not the model that the run ended with"):
+        release(home, "first", None)
+
+
+def test_a_release_that_cannot_be_written_down_is_not_made(
+    home: Home, gate_study: Study, gate_preprocessing: Preprocessing
+) -> None:
+    a_run(home, gate_study, gate_preprocessing, two_sites(0.6, 0.3))
+    home.audit.write_text("")
+    with pytest.raises(ModalTuneError):
+        release(home, "first", None)
+    assert not (home.releases / "first").exists()
 
 
 def test_the_card_says_for_whom_the_model_was_tested_and_for_whom_not(

@@ -88,6 +88,7 @@ def test_the_file_says_how_it_was_made(slides: Path, extraction: Extraction, tin
         "patch_size_level0": 32,
         "level0_mpp_from": "header",
         "level0_magnification": 20,
+        "level0_objective": 20,
         "target_magnification": 20,
         "level0_width": 400,
         "level0_height": 340,

@@ -89,7 +89,9 @@ def test_a_digest_follows_the_texts_of_the_labels(
     monkeypatch.setattr(vocabulary, "configs_folder", lambda: folder)
     assert [cell.digest for cell in cells] == before
     labels = folder / "labels" / "synthetic.toml"
-    labels.write_text(labels.read_text() + "# other words\n")
+    labels.write_text("# a comment\n" + labels.read_text())
+    assert [cell.digest for cell in cells] == before
+    labels.write_text(labels.read_text().replace("{text}", "{text}, seen"))
     assert not {cell.digest for cell in cells} & set(before)
 
 
