@@ -66,6 +66,9 @@ def test_a_write_replaces_the_file_and_makes_its_folder(tmp_path: Path) -> None:
     assert path.read_text() == "new"
     assert list(path.parent.iterdir()) == [path]
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    path.chmod(0o600)
+    write_text(path, "newer")
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("newer", 0o600)
 
 
 def test_readers_see_the_old_content_until_the_new_one_is_complete(
