@@ -109,8 +109,8 @@ class Federation:
         self.state.begin()
         try:
             result = self._run()
-            ended = {"weights": result.weights_hash, "model": digest_folder(self.out / "model")}
-            self._say(result.status, number=self.study.training.rounds, **ended)
+            model = digest_folder(self.out / "model")
+            self._say(result.status, number=self.study.training.rounds, weights=result.weights_hash, model=model)
             if finish is not None:
                 finish(result)
         except Exception as error:
@@ -352,17 +352,17 @@ class Federation:
         if self.progress is not None:
             self.progress(row)
 
-    def _say(self, status: str, *, phase: str = "", number: int = 0, reason: str = "", weights: str = "") -> None:
-        """Tell whoever looks at the run folder where the run is."""
+    def _say(self, status: str, *, phase: str = "", number: int = 0, reason: str = "", **ended: str) -> None:
+        """Tell whoever looks at the run folder where the run is; ``ended``: digests of what it ended with."""
         said = {
             "status": status,
             "phase": phase,
             "round": number,
             "rounds": self.study.training.rounds,
             "reason": reason,
-            "weights": weights,
+            "weights": "",
         }
-        write_json(self.out / "status.json", said)
+        write_json(self.out / "status.json", said | ended)
 
 
 def parameter_group(key: str) -> str:

@@ -45,7 +45,14 @@ def pooled(sites: dict[str, Cohort], study: Study) -> Preprocessing:
 
 def capability(site: str, genes: list[str]) -> Capability:
     return Capability(
-        site=site, tasks=(), modalities=(), genes=tuple(genes), train_cases=9, val_cases=0, test_cases=0, versions={}
+        site=site,
+        tasks=(),
+        modalities=("expression",),
+        genes=tuple(genes),
+        train_cases=9,
+        val_cases=0,
+        test_cases=0,
+        versions={},
     )
 
 
