@@ -92,8 +92,10 @@ class Approvals:
 
     def all(self) -> list[Approval]:
         """Every approval, by digest. A file that cannot be read approves nothing, and does not stop the others."""
-        found = [self._read(path) for path in self._paths()]
-        return [approval for approval in found if approval is not None]
+        found = {path: self._read(path) for path in self._paths()}
+        for path in (path for path, approval in found.items() if approval is None):
+            logger.warning("%s: not an approval that this release wrote; approve the study again or remove it", path)
+        return [approval for approval in found.values() if approval is not None]
 
     def unreadable(self) -> list[str]:
         """Names of files that approve nothing: damaged, or of another release."""
@@ -131,8 +133,5 @@ class Approvals:
         try:
             approval = Approval.model_validate_json(path.read_text(encoding="utf-8"))
         except (ValidationError, UnicodeDecodeError):
-            approval = None
-        if approval is None or approval.study.digest != path.stem:
-            logger.warning("%s: not an approval that this release wrote; approve the study again or remove it", path)
             return None
-        return approval
+        return approval if approval.study.digest == path.stem else None
