@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,18 +71,22 @@ def digest_state(state: Mapping[str, Tensor]) -> str:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically: readers see the old content or the new one, never a part, and with the same rights."""
+    """Write a file atomically: readers see the old content or the new one, never a part.
+
+    A file that is there keeps its rights; a new one gets those that the umask leaves.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with partial.open("xb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(name, stat.S_IMODE(path.stat().st_mode) if path.is_file() else 0o644)
-        os.replace(name, path)
+        if path.is_file():
+            partial.chmod(stat.S_IMODE(path.stat().st_mode))
+        os.replace(partial, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 

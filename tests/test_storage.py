@@ -65,10 +65,19 @@ def test_a_write_replaces_the_file_and_makes_its_folder(tmp_path: Path) -> None:
     write_text(path, "new")
     assert path.read_text() == "new"
     assert list(path.parent.iterdir()) == [path]
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
-    path.chmod(0o600)
+    path.chmod(0o640)
     write_text(path, "newer")
-    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("newer", 0o600)
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("newer", 0o640)
+
+
+@pytest.mark.parametrize(("umask", "rights"), [(0o077, 0o600), (0o027, 0o640), (0o022, 0o644)])
+def test_a_new_file_has_the_rights_that_the_umask_leaves(tmp_path: Path, umask: int, rights: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_text(tmp_path / "patients.csv", "case_id\n")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "patients.csv").stat().st_mode) == rights
 
 
 def test_readers_see_the_old_content_until_the_new_one_is_complete(

@@ -146,6 +146,7 @@ def _save_row(path: Path, row: NDArray[np.float32]) -> None:
     buffer = BytesIO()
     np.save(buffer, row)
     write_bytes(path, buffer.getvalue())
+    path.chmod(0o644)  # the account of a hospital's client app reads what its daemon embedded
 
 
 def verified_text_encoder(spec: TextSpec) -> TextEncoder:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,16 @@ def test_a_cached_row_is_a_plain_float32_file(folder: Path) -> None:
     row = CountingEncoder(folder).embed(["one"])
     assert row.dtype == torch.float32
     assert len(list((cache_folder() / "text").glob("*.npy"))) == 1
+
+
+def test_other_accounts_can_read_a_cached_row_whatever_the_umask(folder: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        CountingEncoder(folder).embed(["one"])
+    finally:
+        os.umask(before)
+    [row] = (cache_folder() / "text").glob("*.npy")
+    assert stat.S_IMODE(row.stat().st_mode) == 0o644
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
