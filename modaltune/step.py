@@ -135,17 +135,18 @@ def _loss(
     """Weighted sum over pairs with embeddings ``[Q, O]``."""
     head, device, losses = learner.head, embeddings.device, []
     for task in sorted({task for _, task in pairs}):
-        kind = learner.kinds[task]
+        kind, scales = learner.kinds[task], learner.scales.get(task, ())
         inside = [(place, cases[row]) for place, (row, name) in enumerate(pairs) if name == task]
         if known := [(place, case.targets[task]) for place, case in inside if task in case.targets]:
             index = torch.tensor([target for _, (target, _) in known], device=device)
             observed = torch.tensor([seen for _, (_, seen) in known], device=device)
             mine = embeddings[torch.tensor([place for place, _ in known], device=device)]
-            mean = OBJECTIVES[objective](head, mine, task, kind, index, observed)
+            mean = OBJECTIVES[objective](head, mine, task, kind, index, observed, scales)
             losses.append(mean * (weights.labelled[task] * len(known)))
         if hinted := [(place, case.hints[task]) for place, case in inside if task in case.hints]:
             mine = embeddings[torch.tensor([place for place, _ in hinted], device=device)]
-            mean = agreement(head, mine, task, kind, torch.stack([hint for _, hint in hinted]).to(device))
+            hints = torch.stack([hint for _, hint in hinted]).to(device)
+            mean = agreement(head, mine, task, kind, hints, scales)
             losses.append(mean * (weights.hinted[task] * len(hinted)))
     return torch.stack(losses).sum()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -58,10 +59,12 @@ class Label(Part):
     Attributes:
         value: as sites write it, or map their codes to it.
         text: what is embedded, in the prompt of the task.
+        scale: ordinal tasks: labels are ordered within a scale, scales are not (the stages of several cancers).
     """
 
     value: str
     text: str
+    scale: str = ""
 
 
 def _plain(name: str) -> str:
@@ -105,6 +108,11 @@ class TaskSpec(Part):
             raise ValueError(f"task {self.name}: needs at least two labels")
         if self.kind == "ordinal" and not set(self.positive) < {label.value for label in self.labels}:
             raise ValueError(f"task {self.name}: positive must name some of its labels")
+        scales = [label.scale for label in self.labels]
+        if len(list(groupby(scales))) > len(set(scales)):
+            raise ValueError(f"task {self.name}: the labels of a scale must stand one after the other")
+        if any(scales) and self.kind != "ordinal":
+            raise ValueError(f"task {self.name}: only the labels of an ordinal task have a scale")
         return self
 
     @property

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -28,15 +30,25 @@ from modaltune.trust.release import check_release
 
 
 class Learner(nn.Module):
-    """ModalTune, or a baseline in its place, plus the head that scores a task's candidate labels."""
+    """ModalTune, or a baseline in its place, plus the head that scores a task's candidate labels.
+
+    Args:
+        kinds: kind of every task.
+        scales: ordinal tasks whose candidates lie on several scales: how many lie on each.
+    """
 
     def __init__(
-        self, modaltune: ModalTune | Baseline, head: TextHead | SeparateHeads, kinds: Mapping[str, str]
+        self,
+        modaltune: ModalTune | Baseline,
+        head: TextHead | SeparateHeads,
+        kinds: Mapping[str, str],
+        scales: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self.modaltune = modaltune
         self.head = head
         self.kinds = dict(kinds)
+        self.scales = dict(scales)
 
     def forward(self, batch: Batch, cases: Tensor, tasks: list[str]) -> Tensor:
         """Embeddings ``[Q, O]`` of (case, task) pairs."""
@@ -150,11 +162,21 @@ def build_learner(
         torch.manual_seed(derive_seed(study.seed, "initial-weights"))
         head = SeparateHeads(classes, spec.output_width) if spec.head == "separate" else TextHead(targets or {})
         model = ModalTune(encoder, config)
-    return Learner(model, head, {task.name: task.kind for task in study.tasks})
+    return Learner(model, head, {task.name: task.kind for task in study.tasks}, _scales(study, preprocessing))
 
 
 def _classes(study: Study, preprocessing: Preprocessing) -> dict[str, int]:
     return {task.name: len(preprocessing.tasks[task.name].candidates) for task in study.tasks}
+
+
+def _scales(study: Study, preprocessing: Preprocessing) -> dict[str, tuple[int, ...]]:
+    out = {}
+    for task in study.tasks:
+        of = {label.value: label.scale for label in task.labels}
+        if len(set(of.values())) > 1:
+            candidates = preprocessing.tasks[task.name].candidates
+            out[task.name] = tuple(len(list(levels)) for _, levels in groupby(candidates, of.__getitem__))
+    return out
 
 
 def _baseline_learner(study: Study, preprocessing: Preprocessing, *, frozen: bool) -> Learner:

@@ -6,7 +6,8 @@ A target is the index of a candidate and ``observed``; observed False means cens
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,26 @@ from modaltune.tasks.hazards import hazard_nll
 from modaltune.tasks.head import HazardHeads, SeparateHeads, TextHead
 
 Head = TextHead | SeparateHeads
-Objective = Callable[[Head, Tensor, str, str, Tensor, Tensor], Tensor]
+
+
+class Objective(Protocol):
+    """The mean loss of the labelled cases of one task.
+
+    Args:
+        scales: ordinal: candidates of each scale, in their order; empty = all are one scale.
+    """
+
+    def __call__(
+        self,
+        head: Head,
+        embeddings: Tensor,
+        task: str,
+        kind: str,
+        index: Tensor,
+        observed: Tensor,
+        scales: Sequence[int] = (),
+        /,
+    ) -> Tensor: ...
 
 
 def possible_candidates(index: Tensor, observed: Tensor, candidates: int) -> Tensor:
@@ -41,33 +61,63 @@ def _cumulative_loss(logits: Tensor, index: Tensor, observed: Tensor) -> Tensor:
     return -(torch.where(is_above, above, below) * known).mean(dim=-1)
 
 
-def contrastive(head: Head, embeddings: Tensor, task: str, kind: str, index: Tensor, observed: Tensor) -> Tensor:
+def _scaled_loss(logits: Tensor, index: Tensor, scales: Sequence[int]) -> Tensor:
+    """Log loss of the label's scale, plus the ordered loss among the levels of that scale."""
+    position = torch.arange(len(scales), device=index.device).repeat_interleave(
+        torch.tensor(scales, device=index.device)
+    )
+    mine, first = position[index], 0
+    loss = F.cross_entropy(_scale_logits(logits, scales), mine, reduction="none")
+    for scale, levels in enumerate(logits.split(list(scales), dim=-1)):
+        inside, seen = (mine == scale).nonzero()[:, 0], index.new_ones((), dtype=torch.bool)
+        if levels.shape[1] > 1 and len(inside):
+            level = index[inside] - first
+            loss = loss.index_add(0, inside, _cumulative_loss(levels[inside], level, seen.expand(len(level))))
+        first += levels.shape[1]
+    return loss
+
+
+def _scale_logits(logits: Tensor, scales: Sequence[int]) -> Tensor:
+    """Logits ``[Q, C]`` of labels -> ``[Q, S]`` of scales."""
+    return torch.stack([levels.logsumexp(dim=-1) for levels in logits.split(list(scales), dim=-1)], dim=-1)
+
+
+def contrastive(
+    head: Head, embeddings: Tensor, task: str, kind: str, index: Tensor, observed: Tensor, scales: Sequence[int] = ()
+) -> Tensor:
     """Softmax over the candidate texts.
 
     Nominal: cross-entropy. Ordinal and survival: mean log loss over the levels or bin edges, so that a neighbouring
-    label costs less than a distant one and a censored case counts only where its status is known.
+    label costs less than a distant one and a censored case counts only where its status is known. Labels on several
+    scales: cross-entropy of the scale, and that ordered loss within it.
     """
     logits = head(embeddings, task)
     if kind == "nominal":
         return F.cross_entropy(logits, index)
+    if len(scales) > 1:
+        return _scaled_loss(logits, index, scales).mean()
     return _cumulative_loss(logits, index, observed).mean()
 
 
-def distillation(head: Head, embeddings: Tensor, task: str, kind: str, index: Tensor, observed: Tensor) -> Tensor:
+def distillation(
+    head: Head, embeddings: Tensor, task: str, kind: str, index: Tensor, observed: Tensor, scales: Sequence[int] = ()
+) -> Tensor:
     """The published loss: KL between softmaxed unit embeddings and softmaxed text targets, times 10.
 
-    A censored case aims at the mean of the bins that are still possible.
+    A censored case aims at the mean of the bins that are still possible; where all are, nothing is known of it.
     """
     if not isinstance(head, TextHead):
         raise ConfigError("training.objective 'distillation' needs model.head = 'text'")
     targets = head.targets(task)
     possible = possible_candidates(index, observed, len(targets)).float()
-    wanted = F.normalize(possible @ targets, dim=-1)
-    z = F.normalize(embeddings, dim=-1)
-    return 10 * F.kl_div(z.log_softmax(-1), wanted.softmax(-1), reduction="sum") / len(z)
+    wanted = F.normalize(possible @ targets, dim=-1).softmax(-1)
+    distances = F.kl_div(F.normalize(embeddings, dim=-1).log_softmax(-1), wanted, reduction="none").sum(dim=-1)
+    return 10 * (distances * (possible.sum(dim=-1) < len(targets))).mean()
 
 
-def hazards(head: Head, embeddings: Tensor, task: str, kind: str, index: Tensor, observed: Tensor) -> Tensor:
+def hazards(
+    head: Head, embeddings: Tensor, task: str, kind: str, index: Tensor, observed: Tensor, scales: Sequence[int] = ()
+) -> Tensor:
     """The loss of the baselines: cross-entropy, for survival the likelihood of discrete hazards."""
     if not isinstance(head, HazardHeads):
         raise ConfigError("training.objective 'hazards' needs a baseline as model.kind")
@@ -75,16 +125,36 @@ def hazards(head: Head, embeddings: Tensor, task: str, kind: str, index: Tensor,
     return hazard_nll(logits, index, observed) if kind == "survival" else F.cross_entropy(logits, index)
 
 
-def agreement(head: Head, embeddings: Tensor, task: str, kind: str, hints: Tensor) -> Tensor:
+def agreement(
+    head: Head, embeddings: Tensor, task: str, kind: str, hints: Tensor, scales: Sequence[int] = ()
+) -> Tensor:
     """How far the head is from hinted log-probabilities ``[Q, C]``: the mean Kullback-Leibler divergence, 0 = equal.
 
-    Ordered labels are compared level by level, as :func:`contrastive` does.
+    Ordered labels are compared level by level and scale by scale, as :func:`contrastive` does.
     """
     found = head(embeddings, task).log_softmax(dim=-1)
     if kind == "nominal":
-        return F.kl_div(found, hints, reduction="batchmean", log_target=True)
-    wanted, given = torch.stack(_above_and_below(hints)), torch.stack(_above_and_below(found))
-    return (wanted.exp() * (wanted - given)).sum(dim=0).mean()
+        return _divergence(found, hints)
+    if len(scales) < 2:
+        return _ordered_divergence(found, hints).mean()
+    wanted, given = _scale_logits(hints, scales), _scale_logits(found, scales)
+    total = _divergence(given, wanted)
+    levels = zip(found.split(list(scales), dim=-1), hints.split(list(scales), dim=-1), strict=True)
+    for scale, (here, there) in enumerate(levels):
+        if scales[scale] > 1:
+            inside = _ordered_divergence(here.log_softmax(dim=-1), there.log_softmax(dim=-1)).mean(dim=-1)
+            total = total + (wanted[:, scale].exp() * inside).mean()
+    return total
+
+
+def _divergence(found: Tensor, wanted: Tensor) -> Tensor:
+    return F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+
+
+def _ordered_divergence(found: Tensor, wanted: Tensor) -> Tensor:
+    """Divergence ``[Q, C - 1]`` at every level, of log-probabilities ``[Q, C]``."""
+    there, here = torch.stack(_above_and_below(wanted)), torch.stack(_above_and_below(found))
+    return (there.exp() * (there - here)).sum(dim=0)
 
 
 OBJECTIVES: dict[str, Objective] = {"contrastive": contrastive, "distillation": distillation, "hazards": hazards}

@@ -1,7 +1,8 @@
 """One federation over several cancers: the cancer's site enters through the texts of the labels alone.
 
 Diagnoses have other values in each cancer. Stages are shared by name but not in meaning, so they become a value each
-(``breast III``). Survival is one task with one set of times; grade exists for gliomas only.
+(``breast III``), ordered within their cancer only. Survival is one task with one set of times; grade exists for
+gliomas only.
 """
 
 from __future__ import annotations
@@ -53,8 +54,10 @@ def _placed(task: TaskSpec, location: str) -> TaskSpec:
     if task.kind == "survival":
         return task
     named = (lambda value: _value(location, value)) if task.kind == "ordinal" else str
+    scale = location if task.kind == "ordinal" else ""
     labels = [
-        Label(value=named(label.value), text=f"cancer location {location}; {label.text}") for label in task.labels
+        Label(value=named(label.value), text=f"cancer location {location}; {label.text}", scale=scale)
+        for label in task.labels
     ]
     return task.model_copy(update={"labels": tuple(labels), "positive": tuple(map(named, task.positive))})
 

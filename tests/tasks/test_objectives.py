@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from modaltune.errors import ConfigError
 from modaltune.tasks.head import SeparateHeads, TextHead, candidate_targets
-from modaltune.tasks.objectives import contrastive, distillation, possible_candidates
+from modaltune.tasks.objectives import agreement, contrastive, distillation, possible_candidates
 
 KINDS = ("ordinal", "survival")
 TRUE, FALSE = torch.tensor([True]), torch.tensor([False])
@@ -123,6 +123,51 @@ def test_certain_and_wrong_logits_give_a_finite_loss_and_gradient(kind: str) -> 
     assert logits.grad.any()
 
 
+def loss_on_scales(probabilities: list[float], label: int, scales: tuple[int, ...]) -> float:
+    logits, index = torch.tensor([probabilities]).log(), torch.tensor([label])
+    return float(contrastive(AsLogits(), logits, "task", "ordinal", index, TRUE, scales))
+
+
+def test_levels_are_ordered_within_their_scale_and_scales_are_not() -> None:
+    shares = [0.1, 0.2, 0.3, 0.15, 0.25]  # three levels of one cancer, two of another
+    second = -math.log(0.4)
+    assert loss_on_scales(shares, 4, (3, 2)) == pytest.approx(second - math.log(0.25 / 0.4))
+    edges = -(math.log(0.5 / 0.6) + math.log(0.3 / 0.6)) / 2
+    assert loss_on_scales(shares, 2, (3, 2)) == pytest.approx(-math.log(0.6) + edges)
+    assert loss_on_scales([*shares[3:], *shares[:3]], 4, (2, 3)) == pytest.approx(-math.log(0.6) + edges)
+    assert loss_on_scales([0.5, 0.5], 0, (1, 1)) == pytest.approx(-math.log(0.5))
+
+
+def test_what_the_wrong_scale_costs_does_not_depend_on_where_the_scales_stand() -> None:
+    def costs(label: int, scales: tuple[int, ...]) -> list[float]:
+        return [loss_on_scales([0.89 if at == said else 0.01 for at in range(12)], label, scales) for said in range(12)]
+
+    first, second = costs(3, (4, 4, 4)), costs(7, (4, 4, 4))
+    assert first[4:8] == pytest.approx(first[8:])
+    assert len({round(cost, 4) for cost in first[4:]}) == 1
+    assert first == pytest.approx([*second[4:8], *second[:4], *second[8:]], rel=1e-5)
+    assert first[3] < first[2] < first[4]
+
+
+def test_one_scale_is_no_scale() -> None:
+    logits, index = some_embeddings(5, 4), torch.tensor([0, 3, 1, 1, 2])
+    seen = torch.ones(5, dtype=torch.bool)
+    alone = contrastive(AsLogits(), logits, "task", "ordinal", index, seen)
+    assert torch.equal(contrastive(AsLogits(), logits, "task", "ordinal", index, seen, (4,)), alone)
+
+
+def test_hints_on_several_scales_are_met_by_themselves_alone_and_pull_towards_them() -> None:
+    hints = some_embeddings(5, 7).log_softmax(dim=-1)
+    for scales in ((), (3, 4), (1, 6)):
+        logits = hints.clone().requires_grad_()
+        equal = agreement(AsLogits(), logits, "task", "ordinal", hints, scales)
+        equal.backward()
+        assert float(equal) == pytest.approx(0, abs=1e-6)
+        assert logits.grad is not None
+        assert logits.grad.abs().max() < 1e-6
+        assert float(agreement(AsLogits(), hints.roll(1, dims=0), "task", "ordinal", hints, scales)) > 0.01
+
+
 def test_what_stays_possible_is_the_label_or_after_censoring_everything_later() -> None:
     possible = possible_candidates(torch.tensor([1, 1, 3]), torch.tensor([True, False, False]), 4)
     assert possible.int().tolist() == [[0, 1, 0, 0], [0, 1, 1, 1], [0, 0, 0, 1]]
@@ -152,6 +197,15 @@ def test_distillation_aims_a_censored_case_at_the_mean_of_what_is_possible() -> 
     observed = distillation(head, middle, "task", "survival", torch.tensor([2]), TRUE)
     assert float(aimed) == pytest.approx(0, abs=1e-5)
     assert float(observed) > 0.01
+
+
+def test_distillation_leaves_a_case_of_which_nothing_is_known_where_it_is() -> None:
+    head, embeddings = a_text_head(), some_embeddings(2).requires_grad_()
+    index, observed = torch.tensor([0, 0]), torch.tensor([False, True])
+    distillation(head, embeddings, "task", "survival", index, observed).backward()
+    assert embeddings.grad is not None
+    assert not embeddings.grad[0].any()
+    assert embeddings.grad[1].any()
 
 
 def test_distillation_needs_texts() -> None:

@@ -150,6 +150,7 @@ def test_pan_cancer_labels_are_distinct_and_carry_the_cancers_location() -> None
         assert len(set(tasks[name].values)) == len(tasks[name].values)
         assert all("cancer location" in label.text for label in tasks[name].labels)
     assert set(tasks["stage"].positive) == {"breast III", "breast IV", "kidney III", "kidney IV"}
+    assert [label.scale for label in tasks["stage"].labels] == ["breast"] * 4 + ["kidney"] * 4
     assert tasks["grade"].positive == ("brain G3",)
     cases = with_location(pd.DataFrame({"stage": ["II", None], "diagnosis": ["x", "y"]}), "BRCA")
     assert cases["stage"].tolist() == ["breast II", None]
