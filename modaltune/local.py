@@ -79,7 +79,7 @@ class LocalTraining:
         held = tuple(task for task in study.tasks if task.name in self.cohort.tasks)
         if not held:
             raise DataError(f"site {self.cohort.site} labels no task of study {study.name}; see tasks in site.toml")
-        self.study = study.model_copy(update={"tasks": held, "roster": (self.cohort.site,), "quorum": 1})
+        self.study = study.among((self.cohort.site,), tasks=held)
         genes = [] if self.cohort.expression is None else sorted(map(str, self.cohort.expression.columns))
         sums = site_statistics(self.cohort, self.study, genes, study.privacy.min_cell)
         self.preprocessing: Preprocessing = pooled_preprocessing({self.cohort.site: sums}, self.study, genes)

@@ -198,7 +198,7 @@ def _one_step(
     peers.sum_gradients(parameters)
     if anchors is not None:
         _pull(parameters, anchors, spec.proximal)
-    torch.nn.utils.clip_grad_norm_(parameters, spec.clip_norm)
+    torch.nn.utils.clip_grad_norm_(parameters, spec.clip_norm or math.inf)
     optimiser.step()
     return loss
 

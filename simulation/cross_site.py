@@ -41,14 +41,7 @@ def study_without(study: Study, site: str, cohorts: Mapping[str, Cohort]) -> Stu
     tasks = tuple(task for task in study.tasks if any(task.name in cohorts[name].tasks for name in roster))
     if not tasks:
         raise FederationError(f"no other hospital labels any task of study {study.name}")
-    changes = {
-        "name": f"{study.name}-without-{site}",
-        "roster": roster,
-        "tasks": tasks,
-        "quorum": min(study.quorum, len(roster)),
-        "site_cases": {name: most for name, most in study.site_cases.items() if name != site},
-    }
-    return study.model_copy(update=changes)
+    return study.among(roster, name=f"{study.name}-without-{site}", tasks=tasks)
 
 
 def matrix_rows(everybody: Trained, without: Mapping[str, Trained]) -> list[dict[str, Any]]:

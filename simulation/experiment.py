@@ -137,8 +137,8 @@ class Experiment:
             holders = self._holders(scorer, task)
             self.say(f"federating {task.name} alone over {', '.join(holders)}, {rounds} rounds")
             name = f"{self.study.name}-{task.name}{method.removeprefix('per_task').replace('_', '-')}"
-            alone = {"name": name, "tasks": (task,), "roster": holders, "training": training}
-            tables.append(self._other(self.study.model_copy(update=alone)).table)
+            alone = self.study.among(holders, name=name, tasks=(task,), training=training)
+            tables.append(self._other(alone).table)
         scorer.record(method, {"": pd.concat(tables, ignore_index=True)})
 
     def _texts_alone(self, scorer: Scorer) -> None:

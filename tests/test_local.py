@@ -32,7 +32,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def study(site: Path) -> Study:
     drafted = make_study(read_sites([site], vocabulary(), "unused"), site.parent / "gene_sets.gmt")
-    return drafted.model_copy(update={"training": drafted.training.model_copy(update={"rounds": 4})})
+    training = drafted.training.model_copy(update={"rounds": 4})
+    return drafted.model_copy(
+        update={"training": training, "site_cases": {"H1": 500, "H2": 500}, "roster": ("H1", "H2")}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,7 @@ def test_training_leaves_the_model_with_the_best_validation_loss(whole: tuple[Pa
     learner, study, _ = load_model(out / "model")
     assert digest_state(trainable_state(learner)) == digest_state(training.best)
     assert study.roster == ("H1",)
+    assert study.site_cases == {"H1": 500}
     assert not (out / "checkpoint.safetensors").exists()
 
 

@@ -1,13 +1,14 @@
 """The slides of a case as one bag of model input, read from its files when it is asked for.
 
-Slides lie side by side on the grid. A slide with more patches than ``max_patches`` gives a random subset of that size,
+Slides lie side by side on the grid. A case with more patches than ``max_patches`` gives a random subset of that size,
 in file order: the same one every time, or with ``slides.resample`` a fresh one for each training epoch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
@@ -57,14 +58,19 @@ class CasePatches:
         """
         sizes = [len(bag.coords) for bag in self.bags[self.case_id]]
         self._cells()
-        kept = [min(size, self.slides.max_patches) for size in sizes]
-        wrong = next((size for size in kept if size != self.slides.rows), None)
+        count = min(sum(sizes), self.slides.max_patches)
+        wrong = next((size for size in sizes if size != self.slides.rows), None)
         if self.slides.standardise == "position" and wrong is not None:
             raise FeatureFileError(
                 f"{self._where}: bag has {wrong} rows but slides.standardise = 'position' needs"
                 f" {self.slides.rows} in every bag"
             )
-        return replace(self, count=sum(kept), fixed=not self.slides.resample or kept == sizes)
+        if self.slides.standardise == "position" and count < sum(sizes):
+            raise FeatureFileError(
+                f"{self._where}: {sum(sizes)} rows but slides.max_patches = {count}; with slides.standardise ="
+                " 'position' every row is needed: raise it"
+            )
+        return replace(self, count=count, fixed=not self.slides.resample or count == sum(sizes))
 
     @property
     def nbytes(self) -> int:
@@ -72,14 +78,13 @@ class CasePatches:
         return 4 * self.count * self.slides.in_width
 
     def resampled(self, seed: int) -> Self:
-        """With another subset of slides beyond the limit, if the study asks for it."""
+        """With another subset of a case beyond the limit, if the study asks for it."""
         return self if self.fixed else replace(self, seed=seed)
 
     def load(self) -> dict[str, Tensor]:
         """``patches [N, W]`` float32, standardised, and ``cells [N, 2]``; only the subset's rows are read."""
         features, cells = [], []
-        for number, (bag, placed) in enumerate(zip(self.bags[self.case_id], self._cells(), strict=True)):
-            rows = self._subset(number, len(placed))
+        for bag, placed, rows in zip(self.bags[self.case_id], self._cells(), self._rows(), strict=True):
             features.append(self._standardised(bag.features[rows]))
             cells.append(placed[rows])
         return {
@@ -89,32 +94,44 @@ class CasePatches:
 
     def corners(self) -> list[NDArray[np.int64]]:
         """Level-0 corners ``[n, 2]`` (x, y) of the patches that :meth:`load` gives, slide by slide."""
-        bags = self.bags[self.case_id]
-        return [bag.coords[self._subset(number, len(bag.coords))] for number, bag in enumerate(bags)]
+        return [bag.coords[rows] for bag, rows in zip(self.bags[self.case_id], self._rows(), strict=True)]
 
     @property
     def _where(self) -> str:
         return f"site {self.site}, case row {self.row}"
 
     def _cells(self) -> list[NDArray[np.int64]]:
-        """Grid cells of all patches of each slide; slides never overlap."""
-        out, offset, bags = [], 0, self.bags[self.case_id]
-        for number, bag in enumerate(bags):
-            placed = grid_cells(bag.coords, bag.patch_size_level0, GRID, f"{self._where}, slide {number}")
-            out.append(placed + np.array([0, offset]))
-            offset = int(out[-1][:, 1].max()) + 2
-        if offset > GRID + 1:
+        """Grid cells of all patches of each slide; several slides fill the grid shelf by shelf, a cell apart."""
+        bags = self.bags[self.case_id]
+        slides = [
+            grid_cells(bag.coords, bag.patch_size_level0, GRID, f"{self._where}, slide {number}")
+            for number, bag in enumerate(bags)
+        ]
+        if len(slides) == 1:
+            return slides
+        out, along, shelf, deepest = list[NDArray[np.int64]](), 0, 0, 0
+        for cells in slides:
+            size = cells.max(axis=0) - cells.min(axis=0) + 1
+            if along + size[1] > GRID:
+                along, shelf, deepest = 0, shelf + deepest + 1, 0
+            out.append(cells - cells.min(axis=0) + np.array([shelf, along]))
+            along, deepest = along + int(size[1]) + 1, max(deepest, int(size[0]))
+        if shelf + deepest > GRID:
             raise FeatureFileError(
-                f"{self._where}: {len(bags)} slides side by side need {offset} grid columns of {GRID};"
-                " keep fewer slides for this case"
+                f"{self._where}: {len(bags)} slides need {shelf + deepest} rows of a grid of {GRID}; keep fewer slides"
+                " for this case"
             )
         return out
 
-    def _subset(self, number: int, patches: int) -> slice | NDArray[np.int64]:
-        if patches <= self.slides.max_patches:
-            return slice(None)
-        generator = numpy_generator(self.seed, "patches", self.case_id, number)
-        return np.sort(generator.choice(patches, self.slides.max_patches, replace=False))
+    def _rows(self) -> Sequence[slice | NDArray[np.int64]]:
+        """Rows of each slide's file that are taken."""
+        sizes = [len(bag.coords) for bag in self.bags[self.case_id]]
+        if sum(sizes) <= self.slides.max_patches:
+            return [slice(None)] * len(sizes)
+        generator = numpy_generator(self.seed, "patches", self.case_id)
+        chosen = np.sort(generator.choice(sum(sizes), self.slides.max_patches, replace=False))
+        starts = np.cumsum([0, *sizes])
+        return [chosen[(chosen >= first) & (chosen < stop)] - first for first, stop in pairwise(starts)]
 
     def _standardised(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.scale is None:

@@ -29,7 +29,7 @@ class GeneEncoderConfig:
     expand_sets: float = 0.5
     expand_latent: float = 0.5
     dropout: float = 0.1
-    input_dropout: float = 0.0  # of single genes, before the first layer; compact only
+    input_dropout: float = 0.0  # of single genes, before the first layer
     cls_token: bool = False
 
     def __post_init__(self) -> None:
@@ -156,6 +156,7 @@ class PaperGeneEncoder(SetNetworks):
 
     def __init__(self, indices: Sequence[Sequence[int]], width: int, config: GeneEncoderConfig) -> None:
         super().__init__(indices, config.latent, config.dropout)
+        self.input_dropout = nn.Dropout(config.input_dropout)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.latent)) if config.cls_token else None
         sets = len(indices) + int(config.cls_token)
         self.mlp_mixer = _mixer(sets, config, width)
@@ -165,7 +166,7 @@ class PaperGeneEncoder(SetNetworks):
 
     def forward(self, expression: Tensor) -> Tensor:
         """``[B, G]`` -> ``[B, T, D]``."""
-        z = self.pathways(expression)
+        z = self.pathways(self.input_dropout(expression))
         if self.cls_token is not None:
             z = torch.cat([self.cls_token.expand(len(z), -1, -1), z], dim=1)
         out: Tensor = self.pathway_compression(self.mlp_mixer(z).transpose(1, 2)).transpose(1, 2)

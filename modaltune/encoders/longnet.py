@@ -155,6 +155,11 @@ class LongNetViT(SlideEncoder):
             states.append(layer(states[-1], lengths))
         return states
 
+    def slide_vector(self, x: Tensor, places: Places) -> Tensor:
+        """See :meth:`SlideEncoder.slide_vector`: CLS through both of the last norms, which adapters do without."""
+        out: Tensor = self.norm(self.encoder.layer_norm(x[:, 0]))
+        return out
+
     def forward(self, patches: Tensor, cells: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Encoder output ``[B, T, D]`` after the last layer norm; ``[:, 0]`` through ``norm`` is the slide vector."""
         out: Tensor = self.encoder.layer_norm(self.hidden_states(patches, cells, lengths)[-1])

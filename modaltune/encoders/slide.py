@@ -66,6 +66,10 @@ class SlideEncoder(nn.Module, ABC):
         """Image vector ``[B, 1, D]`` of the last layer's output; CLS unless the encoder pools otherwise."""
         return x[:, :1]
 
+    def slide_vector(self, x: Tensor, places: Places) -> Tensor:
+        """What the encoder alone says of each slide, ``[B, D]``, from the last layer's output."""
+        return self.image(x, places)[:, 0]
+
 
 def encoders_folder() -> Path:
     """Where gated or private weights lie: ``$MODALTUNE_ENCODERS`` or ``encoders`` in the cache folder."""

@@ -50,6 +50,7 @@ class ModelSpec(Part):
         task_pass: a pass for each task, or one with the tokens of all tasks.
         gene_encoder: ``paper`` has a network for each gene set, ``compact`` shares all but the first layer.
         gene_latent: its width.
+        gene_depth: its blocks that mix gene sets.
         gene_tokens: what the adapters see of expression.
         gene_dropout: inside it.
         expression_dropout: rate of single genes hidden in training.
@@ -73,6 +74,7 @@ class ModelSpec(Part):
     task_pass: Literal["exact", "joint"] = "exact"
     gene_encoder: Literal["compact", "paper"] = "compact"
     gene_latent: int = 64
+    gene_depth: Annotated[int, Field(gt=0)] = 1
     gene_tokens: int = 8
     gene_dropout: float = 0.1
     expression_dropout: float = 0.3
@@ -100,7 +102,7 @@ class TrainingSpec(Part):
         learning_rate: its peak.
         weight_decay: of weight matrices.
         warmup: part of the run in which the learning rate rises.
-        clip_norm: gradients longer than this are shortened.
+        clip_norm: gradients longer than this are shortened; 0 = never.
         modality_dropout: rate at which one modality of a case that has several is hidden in training.
         wire: how trained weights travel; ``int8`` adds what rounding took from a message to the next one.
         keep_optimiser: AdamW's running averages stay at the site from round to round; they never travel.
@@ -116,7 +118,7 @@ class TrainingSpec(Part):
     learning_rate: Annotated[float, Field(gt=0)] = 4e-3
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    clip_norm: Annotated[float, Field(ge=0)] = 1.0
     modality_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     wire: Literal["fp32", "fp16", "int8"] = "fp16"
     keep_optimiser: bool = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -157,7 +158,7 @@ class SlideSpec(Part):
         standardise: ``none``, ``feature`` (pooled mean and deviation of each feature) or ``position`` (the same per
             row of the bag, for bags whose rows mean the same thing in every case).
         rows: patches per bag when ``standardise = "position"``.
-        max_patches: larger bags are subsampled, by a seed.
+        max_patches: of a case; one with more is subsampled, by a seed.
         resample: training draws another subset of a larger bag in each epoch; evaluation always sees the same one.
         cache_embedding: embed patches once and keep them on the site's disk in half precision.
     """
@@ -340,6 +341,12 @@ class Study(Part):
     def to_json(self) -> str:
         """Canonical JSON."""
         return canonical_json(self.model_dump(mode="json"))
+
+    def among(self, roster: Sequence[str], **changes: Any) -> Study:
+        """The same study among some of its hospitals, with other fields as given."""
+        cases = {name: most for name, most in self.site_cases.items() if name in roster}
+        narrowed = {"roster": tuple(roster), "quorum": min(self.quorum, len(roster)), "site_cases": cases}
+        return self.model_copy(update=narrowed | changes)
 
     @property
     def digest(self) -> str:

@@ -107,6 +107,7 @@ def _gene_config(study: Study) -> GeneEncoderConfig:
     return GeneEncoderConfig(
         kind=spec.gene_encoder,
         latent=spec.gene_latent,
+        depth=spec.gene_depth,
         tokens=spec.gene_tokens,
         dropout=spec.gene_dropout,
         input_dropout=spec.expression_dropout,

@@ -72,7 +72,7 @@ def test_a_patients_subset_does_not_depend_on_who_else_is_in_the_table() -> None
 def test_bags_within_the_limit_are_taken_whole_in_the_order_of_the_file() -> None:
     scale = Scale(mean=(1.0, 2.0, 3.0), deviation=(2.0, 1.0, 0.0))
     bags = a_bag(8), a_bag(5, first=100)
-    found = patches_of(*bags, scale=scale, standardise="feature").load()["patches"]
+    found = patches_of(*bags, scale=scale, standardise="feature", limit=13).load()["patches"]
     expected = np.concatenate([scale.apply(np.asarray(bag.features)) for bag in bags])
     assert np.array_equal(found.numpy(), expected)
 
@@ -91,8 +91,23 @@ def test_slides_lie_side_by_side_wherever_the_subset_falls() -> None:
     for seed in range(5):
         found = source.resampled(seed).load()
         second = found["patches"][:, 0] >= 1000
-        assert int(second.sum()) == 8
+        assert len(second) == 8, "the limit is of the case"
         assert torch.equal(found["cells"][:, 1], found["cells"][:, 0] % 7 + 8 * second)
+        assert [len(corners) for corners in source.resampled(seed).corners()] == [8 - int(second.sum()), second.sum()]
+
+
+def test_slides_fill_the_grid_shelf_by_shelf_and_their_blank_margins_do_not_count() -> None:
+    far = replace(a_bag(300), coords=a_bag(300).coords + np.array([500, 990]) * 256)
+    cells = patches_of(*[far] * 250, limit=250 * 300).load()["cells"]
+    assert len(torch.unique(cells, dim=0)) == len(cells)
+    assert cells.min() == 0
+    assert cells[:, 0].max() == 301 + 299, "125 slides beside each other, and as many on the second shelf"
+    assert torch.equal(patches_of(far, limit=300).load()["cells"], torch.from_numpy(far.coords // 256)), "one stays"
+
+
+def test_where_every_row_counts_the_limit_is_not_passed_over_in_silence() -> None:
+    with pytest.raises(FeatureFileError, match=r"8 rows but slides\.max_patches = 7; .* raise it"):
+        patches_of(a_bag(4), a_bag(4), standardise="position", rows=4, limit=7)
 
 
 def test_a_fresh_subset_comes_only_where_the_study_asks_and_a_slide_is_larger() -> None:
@@ -109,8 +124,8 @@ def test_coordinates_that_do_not_fit_are_found_before_training() -> None:
     far = replace(a_bag(2), coords=np.array([[0, 0], [256_000, 0]]))
     with pytest.raises(FeatureFileError, match="site H1, case row 2, slide 0: patch coordinates reach cell 1000"):
         patches_of(far)
-    with pytest.raises(FeatureFileError, match="126 slides side by side need 1008 grid columns"):
-        patches_of(*[a_bag(7)] * 126)
+    with pytest.raises(FeatureFileError, match="376 slides need 1203 rows of a grid of 1000"):
+        patches_of(*[a_bag(300)] * 376)  # 125 beside each other
     with pytest.raises(FeatureFileError, match=r"bag has 5 rows but slides.standardise = 'position' needs 4"):
         patches_of(a_bag(5), standardise="position", rows=4)
 

@@ -195,3 +195,12 @@ def test_no_gene_set_at_all_is_refused() -> None:
 def test_a_configuration_out_of_range_is_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         GeneEncoderConfig(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["compact", "paper"])
+def test_single_genes_are_hidden_in_training_only(kind: str) -> None:
+    config = GeneEncoderConfig(kind=kind, latent=8, tokens=4, dropout=0.0, input_dropout=0.5)
+    encoder, expression = build_gene_encoder([[0, 1, 2], [2, 3, 4]], 8, config), torch.ones(2, 5)
+    assert not torch.equal(encoder(expression), encoder(expression))
+    encoder.eval()
+    assert torch.equal(encoder(expression), encoder(expression))

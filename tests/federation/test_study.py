@@ -149,7 +149,7 @@ def test_a_wrong_study_file_is_one_clear_line(old: str, new: str, message: str, 
 
 def test_the_number_of_further_problems_is_told(tmp_path: Path) -> None:
     path = tmp_path / "study.toml"
-    path.write_text(TOML.replace("rounds = 3", "rounds = 0\nbatch_size = 0\nclip_norm = 0"))
+    path.write_text(TOML.replace("rounds = 3", "rounds = 0\nbatch_size = 0\nclip_norm = -1"))
     with pytest.raises(ConfigError, match=r"training.rounds: .* \(and 2 more\)"):
         Study.load(path)
 

@@ -57,7 +57,7 @@ def slide_vectors(cases: Sequence[CaseTensors], encoder: SlideEncoder) -> Floats
         batch = collate([case])
         places = Places(batch.cells)
         tokens = encoder.with_cls(encoder.embed(batch.patches, batch.cells))
-        rows.append(encoder.image(encoder.run_layers(tokens, 0, encoder.depth - 1, places), places)[0, 0])
+        rows.append(encoder.slide_vector(encoder.run_layers(tokens, 0, encoder.depth - 1, places), places)[0])
     return torch.stack(rows).double().numpy() if rows else np.zeros((0, encoder.width))
 
 

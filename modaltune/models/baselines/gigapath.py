@@ -1,4 +1,4 @@
-"""Prov-GigaPath, tuned: the study's slide encoder with every weight trained, and its image vector."""
+"""Prov-GigaPath, tuned: the study's slide encoder with every weight trained, and its slide vector."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from copy import deepcopy
 
 from torch import Tensor, nn
 
-from modaltune.encoders.longnet import DropPath, LongNetViT
+from modaltune.encoders.longnet import DropPath
 from modaltune.encoders.slide import Places
 from modaltune.models.baselines.base import Inputs, Trunk
 
@@ -25,12 +25,9 @@ class TunedEncoder(Trunk):
                 part.p = _DROPOUT
             elif isinstance(part, DropPath):
                 part.rate = 0.0
-        if isinstance(self.encoder, LongNetViT):  # the vector is the last layer's CLS, before these
-            self.encoder.norm.requires_grad_(False)
-            self.encoder.encoder.layer_norm.requires_grad_(False)
 
     def forward(self, patches: Tensor, places: Places, expression: Tensor) -> Tensor:
         """See :meth:`Trunk.forward`; expression is not read."""
         tokens = self.encoder.with_cls(self.encoder.embed(patches, places.cells))
         tokens = self.encoder.run_layers(tokens, 0, self.encoder.depth - 1, places)
-        return self.encoder.image(tokens, places)[:, 0]
+        return self.encoder.slide_vector(tokens, places)

@@ -12,7 +12,7 @@ from modaltune.models.baselines.registry import ROWS
 from modaltune.models.modaltune import trainable_state
 
 W, G, P, M = 1536, 4987, 331, 9731
-ENCODER = 86_330_880 - 4 * 768  # Prov-GigaPath without two norms that lie behind the vector
+ENCODER = 86_330_880  # Prov-GigaPath's slide encoder, as published
 
 
 def linear(inputs: int, outputs: int) -> int:

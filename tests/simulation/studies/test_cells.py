@@ -155,6 +155,32 @@ def test_every_ready_made_study_expands(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in READY if name.startswith("paper")])
+def test_the_papers_protocol_has_the_published_settings_where_there_is_a_switch(name: str) -> None:
+    published = {
+        "residual": "reference",
+        "gamma": 0,
+        "drop_path": 0.1,
+        "extra_extractors": 2,
+        "width_ratio": 0.25,
+        "heads": 12,
+        "output_width": 256,
+        "centre_texts": False,
+        "frozen_dropout": 0.25,
+        "gene_encoder": "paper",
+        "gene_latent": 256,
+        "gene_depth": 3,
+        "gene_tokens": 64,
+        "gene_dropout": 0.25,
+        "expression_dropout": 0,
+    }
+    for cell in expand(load_study_file(Path(name.removesuffix(".toml")))):
+        assert published.items() <= cell.settings["model"].items()
+        assert {"objective": "distillation", "clip_norm": 0, "modality_dropout": 0}.items() <= cell.settings[
+            "training"
+        ].items()
+
+
+@pytest.mark.parametrize("name", [name for name in READY if name.startswith("paper")])
 def test_the_papers_protocol_says_what_is_absent(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODALTUNE_ENCODERS", str(tmp_path / "encoders"))
     lacking = missing(expand(load_study_file(Path(name.removesuffix(".toml")))), tmp_path)
