@@ -101,9 +101,9 @@ def approve(
     with here.app_cache():
         embed_labels(asked)
     approval = Approval.of(site, _bundle(bundle) or installed_bundle())
-    Approvals(here.approvals).add(approval)
     facts = {"study": asked.digest, "bundle": approval.bundle, "by": approval.by}
     here.open_audit().append("approve", **facts)
+    Approvals(here.approvals).add(approval)  # last: no approval that the log does not know
     _say({"approved": asked.name, **facts}, json)
 
 

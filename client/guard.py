@@ -127,7 +127,6 @@ class Guard:
                 tree, pieces = get_object_tree(answer), get_all_nested_objects(answer)
             seconds = round(state.get_message_processing_duration(message_id=question))
             if self.keep_sent:
-                self.home.sent.mkdir(mode=0o700, exist_ok=True)
                 sent = self.home.sent / f"{answer.object_id}.message"
                 write_bytes(sent, message_to_proto(answer).SerializeToString())
             wanted, session = send(answer, tree, seconds)

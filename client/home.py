@@ -152,7 +152,7 @@ class Home:
 
     def make(self) -> None:
         """Create the folders; of those only ``cache`` can be read by other accounts."""
-        private = dict.fromkeys((self.keys, self.approvals, self.state, self.flower, self.app), 0o700)
+        private = dict.fromkeys((self.keys, self.approvals, self.state, self.flower, self.app, self.sent), 0o700)
         for folder, mode in {self.folder: 0o711, **private, self.cache: 0o755, self.cache / "text": 0o755}.items():
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(mode)

@@ -11,6 +11,14 @@ from client.services import service_states
 from client.usage import Usage
 
 
+def _news(home: Home) -> dict[str, Any] | None:
+    """What the daemon last said of itself; it says so again with the next message if the file was damaged."""
+    try:
+        return dict(json.loads(home.status.read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
 def overview(home: Home, now: float) -> dict[str, Any]:
     """Programs, contact, approvals and limits of a hospital.
 
@@ -18,7 +26,7 @@ def overview(home: Home, now: float) -> dict[str, Any]:
         now: seconds since 1970.
     """
     settings = home.settings()
-    news = json.loads(home.status.read_text(encoding="utf-8")) if home.status.is_file() else None
+    news = _news(home)
     programs = service_states(home)
     approvals = Approvals(home.approvals)
     usage = Usage(home.usage, settings.limits)

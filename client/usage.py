@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from client.home import Limits
-from modaltune.errors import MessageRefused
+from modaltune.errors import ConfigError, MessageRefused
 from modaltune.storage import write_json
 
 
@@ -28,7 +28,7 @@ class Usage:
 
     def __init__(self, path: Path, limits: Limits) -> None:
         self.path, self.limits = path, limits
-        self.counts = _Counts.model_validate_json(path.read_text()) if path.is_file() else _Counts()
+        self.counts = _read(path) if path.is_file() else _Counts()
 
     @property
     def bytes_left(self) -> int:
@@ -83,6 +83,15 @@ class Usage:
     def write(self) -> None:
         """Keep the counters."""
         write_json(self.path, json.loads(self.counts.model_dump_json()))
+
+
+def _read(path: Path) -> _Counts:
+    try:
+        return _Counts.model_validate_json(path.read_bytes())
+    except ValidationError:
+        raise ConfigError(
+            f"{path}: damaged; put it back from a backup. Without it, what was answered counts from nothing again"
+        ) from None
 
 
 def _today() -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from modaltune.errors import ConfigError
 from modaltune.federation.study import Name, first_problem
@@ -27,9 +29,38 @@ class Invitation(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     site: Name
-    coordinator: Annotated[str, Field(pattern=r"^[A-Za-z0-9.:\[\]-]+:[0-9]{1,5}$")]
+    coordinator: Annotated[str, Field(pattern=r"^([A-Za-z0-9.-]+|\[[A-Fa-f0-9:.]+\]):[0-9]{1,5}$")]
     ca: Annotated[str, Field(pattern=r"^-----BEGIN CERTIFICATE-----")]
     public_key: Annotated[str, Field(pattern=r"^-----BEGIN PUBLIC KEY-----")]
+
+    @field_validator("coordinator")
+    @classmethod
+    def _reachable(cls, address: str) -> str:
+        if not 0 < int(address.rpartition(":")[2]) < 2**16:
+            raise ValueError("expected HOST:PORT with a port from 1 to 65535")
+        return address
+
+    @field_validator("ca")
+    @classmethod
+    def _one_authority(cls, pem: str) -> str:
+        """The one certificate whose fingerprint is compared, and nothing else: TLS would trust whatever is in the file.
+
+        Raises:
+            ValueError: it is none, several, or one that signs no others.
+        """
+        try:
+            found = x509.load_pem_x509_certificates(pem.encode())
+        except ValueError:
+            raise ValueError("the authority is no certificate (PEM)") from None
+        if len(found) != 1:
+            raise ValueError(f"{len(found)} certificates, expected the one of the authority")
+        try:
+            signs = found[0].extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        except x509.ExtensionNotFound:
+            signs = False
+        if not signs:
+            raise ValueError("the certificate is not an authority's")
+        return found[0].public_bytes(Encoding.PEM).decode("ascii")
 
     def save(self, path: Path) -> None:
         """Write ``SITE.invite``."""

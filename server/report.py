@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from modaltune.storage import write_text
 from server import report_calibration as calibration
 from server import report_context as context
 from server import report_curves as curves
@@ -40,7 +41,7 @@ def write_report(run: Path) -> Path:
         FederationError: the folder holds no run, or one of its files is damaged.
     """
     path = run / "report.html"
-    path.write_text(render(load_run(run)), encoding="utf-8")
+    write_text(path, render(load_run(run)))
     return path
 
 

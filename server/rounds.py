@@ -29,7 +29,7 @@ from modaltune.federation.manifest import (
 )
 from modaltune.federation.probe_query import model_name
 from modaltune.federation.statistics import Sums, pooled_preprocessing
-from modaltune.federation.statistics_check import problem_with_statistics
+from modaltune.federation.statistics_check import problem_with_statistics, problems_beside_others
 from modaltune.federation.study import Study
 from modaltune.federation.wire import (
     Packed,
@@ -221,6 +221,9 @@ class Federation:
             for site, reply in self._ask(this, "query.statistics", self._message(**named)):
                 with this.judging(site):
                     accepted[site] = self._sums(site, reply, manifest)
+            for site, problem in problems_beside_others(accepted).items():
+                this.refuse(site, problem)
+                del accepted[site]
             if self._enough(this, accepted):
                 break
         return pooled_preprocessing({site: accepted[site] for site in sorted(accepted)}, self.study, panel)

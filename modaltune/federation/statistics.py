@@ -51,6 +51,19 @@ def _moments(name: str, rows: NDArray[np.float64], cases: int, minimum: int, wid
     return {f"{name}.count": count, f"{name}.sum": rows.sum(axis=0), f"{name}.squares": (rows**2).sum(axis=0)}
 
 
+def without_odd_ones(rows: NDArray[np.float64], minimum: int) -> NDArray[np.float64]:
+    """``[n, F]`` where values that fewer than ``minimum`` cases have, beside one that most share, are that one.
+
+    The sums of a gene that all but one patient lack, or of a flag that one has, would be that patient's own value.
+    """
+    if not len(rows):
+        return rows
+    usual = np.partition(rows, len(rows) // 2, axis=0)[len(rows) // 2]
+    odd = rows != usual
+    few = (odd.sum(axis=0) < minimum) & (2 * odd.sum(axis=0) < len(rows))
+    return np.where(odd & few, usual, rows)
+
+
 def _patch_moments(cohort: Cohort, train: pd.DataFrame, study: Study, minimum: int) -> Sums:
     """Sums over all patches of the training cases, slab by slab."""
     by_row = study.slides.standardise == "position"
@@ -85,7 +98,7 @@ def site_statistics(cohort: Cohort, study: Study, genes: Sequence[str], min_cell
     """What one site answers in the preprocessing round: sums and counts over its training cases.
 
     Counts below the study's ``min_cell`` (or, if larger, the site's) are zeroed; a group with fewer cases than that
-    reports nothing.
+    reports nothing, and of a measurement that all but fewer cases share its common value alone counts.
     """
     train = cohort.cases[cohort.cases["split"] == "train"]
     minimum = max(study.privacy.min_cell, min_cell)
@@ -96,18 +109,19 @@ def site_statistics(cohort: Cohort, study: Study, genes: Sequence[str], min_cell
             inside = cohort.expression.index.intersection(train.index)
             rows = cohort.expression.loc[inside].reindex(columns=list(genes), fill_value=0).to_numpy(np.float64)
             measured = np.isin(genes, cohort.expression.columns).astype(np.float64)
-        sums |= _moments("expression", rows, len(rows), minimum, len(genes))
+        sums |= _moments("expression", without_odd_ones(rows, minimum), len(rows), minimum, len(genes))
         sums["expression.count"] = sums["expression.count"] * measured
     if study.slides.standardise != "none":
         sums |= _patch_moments(cohort, train, study, minimum)
     for modality in study.modalities:
         if modality.columns:
-            rows = modality_numbers(cohort, modality, train.index)
+            rows = without_odd_ones(modality_numbers(cohort, modality, train.index), minimum)
             sums |= _moments(f"modality.{modality.name}", rows, len(rows), minimum, modality.width)
     for column in study.clinical:
         if not column.values:
             values = train[column.name].dropna().to_numpy(np.float64) if column.name in train else np.zeros(0)
-            sums |= _moments(f"clinical.{column.name}", values[:, None], len(values), minimum, 1)
+            rows = without_odd_ones(values[:, None], minimum)
+            sums |= _moments(f"clinical.{column.name}", rows, len(values), minimum, 1)
     for task in study.tasks:
         width = statistics_shapes(study, genes)[f"labels.{task.name}"]
         held = task.name in cohort.tasks

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+from numpy.typing import NDArray
 
 from modaltune.federation.statistics import Sums
 from modaltune.federation.study import Study
@@ -11,6 +14,8 @@ from modaltune.suppression import tells_small_counts
 _LARGEST = 1e12
 """Of a single measurement."""
 _ROUNDING = 1e-9
+_FAR, _FARTHEST = 30.0, 1e4
+"""How many usual deviations half the measurements of a site, or one of them, may lie from the other sites'."""
 
 
 def problem_with_statistics(sums: Sums, study: Study, minimum: int, most_cases: int) -> str:
@@ -38,6 +43,41 @@ def problem_with_statistics(sums: Sums, study: Study, minimum: int, most_cases: 
         if name.endswith(".count") and (problem := _problem_with_moments(name.removesuffix(".count"), sums)):
             return problem
     return ""
+
+
+def problems_beside_others(replies: Mapping[str, Sums]) -> dict[str, str]:
+    """Sites whose measurements are of another size than everybody's, in another unit or made up: site -> what is wrong.
+
+    The mean and deviation of each measurement are held against the medians over sites. Three sites are needed to tell.
+    """
+    out: dict[str, str] = {}
+    counted = [name.removesuffix(".count") for name in next(iter(replies.values()), {}) if name.endswith(".count")]
+    for group in counted:
+        holders = sorted(site for site, sums in replies.items() if sums[f"{group}.count"].any())
+        if len(holders) < 3:
+            continue
+        means, spreads = np.moveaxis(np.array([_mean_and_spread(replies[site], group) for site in holders]), 1, 0)
+        shared = (~np.isnan(means)).sum(axis=0) > 2
+        if not shared.any():
+            continue
+        means, spreads = means[:, shared], spreads[:, shared]
+        usual = np.nanmedian(spreads, axis=0)
+        usual = np.maximum(usual, np.nanmedian(usual))
+        off = np.maximum(np.abs(means - np.nanmedian(means, axis=0)), spreads) / np.where(usual > 0, usual, np.inf)
+        for site, distances in zip(holders, off, strict=True):
+            known = distances[~np.isnan(distances)]
+            if len(known) and (np.median(known) > _FAR or known.max() > _FARTHEST):
+                out.setdefault(site, f"{group} is of another size than at the other sites; is it in the study's unit?")
+    return out
+
+
+def _mean_and_spread(sums: Sums, group: str) -> NDArray[np.float64]:
+    """``[2, F]``; not-a-number for what the site did not measure."""
+    total, squares = sums[f"{group}.sum"], sums[f"{group}.squares"]
+    count = np.broadcast_to(sums[f"{group}.count"], total.shape)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(count > 0, total / count, np.nan)
+        return np.stack([mean, np.sqrt(np.maximum(squares / count - mean**2, 0))])
 
 
 def _problem_with_moments(group: str, sums: Sums) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -89,6 +90,11 @@ class Link:
         if not run_id:
             raise FederationError("the SuperLink took no run; its log says why: modaltune-server status names it")
         return run_id
+
+    def runs_into(self, folder: Path) -> list[int]:
+        """Numbers of the runs that write into a folder."""
+        runs = self._client.ListRuns(ListRunsRequest()).run_dict.values()
+        return [run.run_id for run in runs if run.override_config["out"].string == str(folder)]
 
     def run(self, run_id: int) -> FlowerRun:
         """What has become of a run; one that the SuperLink does not know, after its database was lost, has ended."""

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,7 +59,7 @@ class Run:
 
     @property
     def submissions(self) -> list[dict[str, Any]]:
-        """One entry each time that the run was handed to Flower: its number there, bundle and time."""
+        """One entry each time that the run was handed to Flower: its number there (None = not yet), bundle and time."""
         found = _read_json(self.folder / "run.json")
         return list(found["submissions"]) if found else []
 
@@ -140,7 +140,7 @@ def start_run(home: Home, study_file: Path, name: str | None) -> Run:
         run.folder.mkdir(parents=True)
         try:
             write_text(run.study, study.to_json())
-            _submit(home, link, run, study, "run-started")
+            _submit(home, link, run, study)
         finally:
             if not run.submissions:  # not handed to Flower: the name stays free
                 shutil.rmtree(run.folder)
@@ -161,7 +161,7 @@ def resume_run(home: Home, name: str) -> Run:
     _require_quorum(study, admitted_nodes(home))
     with connected(home) as link:
         require_idle(home, link)
-        _submit(home, link, run, study, "run-resumed")
+        _submit(home, link, run, study)
     return run
 
 
@@ -173,9 +173,9 @@ def cancel_run(home: Home, name: str) -> Run:
         FederationError: the services do not run, or the ServerApp does not end.
     """
     run = find_run(home, name)
-    flower = run.submissions[-1]["flower"]
     with connected(home) as link:
-        if run.final or link.run(flower).finished:
+        flower = _number(home, link, run)
+        if run.final or flower is None or link.run(flower).finished:
             raise ConfigError(f"run {name} is not going on; modaltune-server status says how it ended")
         link.stop(flower)
     with alone(run.folder):
@@ -189,7 +189,8 @@ def cancel_run(home: Home, name: str) -> Run:
 def going_on(home: Home, link: Link) -> Run | None:
     """The run that Flower works on now."""
     for run in reversed(all_runs(home)):
-        if not run.final and not link.run(run.submissions[-1]["flower"]).finished:
+        flower = None if run.final else _number(home, link, run)
+        if flower is not None and not link.run(flower).finished:
             return run
     return None
 
@@ -234,9 +235,11 @@ class Trouble:
 
 def trouble_of(home: Home, run: Run) -> Trouble | None:
     """What keeps an unfinished run from its end; None while Flower works on it."""
-    flower = run.submissions[-1]["flower"]
     try:
         with connected(home) as link:
+            flower = _number(home, link, run)
+            if flower is None:
+                return Trouble("it did not reach Flower", _GRACE_SECONDS)
             found = link.run(flower)
             if not found.finished:
                 return None
@@ -256,15 +259,43 @@ def _keep_log(run: Run, text: str) -> str:
     return f"see {run.log}"
 
 
-def _submit(home: Home, link: Link, run: Run, study: Study, event: str) -> None:
+def _submit(home: Home, link: Link, run: Run, study: Study) -> None:
     bundle, nodes = build_bundle(), admitted_nodes(home)
     write_json(run.nodes, {site: nodes[site] for site in study.roster if site in nodes})
     write_json(run.folder / "status.json", {"status": RUNNING, "phase": "submitted"})
     config = {"study": run.study, "out": run.folder, "nodes": run.nodes, "home": home.folder}
-    flower = link.start(bundle, {name: str(path) for name, path in config.items()})
-    entry = {"flower": flower, "bundle": bundle.sha256, "time": datetime.now(UTC).isoformat(timespec="seconds")}
-    write_json(run.folder / "run.json", {"study": study.digest, "submissions": [*run.submissions, entry]})
-    journal(home).append(event, run=run.name, study=study.digest, bundle=bundle.sha256, flower=str(flower))
+    before = [entry for entry in run.submissions if entry["flower"] is not None]
+    entry = {"flower": None, "bundle": bundle.sha256, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    _write_submissions(run, study, [*before, entry])  # whoever is killed before the number is known leaves a trace
+    try:
+        flower = link.start(bundle, {name: str(path) for name, path in config.items()})
+    except Exception:
+        _write_submissions(run, study, before)
+        raise
+    _submitted(home, run, flower)
+
+
+def _submitted(home: Home, run: Run, flower: int) -> None:
+    """Write down, in the audit log first, which number Flower gave to the last submission."""
+    study, (*before, last) = Study.load(run.study), run.submissions
+    event = "run-resumed" if before else "run-started"
+    journal(home).append(event, run=run.name, study=study.digest, bundle=last["bundle"], flower=str(flower))
+    _write_submissions(run, study, [*before, last | {"flower": flower}])
+
+
+def _write_submissions(run: Run, study: Study, entries: Sequence[Mapping[str, Any]]) -> None:
+    write_json(run.folder / "run.json", {"study": study.digest, "submissions": list(entries)})
+
+
+def _number(home: Home, link: Link, run: Run) -> int | None:
+    """Flower's number of the last submission, found there if nobody lived to write it down; None = it has none."""
+    known = [entry["flower"] for entry in run.submissions]
+    if known[-1] is None:
+        for flower in link.runs_into(run.folder):
+            if flower not in known:
+                _submitted(home, run, flower)
+                return flower
+    return None if known[-1] is None else int(known[-1])
 
 
 def _require_quorum(study: Study, nodes: Mapping[str, int]) -> None:
@@ -284,4 +315,7 @@ def require_idle(home: Home, link: Link) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    try:
+        return dict(json.loads(path.read_bytes())) if path.is_file() else None
+    except (ValueError, TypeError):
+        raise ConfigError(f"{path}: damaged; put it back from a backup, or move the run's folder away") from None

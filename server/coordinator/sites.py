@@ -100,8 +100,8 @@ def admit(home: Home, key_file: Path) -> Site:
     with connected(home) as link:
         node = link.register(name, _pem(line, key_file))
     site = sites[name].model_copy(update={"fingerprint": mark, "node_id": node, "admitted": _now()})
-    _store(home, name, site)
     journal(home).append("site-admitted", site=name, fingerprint=mark, node=str(node))
+    _store(home, name, site)  # last: nobody is in whom the log does not know
     return site
 
 

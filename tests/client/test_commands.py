@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import stat
 import sys
@@ -19,6 +21,7 @@ from client.approvals import Approvals
 from client.bundle import installed_bundle
 from client.home import Home
 from modaltune.invitation import Invitation
+from modaltune.trust.audit import AuditLog
 from modaltune.trust.certificates import certificate_facts, create_authority
 from modaltune.trust.keys import SigningKey, fingerprint
 from server.coordinator.bundle import build_bundle
@@ -86,7 +89,7 @@ def assert_one_line(result: tuple[int, Any, str], text: str) -> None:
 def test_init_makes_keys_that_only_their_owner_can_read(home: Home, tmp_path: Path) -> None:
     for secret in (home.node_key, home.audit_key, home.secret):
         assert mode(secret) == 0o600
-    for folder in (home.keys, home.approvals, home.state, home.flower, home.app):
+    for folder in (home.keys, home.approvals, home.state, home.flower, home.app, home.sent):
         assert mode(folder) == 0o700
     assert mode(home.cache / "text") == 0o755, "the app's account reads embedded labels there"
     assert isinstance(load_ssh_private_key(home.node_key.read_bytes(), None), EllipticCurvePrivateKey)
@@ -115,6 +118,47 @@ def test_an_invitation_with_a_damaged_certificate_makes_nothing(
     ran = run("init", "--invitation", invitation, "--site-folder", conversation.folder, "--out", tmp_path)
     assert_one_line(ran, "the authority is no certificate")
     assert not (tmp_path / "home").exists()
+
+
+def test_an_invitation_that_brings_a_second_authority_makes_nothing(
+    run: Run, invitation: Path, conversation: Conversation, tmp_path: Path
+) -> None:
+    create_authority(tmp_path / "other", "other", 30)
+    found, other = json.loads(invitation.read_text()), (tmp_path / "other" / "ca.crt").read_text()
+    invitation.write_text(json.dumps(found | {"ca": found["ca"] + other}))
+    given = ("init", "--invitation", invitation, "--site-folder", conversation.folder, "--out", tmp_path)
+    assert_one_line(run(*given), "2 certificates, expected the one of the authority")
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("address", ["a:99999", "a:0", "::::::8443", "a b:1", ":8443", "a"])
+def test_an_invitation_to_no_address_makes_nothing(
+    run: Run, invitation: Path, conversation: Conversation, tmp_path: Path, address: str
+) -> None:
+    invitation.write_text(json.dumps(json.loads(invitation.read_text()) | {"coordinator": address}))
+    ran = run("init", "--invitation", invitation, "--site-folder", conversation.folder, "--out", tmp_path)
+    assert_one_line(ran, "no invitation: coordinator")
+    assert not (tmp_path / "home").exists()
+
+
+def test_what_the_log_cannot_say_is_not_approved(
+    run: Run, home: Home, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(AuditLog, "append", full)
+    assert_one_line(run("approve", study, "--bundle", "0" * 64), "No space left on device")
+    assert not Approvals(home.approvals).all()
+
+
+@pytest.mark.parametrize("text", ["", '{"rounds": {'])
+def test_damaged_state_is_one_line_or_no_news(run: Run, home: Home, text: str) -> None:
+    home.status.write_text(text)
+    code, said, _ = run("status", "--json")
+    assert (code, said["seconds since contact"]) == (0, None)
+    home.usage.write_text(text)
+    assert_one_line(run("status"), "usage.json: damaged; put it back from a backup")
 
 
 def test_an_invitation_of_another_site_is_refused(run: Run, invitation: Path, conversation: Conversation) -> None:

@@ -100,7 +100,10 @@ def test_the_units_part_the_accounts_and_keep_the_app_off_the_network(home: Home
     ):
         assert line in app.splitlines(), line
     assert "${CREDENTIALS_DIRECTORY}/secret" in app
-    assert str(home.keys) in next(line for line in app.splitlines() if line.startswith("InaccessiblePaths="))
+    hidden = next(line for line in app.splitlines() if line.startswith("InaccessiblePaths="))
+    paths = hidden.removeprefix("InaccessiblePaths=").split()
+    assert {str(home.keys), str(home.sent)} <= set(paths)
+    assert all(Path(path).is_dir() for path in paths), "systemd starts no unit that hides what is not there"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may start programs as any account")

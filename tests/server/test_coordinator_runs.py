@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -129,6 +130,68 @@ def test_a_run_that_a_full_disk_ended_still_says_how_to_go_on(
     monkeypatch.setattr(runs, "_POLL_SECONDS", 0.01)
     with pytest.raises(RunFailed, match=rf"No space left on device\); go on with: modaltune-server resume {run.name}"):
         rounds_of(home, run)
+
+
+class Flower:
+    """A SuperLink's runs: the folder that each writes into."""
+
+    def __init__(self) -> None:
+        self.folders: dict[int, str] = {}
+        self.kills = False
+
+    def start(self, bundle: object, config: Mapping[str, str]) -> int:
+        number = len(self.folders) + 77
+        self.folders[number] = config["out"]
+        if self.kills:
+            raise Killed
+        return number
+
+    def runs_into(self, folder: Path) -> list[int]:
+        return [number for number, out in self.folders.items() if out == str(folder)]
+
+    def run(self, _: int) -> FlowerRun:
+        return FlowerRun(finished=False, known=True, outcome="")
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_run_whose_submission_was_killed_is_found_again_in_flower(
+    home: Home, tiny_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = Flower()
+    link.kills = True
+    for name in ("alpha", "beta"):
+        write_text(tmp_path / f"{name}.json", tiny_study.to_json())
+    monkeypatch.setattr(runs, "all_runs", lambda home: [run for run in all_runs(home) if run.name in ("alpha", "beta")])
+    monkeypatch.setattr(runs, "admitted_nodes", lambda home: dict.fromkeys(tiny_study.roster, 1))
+    monkeypatch.setattr(runs, "connected", lambda _: nullcontext(link))
+    with pytest.raises(Killed):
+        start_run(home, tmp_path / "alpha.json", "alpha")
+    link.kills = False
+    with pytest.raises(FederationError, match="run alpha is going on"):
+        start_run(home, tmp_path / "beta.json", "beta")
+    assert [entry["flower"] for entry in find_run(home, "alpha").submissions] == [77]
+    written = [json.loads(line) for line in home.audit.read_text().splitlines()]
+    told = [(line["event"], line["facts"]["flower"]) for line in written if line["facts"].get("run") == "alpha"]
+    assert told == [("run-started", "77")]
+    link.folders[77] = "elsewhere"
+    write_json(
+        home.runs / "alpha" / "run.json", {"study": "", "submissions": [{"flower": None, "bundle": "", "time": ""}]}
+    )
+    with pytest.raises(ConfigError, match="run alpha is not going on"):
+        cancel_run(home, "alpha")
+    assert [entry["flower"] for entry in resume_run(home, "alpha").submissions] == [78]
+    shutil.rmtree(home.runs / "alpha")
+
+
+def test_a_damaged_run_is_one_line_with_its_file(home: Home, run: Run) -> None:
+    path = run.folder / "run.json"
+    path.write_text(path.read_text()[:30])
+    with pytest.raises(ConfigError, match=r"run\.json: damaged; put it back from a backup"):
+        find_run(home, run.name)
+    shutil.rmtree(run.folder)
 
 
 def test_half_a_line_of_the_round_log_does_not_count(run: Run) -> None:
