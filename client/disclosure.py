@@ -11,8 +11,10 @@ from client import label_queries, probes
 from client.preprocessing import widest_preprocessing
 from client.questions import trained_weights
 from client.runtime import Site
+from modaltune.data.preprocessing import check_patches
 from modaltune.encoders.registry import slide_encoder
 from modaltune.encoders.text import TextEncoder, verified_text_encoder
+from modaltune.federation.capability import check_coverage
 from modaltune.federation.evaluation_counts import disclosed
 from modaltune.federation.manifest import TRAIN_METRICS, Manifest, evaluation_metrics, statistics_manifest
 from modaltune.federation.study import Study
@@ -94,6 +96,9 @@ def disclosure(site: Site) -> Disclosure:
     study = site.study
     capability = site.capability()
     genes = capability.pop("genes")
+    if "expression" in capability["modalities"]:
+        check_coverage(site.cohort.site, genes, study)
+    check_patches(site.cohort, study)
     manifest, _ = trained_weights(study, widest_preprocessing(study, genes))
     return Disclosure(
         digest=study.digest,

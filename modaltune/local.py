@@ -23,6 +23,7 @@ from torch import Tensor
 from modaltune.data.preprocessing import Preprocessing, prepare
 from modaltune.data.site import load_site
 from modaltune.errors import ConfigError, DataError
+from modaltune.federation.capability import check_coverage
 from modaltune.federation.statistics import pooled_preprocessing, site_statistics
 from modaltune.federation.study import Study
 from modaltune.models.learner import Learner, build_learner, load_trainable, save_model
@@ -81,6 +82,8 @@ class LocalTraining:
             raise DataError(f"site {self.cohort.site} labels no task of study {study.name}; see tasks in site.toml")
         self.study = study.among((self.cohort.site,), tasks=held)
         genes = [] if self.cohort.expression is None else sorted(map(str, self.cohort.expression.columns))
+        if self.cohort.expression is not None:
+            check_coverage(self.cohort.site, genes, study)
         sums = site_statistics(self.cohort, self.study, genes, study.privacy.min_cell)
         self.preprocessing: Preprocessing = pooled_preprocessing({self.cohort.site: sums}, self.study, genes)
         cases = prepare(self.cohort, self.study, self.preprocessing)

@@ -86,16 +86,16 @@ def _open_tensors(path: Path, where: str) -> Contents:
     _require_shapes(tuple(features.shape), dtypes[0], tuple(coords.shape), dtypes[1], where)
     shape = (int(features.shape[0]), int(features.shape[1]))
     stored = TensorFeatures(path=path, where=where, shape=shape, version=file_version(path))
-    return stored, coords.numpy().copy(), {}, dtypes[0]
+    return stored, coords.detach().numpy().copy(), {}, dtypes[0]
 
 
 def _dataset(file: h5py.File, names: Sequence[str], where: str) -> h5py.Dataset:
     for name in names:
         if isinstance(file.get(name), h5py.Dataset):
             return file[name]
-    found = ", ".join(sorted(map(str, file.keys()))[:8]) or "nothing"
-    raise FeatureFileError(
-        f"{where}: dataset {names[0]!r} is missing (found: {found}); expected 'features' (STAMP: 'feats') and 'coords'"
+    raise FeatureFileError(  # other names in it may be those of patients
+        f"{where}: dataset {names[0]!r} is missing (the file has {len(file)} others); expected 'features' (STAMP:"
+        " 'feats') and 'coords'"
     )
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from modaltune.data.clinical import one_row_a_case, with_known_columns
 from modaltune.data.cohort import SPLITS
-from modaltune.data.follow_up import clean_follow_up, event_values
+from modaltune.data.follow_up import clean_follow_up, event_values, states_deaths
 from modaltune.data.tables import identifiers, numbers, rows
 from modaltune.errors import CaseTableError, LabelError
 
@@ -109,7 +109,7 @@ def canonical_cases(
     known = with_known_columns(table, columns=columns, wanted=wanted, where=where)
     renamed = _canonical(known, columns, where)
     if "slide_id" in renamed and "case_id" in renamed:  # one row a slide, as MCAT and SurvPath write it
-        renamed = one_row_a_case(renamed, [name for name in (*CANONICAL, *columns) if name in renamed], where)
+        renamed = one_row_a_case(renamed, [name for name in renamed if name in {*CANONICAL, *columns, *wanted}], where)
     return _with_event(renamed, columns, where) if "survival" in tasks else renamed
 
 
@@ -133,6 +133,11 @@ def _with_event(table: pd.DataFrame, columns: Mapping[str, str], where: str) -> 
         if "event" in table:
             raise CaseTableError(
                 f"{where}: [columns] of site.toml names 'censorship' and the table has 'event' too; keep one of them"
+            )
+        if states_deaths(table["censorship"]):
+            raise CaseTableError(
+                f"{where}: column {columns['censorship']!r} says in words who died, which is no censorship; write"
+                f" event = {columns['censorship']!r} into [columns] of site.toml in its place"
             )
         return table.assign(event=1 - event_values(table["censorship"], columns["censorship"], where))
     suspects = [name for name in map(str, table.columns) if "censor" in name.lower()]

@@ -35,10 +35,16 @@ def event_values(values: pd.Series, column: str, where: str) -> pd.Series:
     _require(
         event.isna() | event.isin([0, 1]),
         f"{column!r} is neither 0 nor 1",
-        "expected 1 or 0 (event: 1 = death observed; censorship: 1 = censored), or Alive and Dead",
+        "expected 1 or 0 (event: 1 = death observed; censorship: 1 = censored), in event also Alive and Dead",
         where,
     )
     return event
+
+
+def states_deaths(values: pd.Series) -> bool:
+    """Whether a column says Alive and Dead, or ``0:LIVING`` and ``1:DECEASED``, rather than 0 and 1."""
+    text = values.dropna().astype("string").str.strip()
+    return bool(text.map(_event_of).notna().any())
 
 
 def _require(right: pd.Series, problem: str, remedy: str, where: str) -> None:

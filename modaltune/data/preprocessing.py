@@ -150,7 +150,7 @@ def prepare(
                 clinical=torch.tensor(_clinical_row(row, study, preprocessing)),
                 targets=_targets(row, cohort, study, preprocessing),
                 vectors={name: rows[str(case_id)] for name, rows in vectors.items() if str(case_id) in rows},
-                stored=_patches(cohort, study, preprocessing, str(case_id), number),
+                stored=_patches(cohort, study, preprocessing.patches, str(case_id), number),
             )
         )
     return held(
@@ -169,7 +169,17 @@ def _targets(
     return {name: target for name, target in found.items() if target is not None}
 
 
-def _patches(cohort: Cohort, study: Study, preprocessing: Preprocessing, case_id: str, row: int) -> CasePatches | None:
+def check_patches(cohort: Cohort, study: Study) -> None:
+    """Whether every case's slides can be laid out as the study asks.
+
+    Raises:
+        FeatureFileError: coordinates, or the number of patches or slides, do not fit.
+    """
+    for number, case_id in enumerate(cohort.cases.index, start=1):
+        _patches(cohort, study, None, str(case_id), number)
+
+
+def _patches(cohort: Cohort, study: Study, scale: Scale | None, case_id: str, row: int) -> CasePatches | None:
     if case_id not in cohort.bags:
         return None
     return CasePatches(
@@ -178,6 +188,6 @@ def _patches(cohort: Cohort, study: Study, preprocessing: Preprocessing, case_id
         site=cohort.site,
         row=row,
         slides=study.slides,
-        scale=preprocessing.patches,
+        scale=scale,
         seed=study.seed,
     ).checked()

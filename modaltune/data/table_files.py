@@ -51,14 +51,26 @@ def load_table(path: Path, *, where: str, error: type[DataError], text: Collecti
         raise error(f"{where}: not UTF-8 text; save the table as UTF-8 (in Excel: 'CSV UTF-8')") from None
     except pd.errors.ParserError as failure:
         raise error(f"{where}: {_parser_problem(failure, path)}") from None
-    except (OSError, EOFError, zlib.error, BadZipFile, ValueError, KeyError, StopIteration):
+    except (OSError, EOFError, zlib.error, BadZipFile, ValueError, KeyError, StopIteration, csv.Error):
         raise error(f"{where}: not a readable {file_format(path)[1:]} table; write or copy it again") from None
     if not isinstance(table.index, pd.RangeIndex):
         raise error(
             f"{where}: the header has fewer fields than the rows; expected one name a column "
             "(in R: write.table with col.names = NA, and name the first column)"
         )
+    if SEPARATORS.get(file_format(path)) == "\t" and (broken := _with_line_ends(table)):
+        raise error(
+            f"{where}: {broken} values run over several lines, as after a single quotation mark that swallows the rows"
+            " up to the next one; remove such marks and line ends"
+        )
     return _without_counter(table, names, where, error)
+
+
+def _with_line_ends(table: pd.DataFrame) -> int:
+    """Values, and names of columns, that hold a line end."""
+    words = table.select_dtypes(include=["object", "string"])
+    values = sum(int(words[name].astype("string").str.contains("[\r\n]").sum()) for name in words)
+    return values + sum("\n" in str(name) or "\r" in str(name) for name in table.columns)
 
 
 def _open_text(path: Path) -> TextIO:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from modaltune.data.preprocessing import check_patches
 from modaltune.data.site import load_site
 from modaltune.doctor import bags, joins, labels, measurements, tables
 from modaltune.doctor.finding import Finding, Found, ok, run_checks, warning, worst
@@ -88,6 +89,8 @@ def loading(site: SiteFiles) -> Iterator[Finding]:
         return
     salt = "" if site.study is None else site.study.digest
     cohort = load_site(site.folder, split_salt=salt, labels=site.vocabulary)
+    if site.study is not None:
+        check_patches(cohort, site.study)
     yield ok(f"training reads {len(cohort.cases)} cases")
 
 

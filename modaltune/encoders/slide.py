@@ -150,3 +150,4 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], where: str) ->
         if tuple(state[name].shape) != shape:
             raise ModelFileError(f"{where}: {name} has shape {tuple(state[name].shape)}, expected {shape}")
     module.load_state_dict(dict(state), strict=True, assign=True)
+    module.float()  # some are published in half precision

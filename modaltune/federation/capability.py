@@ -10,7 +10,7 @@ from typing import Any
 
 from modaltune import __version__
 from modaltune.data.genesets import restrict
-from modaltune.errors import FederationError, ReplyRefused
+from modaltune.errors import ExpressionError, FederationError, ReplyRefused
 from modaltune.federation.manifest import MOST_CASES
 from modaltune.federation.study import Study
 
@@ -89,6 +89,23 @@ def gene_panel(capabilities: Mapping[str, Capability], study: Study) -> list[str
             ' symbols, leave out the site that measures least, or set gene_panel = "union"'
         )
     return panel
+
+
+def check_coverage(site: str, genes: Sequence[str], study: Study) -> None:
+    """Whether a site's expression fills any gene set of the study.
+
+    Raises:
+        ExpressionError: it fills none; in a federation it would end the study for everybody.
+    """
+    named = {gene for members in study.gene_sets.values() for gene in members}
+    found = sorted(named.intersection(genes))
+    minimum = study.model.gene_minimum if study.model.kind == "modaltune" else 1
+    if named and _reads_expression(study) and not restrict(study.gene_sets, found, minimum):
+        raise ExpressionError(
+            f"site {site}: expression has {len(found)} of the {len(named)} genes of the study's gene sets, too few for"
+            f" any set (model.gene_minimum = {minimum}); name its genes as the study does, or take expression out of"
+            " site.toml"
+        )
 
 
 def check_panel(capability: Capability, panel: Sequence[str], study: Study) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from modaltune.errors import FeatureFileError, SlideError
 from modaltune.storage import write_text
 
 SUFFIXES = (".svs", ".ndpi", ".mrxs", ".tif", ".tiff", ".dcm", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".czi")
+_ENDS = 2**16
 PRIMARY_TUMOUR = ("01", "03")
 """TCGA sample types: primary solid tumour, primary blood-derived cancer."""
 
@@ -34,6 +36,14 @@ class Source:
     slide_id: str
     path: Path
     file: str
+
+
+def source_mark(path: Path) -> str:
+    """Tells a slide from another one under the same name: SHA-256 of its size, beginning and end."""
+    with path.open("rb") as stream:
+        beginning, size = stream.read(_ENDS), path.stat().st_size
+        stream.seek(max(0, size - _ENDS))
+        return hashlib.sha256(str(size).encode() + beginning + stream.read()).hexdigest()
 
 
 def find_slides(folder: Path) -> list[Source]:
@@ -60,37 +70,39 @@ def find_slides(folder: Path) -> list[Source]:
     ]
 
 
-def write_slides_table(path: Path, features: Path) -> int:
-    """Write ``slides.csv`` of a site for all bags of a folder; the case of a slide that it has already is kept.
+def write_slides_table(path: Path, features: Path, made: Collection[str] = ()) -> int:
+    """Write ``slides.csv`` of a site for the bags of a folder; rows and columns that it has already stay as they are.
 
-    A new slide's case is its TCGA barcode, or the slide itself. TCGA slides of other than primary tumours are left out.
+    A new slide's case is its TCGA barcode, or the slide itself. TCGA slides of other than primary tumours are left out,
+    and so is a bag that is older than the table and has no row in it: somebody took it out.
 
+    Args:
+        made: slides whose bags this run wrote.
     Returns:
-        How many were left out.
+        How many slides of other than primary tumours were left out.
     """
-    cases: dict[str, str] = {}
+    table, bags = pd.DataFrame(columns=list(SLIDE_COLUMNS)), sorted(features.glob("*.h5"))
+    others = {bag.stem for bag in bags if not _is_primary(bag.stem)}
     if path.is_file():
-        table = read_table(path, where=path.name, error=FeatureFileError, text=SLIDE_COLUMNS)
-        known = {
-            column: identifiers(table, column, where=path.name, error=FeatureFileError, unique=column == "slide_id")
-            for column in ("slide_id", "case_id")
-        }
-        cases = dict(zip(known["slide_id"], known["case_id"], strict=True))
-    names = sorted(bag.stem for bag in features.glob("*.h5"))
-    kept = [name for name in names if name in cases or _is_primary(name)]
-    rows = [(name, cases.get(name) or _case(name), f"{name}.h5") for name in kept]
+        table, written = (
+            read_table(path, where=path.name, error=FeatureFileError, text=SLIDE_COLUMNS),
+            path.stat().st_mtime,
+        )
+        for column in SLIDE_COLUMNS:
+            identifiers(table, column, where=path.name, error=FeatureFileError, unique=column == "slide_id")
+        bags = [bag for bag in bags if bag.stem in made or bag.stat().st_mtime > written]
+    known = {*table["slide_id"], *(Path(file).stem for file in table["file"])}
+    rows = [(bag.stem, _case(bag.stem), f"{bag.stem}.h5") for bag in bags if bag.stem not in known | others]
     if rows:
-        _write_table(path, SLIDE_COLUMNS, rows)
-    return len(names) - len(kept)
+        more = pd.DataFrame(rows, columns=list(SLIDE_COLUMNS))
+        write_text(path, pd.concat([table, more]).to_csv(index=False))
+    return len(others - known)
 
 
 def write_failures(path: Path, failures: Iterable[tuple[Source, str]]) -> None:
     """Write the failures with the names of their files: a table for the site alone."""
-    _write_table(path, ("row", "file", "reason"), [(slide.row, slide.file, why) for slide, why in failures])
-
-
-def _write_table(path: Path, columns: Sequence[str], rows: Sequence[tuple[str | int, ...]]) -> None:
-    write_text(path, pd.DataFrame(rows, columns=list(columns)).to_csv(index=False))
+    rows = [(slide.row, slide.file, why) for slide, why in failures]
+    write_text(path, pd.DataFrame(rows, columns=["row", "file", "reason"]).to_csv(index=False))
 
 
 def _is_slide(path: Path, folder: Path) -> bool:

@@ -56,8 +56,10 @@ def reading(path: Path) -> Iterator[None]:
     except OpenSlideUnsupportedFormatError as error:
         raise SlideError("not a slide that OpenSlide knows; export it as SVS, pyramidal TIFF or DICOM") from error
     except (OpenSlideError, OSError) as error:
-        said = " ".join(str(error).replace(str(path), "the file").replace(path.name, "the file").split())
-        raise SlideError(f"cannot be read: {said}; copy or export it again") from error
+        said = str(error)
+        for name in (path, path.with_suffix(""), path.parent, path.name, path.stem):  # MRXS has a folder beside it
+            said = said.replace(str(name), "the file")
+        raise SlideError(f"cannot be read: {' '.join(said.split())}; copy or export it again") from error
 
 
 def read_scan(slide: OpenSlide, slide_mpp: float | None) -> Scan:

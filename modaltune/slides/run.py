@@ -13,12 +13,13 @@ import h5py
 from modaltune.data.bags import write_bag
 from modaltune.errors import ConfigError, SlideError
 from modaltune.slides.extraction import Layout, Pace, Patches, encode_patches, lay_out
-from modaltune.slides.folder import Source, find_slides, write_failures, write_slides_table
+from modaltune.slides.folder import Source, find_slides, source_mark, write_failures, write_slides_table
 from modaltune.slides.lock import locked
 from modaltune.slides.patch_encoder import PatchEncoder
 from modaltune.storage import write_bytes
 
 Attributes = Mapping[str, str | int | float]
+SOURCE = "source_mark"
 
 
 @dataclass(kw_only=True)
@@ -34,6 +35,7 @@ class Outcome:
         patches: encoded by this run.
         seconds: that it took.
         not_primary: bags of TCGA slides of other than primary tumours, left out of ``slides.csv``.
+        made: names of the slides done.
     """
 
     slides: int
@@ -44,6 +46,7 @@ class Outcome:
     patches: int = 0
     seconds: float = 0.0
     not_primary: int = 0
+    made: list[str] = field(default_factory=list)
 
     @property
     def ended(self) -> int:
@@ -79,7 +82,7 @@ class Extraction:
             ConfigError: bags in ``out`` were made with other settings.
         """
         sources = find_slides(slides)
-        finished = {source.slide_id for source in sources if self._is_finished(self._bag_file(source))}
+        finished = {source.slide_id for source in sources if self._is_finished(source)}
         start, outcome, names = time.monotonic(), Outcome(slides=len(sources)), set[str]()
 
         def told(share: float) -> None:
@@ -96,7 +99,7 @@ class Extraction:
             names.add(source.slide_id)
             told(0.0)
         write_failures(self.out / "failures.csv", outcome.failures)
-        outcome.not_primary = write_slides_table(self.out / "slides.csv", self.out / "features")
+        outcome.not_primary = write_slides_table(self.out / "slides.csv", self.out / "features", outcome.made)
         return outcome
 
     def _extract(self, source: Source, outcome: Outcome, told: Callable[[float], None]) -> None:
@@ -105,12 +108,13 @@ class Extraction:
         with locked(file.with_name(f".{source.slide_id}.lock")) as mine:
             if not mine:
                 outcome.busy += 1
-            elif self._is_finished(file):  # by another process, since this run began
+            elif self._is_finished(source):  # by another process, since this run began
                 outcome.kept += 1
             else:
                 try:
                     self._one(source, file, outcome, told)
                     outcome.done += 1
+                    outcome.made.append(source.slide_id)
                 except SlideError as error:
                     outcome.failures.append((source, str(error)))
 
@@ -124,7 +128,8 @@ class Extraction:
             told((outcome.patches - before) / len(layout.coords))
 
         bag = encode_patches(source.path, layout, self.patches, self.pace, self.encoder, count)
-        write_bag(file, bag, encoder=self.encoder.name, name=source.slide_id, attributes=self._attributes(layout))
+        facts = {**self._attributes(layout), SOURCE: source_mark(source.path)}
+        write_bag(file, bag, encoder=self.encoder.name, name=source.slide_id, attributes=facts)
 
     def _bag_file(self, source: Source) -> Path:
         return self.out / "features" / f"{source.slide_id}.h5"
@@ -151,12 +156,13 @@ class Extraction:
             "level0_height": scan.height,
         }
 
-    def _is_finished(self, file: Path) -> bool:
-        """Whether a whole bag made with these settings is there; a damaged one is made again.
+    def _is_finished(self, source: Source) -> bool:
+        """Whether a whole bag made with these settings is there; a damaged one, or of another scan, is made again.
 
         Raises:
             ConfigError: it was made with others.
         """
+        file = self._bag_file(source)
         try:
             with h5py.File(file) as bag:
                 found: dict[str, Any] = dict(bag["coords"].attrs)
@@ -171,4 +177,4 @@ class Extraction:
                     f"{file.parent}: holds bags made with {name} {found.get(name, 'unknown')!s:.12}, this run has "
                     f"{value!s:.12}; one folder, one setting: choose another --out, or remove its bags"
                 )
-        return True
+        return SOURCE not in found or found[SOURCE] == source_mark(source.path)

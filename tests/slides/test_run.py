@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import struct
 from pathlib import Path
@@ -16,7 +15,8 @@ pytest.importorskip("openslide", reason="the extra 'slides' is not installed")
 from modaltune.data.bags import read_bag
 from modaltune.errors import ConfigError, FeatureFileError, SlideError
 from modaltune.slides.extraction import Pace, Patches
-from modaltune.slides.folder import find_slides
+from modaltune.slides.folder import find_slides, source_mark
+from modaltune.slides.lock import locked
 from modaltune.slides.patch_encoder import PatchEncoder
 from modaltune.slides.run import Extraction, Outcome
 from tests.slides.stand_ins import TILE, painted, write_slide
@@ -77,6 +77,7 @@ def test_the_file_says_how_it_was_made(slides: Path, extraction: Extraction, tin
         assert bag["features"].attrs["encoder"] == "tiny"
         found = dict(bag["coords"].attrs)
     assert found.pop("level0_mpp") == pytest.approx(0.5)
+    assert found.pop("source_mark") == source_mark(slides / "H-17.tif")
     assert found == {
         "name": "H-17",
         "savetodir": "",
@@ -250,12 +251,36 @@ def test_a_broken_slide_never_stops_the_run(
 def test_a_slide_in_the_hands_of_another_process_is_left_to_it(slides: Path, extraction: Extraction) -> None:
     lock = extraction.out / "features" / ".H-17.lock"
     lock.parent.mkdir(parents=True)
-    lock.write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
-    outcome = extraction.run(slides, quiet)
+    with locked(lock):
+        outcome = extraction.run(slides, quiet)
     assert (outcome.busy, outcome.done) == (1, 2)
     assert not (extraction.out / "features" / "H-17.h5").exists()
-    lock.unlink()
     assert extraction.run(slides, quiet).done == 1
+
+
+def test_another_scan_under_the_same_name_is_encoded_anew(slides: Path, extraction: Extraction) -> None:
+    extraction.run(slides, quiet)
+    with h5py.File(extraction.out / "features" / "H-17.h5") as bag:
+        before = dict(bag["coords"].attrs)
+    write_slide(slides / "H-17.tif", [PICTURE[:-64]])
+    outcome = extraction.run(slides, quiet)
+    assert (outcome.done, outcome.kept) == (1, 2)
+    with h5py.File(extraction.out / "features" / "H-17.h5") as bag:
+        after = dict(bag["coords"].attrs)
+    assert after["level0_height"] == before["level0_height"] - 64
+    assert after["source_mark"] != before["source_mark"]
+
+
+def test_rows_and_columns_of_a_table_that_a_person_edited_stay(slides: Path, extraction: Extraction) -> None:
+    extraction.run(slides, quiet)
+    file = extraction.out / "slides.csv"
+    edited = "slide_id,case_id,file,stain\nS1,0007,H-17.h5,HE\nold,P8,sub/old.h5,HE\n"
+    file.write_text(edited)
+    assert extraction.run(slides, quiet).kept == 3
+    assert file.read_text() == edited, "neither changed nor what was taken out brought back"
+    write_slide(slides / "H-18.tiff", [PICTURE])
+    extraction.run(slides, quiet)
+    assert file.read_text() == edited + "H-18,H-18,H-18.h5,\n"
 
 
 def test_a_folder_without_slides_is_one_line(tmp_path: Path) -> None:
