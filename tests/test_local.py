@@ -138,6 +138,12 @@ def test_a_finished_training_is_not_overwritten(whole: tuple[Path, LocalTraining
         LocalTraining(study, site, whole[0]).run()
 
 
+def test_expression_without_the_studys_genes_is_refused(study: Study, site: Path, tmp_path: Path) -> None:
+    other = study.model_copy(update={"gene_sets": {"SET": ("A1", "A2", "A3")}})
+    with pytest.raises(DataError, match="expression has 0 of the 3 genes"):
+        LocalTraining(other, site, tmp_path)
+
+
 def test_a_site_without_a_task_of_the_study_is_refused(study: Study, site: Path, tmp_path: Path) -> None:
     other = study.model_copy(update={"tasks": (study.tasks[0].model_copy(update={"name": "grade"}),)})
     with pytest.raises(DataError, match="labels no task of study small"):

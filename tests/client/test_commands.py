@@ -168,6 +168,17 @@ def test_an_invitation_of_another_site_is_refused(run: Run, invitation: Path, co
     assert not Home.find(None).folder.exists()
 
 
+@pytest.mark.parametrize("command", ["check", "approve"])
+def test_expression_without_the_studys_genes_is_refused_here(
+    run: Run, home: Home, conversation: Conversation, tmp_path: Path, command: str
+) -> None:
+    other = conversation.study.model_copy(update={"gene_sets": {"SET": ("A1", "A2", "A3")}})
+    (tmp_path / "other.json").write_text(other.to_json())
+    message = "site H1: expression has 0 of the 3 genes of the study's gene sets"
+    assert_one_line(run(command, tmp_path / "other.json"), message)
+    assert not Approvals(home.approvals).all()
+
+
 def test_check_names_every_array_and_its_bytes(run: Run, home: Home, study: Path, conversation: Conversation) -> None:
     code, said, err = run("check", study, "--json")
     assert (code, err) == (0, "")

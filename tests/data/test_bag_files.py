@@ -85,6 +85,15 @@ def test_stamps_positions_are_grid_cells_however_pixels_are_rounded(mpp: float, 
     assert abs(placed.coords[0, 0] // 224 - start) <= 1
 
 
+def test_what_else_a_file_holds_is_not_named(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        for patient in ("MRN-0047-Mueller", "MRN-0048-Schmidt"):
+            file.create_group(patient)
+    with pytest.raises(FeatureFileError, match="'features' is missing \\(the file has 2 others\\)") as caught:
+        open_bag(tmp_path / "all.h5", where="row 1")
+    assert "MRN" not in str(caught.value)
+
+
 def test_a_file_that_may_not_be_read_is_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_trident(tmp_path / "TCGA-AB", FEATURES, CELLS, scan=20)
 

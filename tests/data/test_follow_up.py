@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modaltune.data.case_table import clean_cases
 from modaltune.data.follow_up import clean_follow_up, event_values, events_live_longer
 from modaltune.errors import CaseTableError
 
@@ -72,3 +73,16 @@ def test_real_cohorts_are_questioned_when_their_events_are_flipped() -> None:
         )
         assert not events_live_longer(cases), path
         assert events_live_longer(cases.assign(event=1 - cases["event"])) == (path.parent.name != "BRCA"), path
+
+
+@pytest.mark.parametrize("words", [("Alive", "Dead"), ("0:LIVING", "1:DECEASED")])
+def test_deaths_in_words_are_an_event_and_no_censorship(words: tuple[str, str]) -> None:
+    table = pd.DataFrame({"case_id": ["a", "b", "c"], "time_months": [3.0, 5.0, 8.0], "status": [*words, words[0]]})
+
+    def cleaned(canonical: str) -> pd.DataFrame:
+        columns = {canonical: "status"}
+        return clean_cases(table, site="H1", where="cases", tasks=["survival"], columns=columns, codes={}, labels={})
+
+    assert cleaned("event")["event"].tolist() == [0, 1, 0]
+    with pytest.raises(CaseTableError, match=r"'status' says in words who died.*write event = 'status'"):
+        cleaned("censorship")

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from modaltune.data.case_table import clean_cases
+from modaltune.errors import CaseTableError
 
 UNDERSTOOD = {
     "stage": {"Stage IIIA": "III", "iv": "IV", "Stage IA3": "I", "IIc": "II"},
@@ -33,3 +34,13 @@ def test_staging_text_becomes_its_main_level(task: str) -> None:
 @pytest.mark.parametrize("task", LEFT_ALONE)
 def test_unknown_levels_are_left_for_the_site_to_map(task: str) -> None:
     assert harmonised(task, LEFT_ALONE[task]) == LEFT_ALONE[task]
+
+
+def test_rows_of_one_case_agree_about_every_task_and_fill_each_others_blanks() -> None:
+    def cleaned(levels: list[str | None]) -> pd.DataFrame:
+        table = pd.DataFrame({"slide_id": ["s1", "s2", "s3"], "case_id": ["p0", "p0", "p1"], "t_stage": levels})
+        return clean_cases(table, site="H1", where="cases", tasks=["t_stage"], columns={}, codes={}, labels={})
+
+    assert cleaned([None, "T2", "T1"])["t_stage"].tolist() == ["T2", "T1"]
+    with pytest.raises(CaseTableError, match="differs from an earlier row"):
+        cleaned(["T1", "T4", "T1"])

@@ -54,6 +54,22 @@ def test_a_file_that_was_cut_off_is_found_unless_quotes_hide_it(tmp_path: Path) 
     assert read(tmp_path / "t.csv")["note"].tolist() == ["two\nlines"]
 
 
+@pytest.mark.parametrize("header", ["id\tage\tnote", '"id\tage\tnote'])
+def test_rows_that_a_single_quotation_mark_swallows_are_missed(header: str, tmp_path: Path) -> None:
+    notes = ["none", '"left lobe', "none", '"right lobe', "none"]
+    rows = [f"p{row}\t{50 + row}\t{note}" for row, note in enumerate(notes)]
+    (tmp_path / "t.tsv").write_text("\n".join([header, *rows]) + "\n")
+    with pytest.raises(DataError, match="t: ") as caught:
+        read(tmp_path / "t.tsv")
+    assert "lobe" not in str(caught.value)
+
+
+def test_a_header_without_its_closing_quotation_mark_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('"id,age,note\n' + "p1,50,none\n" * 20_000)
+    with pytest.raises(DataError, match="not a readable csv table"):
+        read(tmp_path / "t.csv")
+
+
 def test_a_cut_gzip_file_is_found(tmp_path: Path) -> None:
     raw = gzip.compress(b"id,age,note\n" + b"1,2,3\n" * 500)
     (tmp_path / "t.csv.gz").write_bytes(raw[:-12])

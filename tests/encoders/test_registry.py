@@ -67,6 +67,13 @@ def test_weights_from_a_file_are_used_frozen(folder: Path) -> None:
     assert all(torch.equal(value, encoder.state_dict()[name]) for name, value in loaded.state_dict().items())
 
 
+def test_weights_in_half_precision_are_read_in_full(folder: Path) -> None:
+    encoder = a_vit().half()
+    loaded = load(saved(folder, encoder.state_dict()))
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
+    assert loaded.embed(torch.ones(1, 3, loaded.in_width), torch.zeros(1, 3, 2)).dtype == torch.float32
+
+
 def test_another_transformer_carries_the_adapters() -> None:
     config = ModalTuneConfig(tasks=("one", "two"), adapter=AdapterConfig(groups=((0, 0), (1, 2)), heads=2, gamma=0.1))
     torch.manual_seed(3)

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("openslide", reason="the extra 'slides' is not installed")
 
-from openslide import OpenSlide
+from openslide import OpenSlide, OpenSlideError
 
 from modaltune.errors import SlideError
 from modaltune.slides.extraction import Patches
@@ -83,6 +83,13 @@ def test_a_file_that_is_no_slide_is_one_line_without_its_name(content: bytes, me
     with pytest.raises(SlideError, match=message) as caught, reading(path), OpenSlide(path):
         pass
     assert PATIENT not in str(caught.value)
+
+
+def test_the_folder_that_a_slide_needs_is_not_named(tmp_path: Path) -> None:
+    path = tmp_path / "private" / f"{PATIENT} Mueller.mrxs"
+    with pytest.raises(SlideError, match="cannot be read") as caught, reading(path):
+        raise OpenSlideError(f"Couldn't open {path.with_suffix('')}/Index.dat, private/{path.stem}/Index.dat")
+    assert not any(word in str(caught.value) for word in (PATIENT, "Mueller", str(tmp_path)))
 
 
 @pytest.mark.parametrize(("mpp", "edge"), [(0.5, 256), (0.499, 257), (0.25, 512), (0.2527, 507), (0.55, 233)])
