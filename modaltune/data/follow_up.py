@@ -31,9 +31,10 @@ def event_values(values: pd.Series, column: str, where: str) -> pd.Series:
         if 2 * words.notna().sum() > given.sum():
             _require(words.notna() | ~given, f"{column!r} is neither alive nor dead", "expected Alive or Dead", where)
             return words
-    event = numbers(values, column, where)
+    blank = values.isna() | (values.astype("string").str.strip() == "").fillna(True)
+    event = pd.to_numeric(values, errors="coerce").astype("float64")
     _require(
-        event.isna() | event.isin([0, 1]),
+        event.isin([0, 1]) | blank,
         f"{column!r} is neither 0 nor 1",
         "expected 1 or 0 (event: 1 = death observed; censorship: 1 = censored), in event also Alive and Dead",
         where,

@@ -168,7 +168,7 @@ def read_site_config(folder: Path) -> SiteConfig:
         raise SiteFolderError(f"{folder}: no such site folder; make one as docs/data.md describes, or correct the path")
     path = folder / SITE_FILE
     if not path.is_file():
-        raise SiteFolderError(f"{folder}: {SITE_FILE} is missing; see docs/data.md for an example")
+        raise SiteFolderError(f"{folder}: {SITE_FILE} is missing; draft one with: modaltune init {folder.name}")
     try:
         return SiteConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -141,7 +141,9 @@ def numbers(values: pd.Series, column: str, where: str) -> pd.Series:
     out = pd.to_numeric(values, errors="coerce").astype("float64")
     broken = out.isna() & values.notna() & (values.astype("string").str.strip() != "")
     if broken.astype(bool).any():
-        raise CaseTableError(f"{where}: {column!r} is not a number in {rows(broken)}; expected a number or a blank")
+        commas = values[broken.astype(bool)].astype("string").str.fullmatch(r"\s*-?\d+,\d+\s*").all()
+        wanted = "a decimal point in place of the comma" if commas else "a number or a blank"
+        raise CaseTableError(f"{where}: {column!r} is not a number in {rows(broken)}; expected {wanted}")
     return out
 
 

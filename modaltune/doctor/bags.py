@@ -55,7 +55,11 @@ def slides(site: SiteFiles) -> Iterator[Finding]:
         return
     absent = ~table["file"].map(lambda file: (features / file).is_file())
     if absent.any():
-        yield error(f"the feature file is absent in {rows(absent)}", f"put the files into {folder}/ or remove the rows")
+        inside = table["file"][absent].map(lambda file: (features / Path(file).name).is_file())
+        fix = f"put the files into {folder}/ or remove the rows"
+        if inside.all():
+            fix = f"file is a path inside {folder}/: leave {folder}/ or other folders out of it"
+        yield error(f"the feature file is absent in {rows(absent)}", fix)
     shared = table["file"].duplicated(keep=False)
     if shared.any():
         yield error(f"one feature file stands for several slides in {rows(shared)}", "name each slide's own file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pandas as pd
@@ -48,8 +49,10 @@ def _found(site: SiteFiles) -> dict[str, pd.Series]:
 def _join(site: SiteFiles, name: str, ids: pd.Series, cases: pd.Series) -> Iterator[Finding]:
     strange = ~cases.isin(ids)
     if strange.all():
-        alike = cases.map(_core).isin(ids.map(_core)).any()
-        hint = "; they match when letter case and what follows a TCGA patient are ignored" if alike else ""
+        hint = ""
+        for same, what in _ALIKE.items():
+            if not hint and (alike := int(cases.map(same).isin(ids.map(same)).sum())):
+                hint = f"; {alike} match when {what} are ignored"
         yield error(f"{name}: none of {len(cases)} rows belongs to a case{hint}", "use one case_id in all tables")
         return
     if strange.any():
@@ -61,6 +64,18 @@ def _join(site: SiteFiles, name: str, ids: pd.Series, cases: pd.Series) -> Itera
 
 def _core(identifier: object) -> str:
     return patient_of(str(identifier)).casefold()
+
+
+def _bare(identifier: object) -> str:
+    """Without what spreadsheets and registries add to or take from an identifier."""
+    text = re.sub(r"\.0$", "", _core(identifier))
+    return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"[\W_]+", "", text))
+
+
+_ALIKE = {
+    _core: "letter case and what follows a TCGA patient",
+    _bare: "punctuation, leading zeros and '.0'",
+}
 
 
 def missingness(site: SiteFiles) -> Found:

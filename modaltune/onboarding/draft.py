@@ -41,8 +41,8 @@ def write_draft(folder: Folder) -> Path:
 def draft(folder: Folder) -> str:
     """The text of ``site.toml`` for a folder."""
     policy = "[policy]\nmin_cell = 5  # smaller counts of cases and labels never leave\n"
-    parts = [_head(folder), _paths(folder), _columns(folder), _LABELS, policy]
-    return "\n".join(parts)
+    parts = [_head(folder), _paths(folder), _columns(folder), _expression(folder), _LABELS, policy]
+    return "\n".join(part for part in parts if part)
 
 
 def tasks_of(folder: Folder) -> list[str]:
@@ -91,6 +91,12 @@ def _paths(folder: Folder) -> str:
     return "\n".join([*lines, ""])
 
 
+def _expression(folder: Folder) -> str:
+    if not set(folder.matrices) & set(folder.expression[:1]):
+        return ""
+    return '[expression]\n# ? unit = "log2"  # counts, tpm, fpkm, log2 or zscore: of a row a gene it is needed\n'
+
+
 def _first(key: str, files: list[str]) -> list[str]:
     return [f"{'' if number == 0 else '# ? '}{key} = {_quoted(file)}" for number, file in enumerate(files)]
 
@@ -104,9 +110,11 @@ def _columns(folder: Folder) -> str:
     lines += [
         f"# {_quoted(local)} looks like days: write a column time_months = days / 30.44"
         for local in named(columns, IN_DAYS)
+        if "time_months" not in columns
     ]
     lines += [
         f"# {_quoted(local)} is not event: 1 there usually means censored; write a column event = 1 - it"
         for local in named(columns, REVERSED)
+        if "event" not in columns
     ]
     return "\n".join([*lines, ""])

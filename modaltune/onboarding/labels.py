@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import tomlkit
 from tomlkit.items import Table
 
+from modaltune.data.clinical import GDC_MISSING
 from modaltune.data.site import SITE_FILE, SiteConfig
 from modaltune.doctor.site_files import SiteFiles
 from modaltune.errors import ConfigError, LabelError
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 MOST_CODES = 60
 """More different values than this are no codes but free text or identifiers."""
 SHOWN = 3
+UNKNOWN = {*GDC_MISSING, "n/a", "na", "nan", "none", "missing", "not available", "not known", "x", "?", "-"}
+"""Codes that mean that the label is not known."""
 LEAST_LIKE = 0.25
 """Cosine similarity below which an order is chance: IDC has less than 0.1 to either carcinoma of BRCA."""
 Mapped = dict[str, dict[str, str]]
@@ -39,7 +42,7 @@ class LocalCode:
 
     Attributes:
         cases: how many rows have it.
-        match: the value that it equals but for letter case, spaces and punctuation.
+        match: the value that it equals but for letter case, spaces and punctuation; empty = it says "not known".
         suggestions: (value, cosine similarity of the texts), best first; empty for a code without letters.
     """
 
@@ -73,6 +76,8 @@ def local_codes(site: SiteFiles, tasks: Sequence[TaskSpec]) -> list[LocalCode]:
 
 
 def _match(code: str, task: TaskSpec) -> str | None:
+    if code.strip().casefold() in UNKNOWN:
+        return ""
     found = [value for value in task.values if _bare(value) == _bare(code)]
     return found[0] if len(found) == 1 else None
 

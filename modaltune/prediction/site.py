@@ -152,9 +152,12 @@ def _notes(found: ModelAtSite) -> list[str]:
     known = {modality.name for modality in found.study.modalities}
     notes += [f"modality {name} is no input of this model" for name in found.cohort.modalities if name not in known]
     if site in found.study.roster:
-        seen = int((found.cohort.cases["split"] != "test").sum())
+        splits = found.cohort.cases["split"]
+        seen = f"the {int((splits != 'test').sum())} cases that are not in split test"
+        if (splits == UNKNOWN_SPLIT).any():
+            seen = "the cases that it saw, and nobody can tell which these are,"
         notes.append(
-            f"{site} took part in the training: what the model says about the {seen} cases that are not in split test"
-            " is better than it would be for new patients"
+            f"{site} took part in the training: what the model says about {seen} is better than it would be for new"
+            " patients"
         )
     return notes

@@ -46,6 +46,8 @@ def missing(cells: Sequence[Cell], data: Path | None) -> list[str]:
     wanted: dict[str, None] = {}
     for cell in cells:
         spec = cell.spec
+        if data is None and (spec.cohorts or spec.probe):
+            wanted["the folder with the tables of the cohorts: --data DIR"] = None
         for cohort in (*spec.cohorts, *spec.probe):
             tables = ("clinical.parquet", "rna.parquet") + (("slides.parquet",) if spec.features else ())
             lacking = [name for name in tables if data is not None and not (data / cohort / name).is_file()]

@@ -95,7 +95,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], type[DataError], str]] = {
     "event without time": (cases(put("time_months", 2, np.nan)), CaseTableError, "'time_months' is blank .*row 2"),
     "time without event": (cases(put("event", 2, np.nan)), CaseTableError, "'event' is blank in 1 row"),
     "event 2": (cases(put("event", 1, 2.0)), CaseTableError, "'event' is neither 0 nor 1 in 1 row .*row 1"),
-    "event text": (cases(put("event", 1, "Dead")), CaseTableError, "'event' is not a number in 1 row"),
+    "event text": (cases(put("event", 1, "Dead")), CaseTableError, "'event' is neither 0 nor 1 in 1 row"),
     "age negative": (cases(put("age", 1, -1.0)), CaseTableError, r"'age' is outside 0 to 120 .*row 1"),
     "age in days": (cases(put("age", 6, 21_000.0)), CaseTableError, "'age' is outside"),
     "unknown label": (cases(put("diagnosis", 2, "tubular")), LabelError, "'diagnosis' .* 'tubular' in 1 row"),

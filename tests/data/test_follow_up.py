@@ -86,3 +86,11 @@ def test_deaths_in_words_are_an_event_and_no_censorship(words: tuple[str, str]) 
     assert cleaned("event")["event"].tolist() == [0, 1, 0]
     with pytest.raises(CaseTableError, match=r"'status' says in words who died.*write event = 'status'"):
         cleaned("censorship")
+
+
+def test_other_words_and_decimal_commas_say_what_is_expected() -> None:
+    with pytest.raises(CaseTableError, match=r"expected 1 or 0 .* in event also Alive and Dead"):
+        event_values(pd.Series(["yes", "no", "yes"]), "event", "t")
+    table = pd.DataFrame({"time_months": ["12,5", "3,0"], "event": [1, 0]})
+    with pytest.raises(CaseTableError, match=r"'time_months' is not a number .* a decimal point in place of the comma"):
+        clean_follow_up(table, "t")

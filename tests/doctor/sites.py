@@ -315,7 +315,19 @@ BROKEN: dict[str, tuple[Break, str, str, str]] = {
         column(LAB, "case_id", lambda t: t["case_id"] + "-01A"),
         "joins",
         "error",
-        "they match when letter case",
+        "48 match when letter case",
+    ),
+    "identifiers with a space in one table": (
+        column(LAB, "case_id", lambda t: t["case_id"].str.replace("-", " ")),
+        "joins",
+        "error",
+        "48 match when punctuation",
+    ),
+    "files named with their folder": (
+        column(SLIDES, "file", lambda t: "features/" + t["file"]),
+        "slides",
+        "error",
+        "the feature file is absent",
     ),
     "no modality at all": (
         write("site.toml", 'name = "H1"\ntasks = ["diagnosis"]\n'),

@@ -105,7 +105,9 @@ def test_other_names_are_suggested_and_a_confirmed_draft_loads(folder: Path) -> 
     assert tomllib.loads(text)["tasks"] == ["diagnosis"]
     confirmed = text.replace("# ? ", "").replace('["diagnosis"]', '["diagnosis", "stage", "survival"]')
     (folder / "site.toml").write_text(confirmed)
-    assert dict(read_site_config(folder).columns) == local
+    assert dict(read_site_config(folder).columns) == {
+        name: column for name, column in local.items() if name != "case_id"
+    }
     assert load_site(folder, split_salt="s").cases["event"].sum() == 6
 
 
@@ -169,3 +171,48 @@ def test_the_command_writes_once_and_prints_one_document(
     assert second.value.code == ModalTuneError.exit_code
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
+
+
+def test_a_table_of_gdc_or_cbioportal_needs_no_mapping(folder: Path) -> None:
+    (folder / "patients.csv").unlink()
+    died, alive = (
+        {"vital_status": "Dead", "days_to_death": 300},
+        {"vital_status": "Alive", "days_to_last_follow_up": 400},
+    )
+    same = {"ajcc_pathologic_stage": "Stage IIA", "age_at_diagnosis": 20_000}
+    rows = [{"case_submitter_id": case} | (died if row % 2 else alive) | same for row, case in enumerate(IDS)]
+    gdc = pd.DataFrame(rows).astype(object).fillna("'--")
+    gdc.to_csv(folder / "clinical.tsv", sep="\t", index=False)
+    text = write_draft(survey(folder)).read_text()
+    assert 'tasks = ["stage", "survival"]' in text
+    assert "# ? event" not in text
+    assert "looks like days" not in text
+    cohort = load_site(folder, split_salt="s")
+    assert cohort.cases["event"].tolist() == [0, 1] * 6
+
+
+@pytest.mark.parametrize("name", ["data_clinical_patient.txt", "cases.xlsx", "cases.csv.gz"])
+def test_every_format_that_is_read_is_seen(name: str, folder: Path) -> None:
+    table = pd.read_csv(folder / "patients.csv")
+    (folder / "patients.csv").unlink()
+    if name.endswith(".xlsx"):
+        table.to_excel(folder / name, index=False)
+    else:
+        table.to_csv(folder / name, index=False, sep="\t" if ".txt" in name else ",")
+    assert survey(folder).cases[0] == name
+
+
+def test_a_matrix_with_a_row_a_gene_is_expression_and_wants_its_unit(folder: Path) -> None:
+    (folder / "rna.parquet").unlink()
+    matrix = pd.DataFrame(np.ones((30, 12)), columns=IDS).assign(Hugo_Symbol=[f"G{row}" for row in range(30)])
+    matrix[["Hugo_Symbol", *IDS]].to_csv(folder / "expression.tsv", sep="\t", index=False)
+    text = draft(survey(folder))
+    assert 'expression = "expression.tsv"' in text
+    assert '[expression]\n# ? unit = "log2"' in text
+    assert tomllib.loads(text.replace("# ? unit", "unit"))["expression"] == {"unit": "log2"}
+
+
+def test_why_the_cases_table_could_not_be_read_is_said(tmp_path: Path) -> None:
+    (tmp_path / "cases.csv").write_text("case_id;stage\nP1;I\n")
+    with pytest.raises(SiteFolderError, match=r"not read: cases\.csv: columns are separated by semicolons"):
+        survey(tmp_path)

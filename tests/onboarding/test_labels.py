@@ -16,7 +16,7 @@ from modaltune.encoders.text import text_encoder
 from modaltune.errors import ConfigError, LabelError
 from modaltune.federation.study import TaskSpec
 from modaltune.onboarding.commands import summary
-from modaltune.onboarding.labels import LEAST_LIKE, LocalCode, accepted, asked, local_codes, ranked, store
+from modaltune.onboarding.labels import LEAST_LIKE, LocalCode, _match, accepted, asked, local_codes, ranked, store
 from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
 
 DUCTAL, LOBULAR = "invasive ductal carcinoma", "invasive lobular carcinoma"
@@ -225,3 +225,10 @@ def test_the_summary_says_what_is_left_to_do(
     confirmed: dict[str, dict[str, str]], left: int, apply: bool, said: str
 ) -> None:
     assert summary(confirmed, left, apply).startswith(said)
+
+
+@pytest.mark.parametrize("code", ["unknown", "Not reported", "N/A", "X"])
+def test_a_code_for_what_is_not_known_is_unlabelled_and_never_like_a_value(
+    code: str, tasks: tuple[TaskSpec, ...]
+) -> None:
+    assert _match(code, next(task for task in tasks if task.kind == "ordinal")) == ""

@@ -252,6 +252,7 @@ def test_nobody_knows_the_test_cases_of_a_model_trained_alone_on_hashed_splits(
     code, _, err = run("predict", made.model, made.site, "--split", "test")
     assert code == 2
     assert "nobody can tell which ones it saw; take --split all" in err
+    assert "nobody can tell which these are" in run("predict", made.model, made.site)[2]
     assert set(table_of(run, made)["split"]) == {"unknown"}
 
 

@@ -180,6 +180,12 @@ def test_the_papers_protocol_has_the_published_settings_where_there_is_a_switch(
         ].items()
 
 
+def test_a_study_of_cohorts_without_their_folder_does_not_start() -> None:
+    assert missing(expand(load_study_file(Path("single-cohort"))), None) == [
+        "the folder with the tables of the cohorts: --data DIR"
+    ]
+
+
 @pytest.mark.parametrize("name", [name for name in READY if name.startswith("paper")])
 def test_the_papers_protocol_says_what_is_absent(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODALTUNE_ENCODERS", str(tmp_path / "encoders"))
