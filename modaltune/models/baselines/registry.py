@@ -1,7 +1,7 @@
 """The rows of the published tables by name: how each is built and with which settings it is trained.
 
 Learning rate and weight decay are those of the named design; everything else of the recipe (AdamW, batch size, warm-up,
-cosine, rounds) is the study's, so that all rows take the same number of optimiser steps.
+cosine, rounds) is the study's, so that all rows take the same number of epochs.
 """
 
 from __future__ import annotations
