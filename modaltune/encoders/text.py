@@ -104,9 +104,14 @@ def _transformers(folder: Path) -> Encode:
             f"text encoder {folder.name}: does not load ({type(error).__name__}); download it again"
         ) from error
 
+    most = min(tokenizer.model_max_length, model.config.max_position_embeddings - 2)  # RoBERTa counts from 2
+
     def encode(text: str) -> Tensor:
-        hidden: Tensor = model(**tokenizer(text, return_tensors="pt", truncation=True)).last_hidden_state
-        return hidden[0].mean(dim=0)
+        """The mean over the tokens of the text, a window after the other where it is longer than the model reads."""
+        found = tokenizer(text, truncation=True, max_length=most, return_overflowing_tokens=True)["input_ids"]
+        windows = found if isinstance(found[0], list) else [found]
+        hidden = [model(input_ids=torch.tensor([window])).last_hidden_state[0] for window in windows]
+        return torch.cat(hidden).mean(dim=0)
 
     return encode
 

@@ -144,6 +144,14 @@ def test_a_missing_package_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.slow
+def test_a_report_longer_than_the_encoder_reads_is_read_to_its_end() -> None:
+    beginning = "the patient was seen. " * 220
+    rows = text_encoder().encode([beginning + "no tumour", beginning + "invasive ductal carcinoma, grade three"])
+    assert not torch.allclose(rows[0], rows[1], atol=1e-4)
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(2))
+
+
+@pytest.mark.slow
 def test_the_shipped_encoder_gives_unit_rows_that_follow_meaning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
