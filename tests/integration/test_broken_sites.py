@@ -211,7 +211,7 @@ BREAKS: dict[str, Break] = {
         "own", table("cases.csv", put("case_id", 3, A)), "repeats an earlier one in 1 row .first: row 3"
     ),
     "event words and numbers": Break(
-        "own", table("cases.csv", put("event", 2, "Dead")), "'event' is not a number .*row 2"
+        "own", table("cases.csv", put("event", 2, "Dead")), "'event' is neither 0 nor 1 .*row 2"
     ),
     "event of two": Break("own", table("cases.csv", put("event", 4, "2")), "'event' is neither 0 nor 1 .*row 4"),
     "time of zero": Break("own", table("cases.csv", put("time_months", 1, "0")), "not above 0 in 1 row .first: row 1"),
@@ -360,7 +360,8 @@ def content(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def study_file(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("study") / "study.json"
-    path.write_text(study.to_json())
+    measured = {"MEASURED": tuple(sorted(tools.ENSEMBL))}
+    path.write_text(study.model_copy(update={"gene_sets": measured}).to_json())
     return path
 
 
