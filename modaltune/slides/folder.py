@@ -84,10 +84,8 @@ def write_slides_table(path: Path, features: Path, made: Collection[str] = ()) -
     table, bags = pd.DataFrame(columns=list(SLIDE_COLUMNS)), sorted(features.glob("*.h5"))
     others = {bag.stem for bag in bags if not _is_primary(bag.stem)}
     if path.is_file():
-        table, written = (
-            read_table(path, where=path.name, error=FeatureFileError, text=SLIDE_COLUMNS),
-            path.stat().st_mtime,
-        )
+        table = read_table(path, where=path.name, error=FeatureFileError, text=SLIDE_COLUMNS)
+        written = path.stat().st_mtime
         for column in SLIDE_COLUMNS:
             identifiers(table, column, where=path.name, error=FeatureFileError, unique=column == "slide_id")
         bags = [bag for bag in bags if bag.stem in made or bag.stat().st_mtime > written]

@@ -6,6 +6,7 @@ Messages name no file: slide names carry patient barcodes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def reading(path: Path) -> Iterator[None]:
     except (OpenSlideError, OSError) as error:
         said = str(error)
         for name in (path, path.with_suffix(""), path.parent, path.name, path.stem):  # MRXS has a folder beside it
-            said = said.replace(str(name), "the file")
+            said = re.sub(rf"(?<!\w){re.escape(str(name))}(?!\w)", "the file", said)
         raise SlideError(f"cannot be read: {' '.join(said.split())}; copy or export it again") from error
 
 

@@ -177,4 +177,7 @@ class Extraction:
                     f"{file.parent}: holds bags made with {name} {found.get(name, 'unknown')!s:.12}, this run has "
                     f"{value!s:.12}; one folder, one setting: choose another --out, or remove its bags"
                 )
-        return SOURCE not in found or found[SOURCE] == source_mark(source.path)
+        try:
+            return SOURCE not in found or found[SOURCE] == source_mark(source.path)
+        except OSError:  # it cannot be read any more, and its bag is whole
+            return True
