@@ -109,7 +109,7 @@ def canonical_cases(
     known = with_known_columns(table, columns=columns, wanted=wanted, where=where)
     renamed = _canonical(known, columns, where)
     if "slide_id" in renamed and "case_id" in renamed:  # one row a slide, as MCAT and SurvPath write it
-        renamed = one_row_a_case(renamed, [name for name in renamed if name in {*CANONICAL, *columns, *wanted}], where)
+        renamed = one_row_a_case(renamed, {*CANONICAL, *columns, *wanted}, where)
     return _with_event(renamed, columns, where) if "survival" in tasks else renamed
 
 

@@ -80,8 +80,7 @@ def gene_panel(capabilities: Mapping[str, Capability], study: Study) -> list[str
     measured = [set(found.genes) for found in holders.values()]
     shared = set.union(*measured) if study.gene_panel == "union" else set.intersection(*measured)
     panel = sorted(shared & named)
-    kept = restrict(study.gene_sets, panel, study.model.gene_minimum) if study.model.kind == "modaltune" else panel
-    if not kept and _reads_expression(study):
+    if _too_few(panel, study):
         known = ", ".join(f"{site} {len(found.genes)}" for site, found in holders.items())
         raise FederationError(
             f"the sites with expression share {len(panel)} genes of the study's gene sets, too few for any set"
@@ -98,13 +97,11 @@ def check_coverage(site: str, genes: Sequence[str], study: Study) -> None:
         ExpressionError: it fills none; in a federation it would end the study for everybody.
     """
     named = {gene for members in study.gene_sets.values() for gene in members}
-    found = sorted(named.intersection(genes))
-    minimum = study.model.gene_minimum if study.model.kind == "modaltune" else 1
-    if named and _reads_expression(study) and not restrict(study.gene_sets, found, minimum):
+    if named and _too_few(genes, study):
         raise ExpressionError(
-            f"site {site}: expression has {len(found)} of the {len(named)} genes of the study's gene sets, too few for"
-            f" any set (model.gene_minimum = {minimum}); name its genes as the study does, or take expression out of"
-            " site.toml"
+            f"site {site}: expression has {len(named.intersection(genes))} of the {len(named)} genes of the study's"
+            f" gene sets, too few for any set (model.gene_minimum = {study.model.gene_minimum}); name its genes as the"
+            " study does, or take expression out of site.toml"
         )
 
 
@@ -118,6 +115,12 @@ def check_panel(capability: Capability, panel: Sequence[str], study: Study) -> N
             f"it lacks {len(lacking)} of the {len(panel)} genes that the study began with; it can take part without"
             " expression, or in a study that begins with it",
         )
+
+
+def _too_few(genes: Sequence[str], study: Study) -> bool:
+    """Whether genes fill no set of a study that reads expression; a baseline needs one gene of one."""
+    minimum = study.model.gene_minimum if study.model.kind == "modaltune" else 1
+    return _reads_expression(study) and not restrict(study.gene_sets, genes, minimum)
 
 
 def _reads_expression(study: Study) -> bool:

@@ -69,10 +69,11 @@ def _scaled_loss(logits: Tensor, index: Tensor, scales: Sequence[int]) -> Tensor
     mine, first = position[index], 0
     loss = F.cross_entropy(_scale_logits(logits, scales), mine, reduction="none")
     for scale, levels in enumerate(logits.split(list(scales), dim=-1)):
-        inside, seen = (mine == scale).nonzero()[:, 0], index.new_ones((), dtype=torch.bool)
+        inside = (mine == scale).nonzero()[:, 0]
         if levels.shape[1] > 1 and len(inside):
             level = index[inside] - first
-            loss = loss.index_add(0, inside, _cumulative_loss(levels[inside], level, seen.expand(len(level))))
+            ordered = _cumulative_loss(levels[inside], level, torch.ones_like(level, dtype=torch.bool))
+            loss = loss.index_add(0, inside, ordered)
         first += levels.shape[1]
     return loss
 
