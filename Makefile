@@ -54,7 +54,7 @@ demo: setup
 	$(call timed,demo,trains a federation of five synthetic hospitals and writes its report,$(DEMO_MINUTES),modaltune-simulate demo $(ARGS))
 
 test: setup
-	$(call timed,test,runs the tests,$(TEST_MINUTES),OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist loadfile $(ARGS))
+	$(call timed,test,runs the tests,$(TEST_MINUTES),OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS))
 
 lint: setup
 	$(call timed,lint,checks style and types,$(LINT_MINUTES),s=0; ruff check . || s=1; ruff format --check . || s=1; mypy || s=1; (exit $$s))

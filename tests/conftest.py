@@ -31,6 +31,14 @@ settings.register_profile("steady", deadline=None, derandomize=True)  # the same
 settings.load_profile("steady")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests go first, then those that start federations: processes that share files end together."""
+    marks: dict[Path, set[str]] = {}
+    for item in items:
+        marks.setdefault(item.path, set()).update(mark.name for mark in item.iter_markers())
+    items.sort(key=lambda item: ("slow" not in marks[item.path], "integration" not in marks[item.path]))
+
+
 def _beside(name: str, absent: str) -> Path:
     """A folder of real data, by its variable or beside the checkout; without it the test is skipped."""
     named = os.environ.get(f"MODALTUNE_{name.upper()}")
