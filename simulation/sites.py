@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from modaltune.data.bags import write_bag
 from modaltune.data.case_table import task_columns
@@ -96,14 +97,20 @@ def draw_split(strata: pd.Series, seed: int, *names: object) -> pd.Series:
     Returns:
         train, val or test, same index.
     """
-    draw = numpy_generator(seed, "split", *names)
-    order = np.lexsort([draw.permutation(len(strata)), strata.rank(method="dense").to_numpy()])
-    # multiples of the golden ratio are spread evenly over [0, 1) in every run of neighbours, so in every stratum
-    places = (draw.random() + np.arange(len(strata)) * (np.sqrt(5) - 1) / 2) % 1
+    places = even_places(strata, seed, "split", *names)
     bounds = np.cumsum([HASH_SPLIT[name] for name in SPLITS])[:-1]
-    split = np.empty(len(strata), dtype=object)
-    split[order] = np.asarray(SPLITS, dtype=object)[np.searchsorted(bounds, places, side="right")]
+    split = np.asarray(SPLITS, dtype=object)[np.searchsorted(bounds, places, side="right")]
     return pd.Series(split, index=strata.index)
+
+
+def even_places(strata: pd.Series, seed: int, *names: object) -> NDArray[np.float64]:
+    """A place in [0, 1) for every case, drawn so that those of every stratum are spread evenly."""
+    draw = numpy_generator(seed, *names)
+    order = np.lexsort([draw.permutation(len(strata)), strata.rank(method="dense").to_numpy()])
+    places = np.empty(len(strata))
+    # multiples of the golden ratio are spread evenly over [0, 1) in every run of neighbours, so in every stratum
+    places[order] = (draw.random() + np.arange(len(strata)) * (np.sqrt(5) - 1) / 2) % 1
+    return places
 
 
 def class_and_event(cases: pd.DataFrame) -> pd.Series:

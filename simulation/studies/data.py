@@ -24,6 +24,7 @@ from simulation.sites import (
     class_and_event,
     disjoint_tasks,
     draw_split,
+    even_places,
     require_known,
     write_site,
 )
@@ -81,6 +82,17 @@ class Share:
             files={case: pairs for case, pairs in self.files.items() if case in cases.index},
         )
 
+    def with_labels(self, tasks: Sequence[TaskSpec], kept: float, seed: int) -> Share:
+        """A share of its labels of each task, of every class and outcome; a smaller share is part of a larger one."""
+        cases = self.cases.copy()
+        for task in (task.name for task in tasks if self.labels(task.name)):
+            known = cases[labelled(cases, task) & (cases["split"] != "test")]
+            strata = known["split"] + "/" + known["event" if task == "survival" else task].astype(str)
+            lost = known.index[even_places(strata, seed, "labels", self.name, task) >= kept]
+            for column in task_columns(task):
+                cases[column] = cases[column].mask(cases.index.isin(lost))
+        return replace(self, cases=cases)
+
     def without(self, modalities: Sequence[str]) -> Share:
         """Some modalities taken away."""
         share = replace(self, expression=None) if "expression" in modalities else self
@@ -132,11 +144,13 @@ def write_scene(spec: DataSpec, seed: int, data: Path | None, out: Path) -> Scen
     trains = [share for share in shares if share.name not in spec.leave_out]
     path = out / GENE_SETS_FILE
     write_gmt(path, sets)
-    sites = (
-        {share.name: write_share(share, tasks, held.get(share.name), out / "sites") for share in trains}
-        if held
-        else {share.name: truth[share.name] for share in trains}
-    )
+    whole = not held and spec.labelled == 1
+    sites = {
+        share.name: truth[share.name]
+        if whole
+        else write_share(share.with_labels(tasks, spec.labelled, seed), tasks, held.get(share.name), out / "sites")
+        for share in trains
+    }
     cohorts = {share.name: share.cohort for share in shares}
     return SceneFolders(sites=sites, truth=truth, cohorts=cohorts, tasks=tasks, gene_sets=path)
 

@@ -40,6 +40,7 @@ class DataSpec(_Part):
         hospitals: which of them (``H1``), default all.
         leave_out: hospitals that do not train; their test cases are scored all the same.
         tasks: hospital -> tasks it labels, or ``disjoint``; default all that it has labels for.
+        labelled: share of its labels of each task that a hospital keeps for training and validation.
         without: hospital -> modalities taken away.
         fill: a modality that a case lacks is filled with the mean over the training cases that have it.
         sites: all cases dealt anew to this many sites; each case keeps its split.
@@ -55,6 +56,7 @@ class DataSpec(_Part):
     hospitals: tuple[str, ...] = ()
     leave_out: tuple[str, ...] = ()
     tasks: Literal["disjoint"] | dict[str, tuple[str, ...]] = {}
+    labelled: Annotated[float, Field(gt=0, le=1)] = 1.0
     without: dict[str, tuple[Modality, ...]] = {}
     fill: bool = False
     sites: Annotated[int, Field(ge=1, le=50)] | None = None

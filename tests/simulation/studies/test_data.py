@@ -47,6 +47,33 @@ def test_disjoint_tasks_are_labelled_by_different_hospitals_and_tested_on_all(tm
     assert len(load_site(found.truth["H1"], split_salt="").tasks) == 3
 
 
+def test_a_hospital_keeps_a_share_of_its_labels_and_all_of_its_test_cases(shares: list[Share]) -> None:
+    tasks = pan_vocabulary(("BRCA",))
+    whole = shares[0]
+    known = whole.cases["diagnosis"].notna() & (whole.cases["split"] != "test")
+    before = pd.Series(True, index=whole.cases.index)
+    for kept in (1.0, 0.5, 0.2):
+        cases = whole.with_labels(tasks, kept, 0).cases
+        still = cases["diagnosis"].notna()
+        assert not (still & ~before).any()
+        assert abs((still & known).sum() - kept * known.sum()) <= 2
+        test = cases["split"] == "test"
+        assert cases.loc[test, ["diagnosis", "time_months"]].equals(whole.cases.loc[test, ["diagnosis", "time_months"]])
+        assert cases["time_months"].notna().equals(cases["event"].notna())
+        before = still
+    assert whole.with_labels(tasks, 0.5, 0).cases.equals(whole.with_labels(tasks, 0.5, 0).cases)
+    assert not whole.with_labels(tasks, 0.5, 1).cases.equals(whole.with_labels(tasks, 0.5, 0).cases)
+
+
+def test_few_labels_leave_the_truth_whole(tmp_path: Path) -> None:
+    found = scene(tmp_path, labelled=0.5)
+    few, all_of_them = (
+        load_site(folder, split_salt="").cases["stage"].notna().sum()
+        for folder in (found.sites["H1"], found.truth["H1"])
+    )
+    assert few < 0.8 * all_of_them
+
+
 def test_in_several_cohorts_each_has_disjoint_tasks_of_its_own(tcga_dir: Path, tmp_path: Path) -> None:
     spec = DataSpec(kind="tcga", cohorts=("BLCA", "GBMLGG"), modalities=("expression",), tasks="disjoint")
     found = write_scene(spec, 0, tcga_dir, tmp_path)
