@@ -18,7 +18,7 @@ from modaltune.data.preprocessing import Preprocessing
 from modaltune.evaluation.metrics import Score
 from modaltune.evaluation.paired import headline_differences
 from modaltune.evaluation.predictions import events_behind, outcome_groups
-from modaltune.federation.study import Study, TaskSpec
+from modaltune.federation.study import AT_HORIZONS, Study, TaskSpec
 
 Row = Mapping[str, Any]
 Events = dict[tuple[str, str], int | None]
@@ -45,12 +45,16 @@ class Verdict:
         not_assessed: what could not be judged, one sentence each.
         comparisons: with the hospitals' own models.
         events: behind the metrics, where the run knows them.
+        at_horizon: (hospital, task, metric) -> deaths until a metric's time or patients alive after it, the fewer.
+        thin: those of them that rest on too few; the model is released without these scores.
     """
 
     problems: tuple[str, ...]
     not_assessed: tuple[str, ...]
     comparisons: tuple[Comparison, ...]
     events: Events
+    at_horizon: Mapping[tuple[str, str, str], int]
+    thin: frozenset[tuple[str, str, str]]
 
 
 def judge(
@@ -70,17 +74,28 @@ def judge(
     comparisons: list[Comparison] = []
     problems: list[str] = []
     unseen: list[str] = []
+    at_horizon: dict[tuple[str, str, str], int] = {}
     if predictions is not None and preprocessing is not None:
         tables = predictions[predictions["seed"] == study.seed]
         comparisons = list(own_model_comparisons(study, preprocessing, tables))
         cases = _Cases(study, preprocessing, tables[tables["method"] == "federated"])
         events |= cases.events()
         problems, unseen = [*cases.without_a_number()], [*cases.unseen()]
+        at_horizon = cases.at_horizon()
+    thin = frozenset(key for key, fewer in at_horizon.items() if fewer < study.release.min_events)
     return Verdict(
         problems=(*problems, *_untested(study, mine), *_worse(comparisons), *_too_few(study, mine, events)),
-        not_assessed=(*_not_compared(mine, comparisons), *_undefined(mine), *unseen, *_events_unknown(mine, events)),
+        not_assessed=(
+            *_not_compared(mine, comparisons),
+            *_undefined(mine),
+            *unseen,
+            *_events_unknown(mine, events),
+            *_thin(study, thin),
+        ),
         comparisons=tuple(comparisons),
         events=events,
+        at_horizon=at_horizon,
+        thin=thin,
     )
 
 
@@ -152,6 +167,13 @@ def _events_unknown(rows: Sequence[Row], events: Events) -> Iterator[str]:
         yield f"The number of deaths, or of cases of the rarest class, was not reported: {named}."
 
 
+def _thin(study: Study, thin: frozenset[tuple[str, str, str]]) -> Iterator[str]:
+    least = study.release.min_events
+    for metric in AT_HORIZONS["survival"]:
+        if named := sorted(f"{task} at {hospital}" for hospital, task, name in thin if name == metric):
+            yield f"{metric} rests on fewer than {least} deaths or survivors and is left out: {', '.join(named)}."
+
+
 def _grouped(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     """Rows with a value, by hospital and task."""
     out: dict[tuple[str, str], list[Row]] = {}
@@ -176,6 +198,15 @@ class _Cases:
             groups = self._groups(own, spec)
             rarest = place == "all" and spec.kind != "survival"
             out[place, spec.name] = int(groups.min()) if rarest else events_behind(groups, spec)
+        return out
+
+    def at_horizon(self) -> dict[tuple[str, str, str], int]:
+        """Deaths until each time at which survival is scored, or patients alive after it, whichever are fewer."""
+        out: dict[tuple[str, str, str], int] = {}
+        for place, spec, own in self._parts():
+            for metric, months in AT_HORIZONS[spec.kind].items():
+                died = int(((own["time_months"] <= months) & (own["event"] > 0)).sum())
+                out[place, spec.name, metric] = min(died, int((own["time_months"] > months).sum()))
         return out
 
     def unseen(self) -> Iterator[str]:

@@ -32,7 +32,7 @@ from modaltune.evaluation.metrics import (
     summarise,
 )
 from modaltune.evaluation.survival import Censoring, auc_at, brier_at, c_index_ipcw, survival_at
-from modaltune.federation.study import FURTHER, HEADLINES, Study, TaskSpec
+from modaltune.federation.study import AT_HORIZONS, FURTHER, HEADLINES, Study, TaskSpec
 from modaltune.models.learner import Learner
 from modaltune.step import case_groups, device_of, precision_of
 from modaltune.tasks.hazards import hazard_risk
@@ -222,9 +222,8 @@ def _survival_values(
         return np.full(len(weights), np.nan)
     if metric == "c_index_ipcw":
         return c_index_ipcw(months, event, risk, censoring, weights)
-    name, _, months_text = metric.rpartition("_")
-    horizon = float(months_text.removesuffix("m"))
-    if name == "auc":
+    horizon = AT_HORIZONS["survival"][metric]
+    if metric.startswith("auc"):
         return auc_at(horizon, months, event, risk, censoring, weights)
     if table["probabilities"].isna().any():  # a linear model predicts a risk only
         return np.full(len(weights), np.nan)

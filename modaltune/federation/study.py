@@ -28,6 +28,12 @@ from modaltune.storage import canonical_json, digest_text
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 HORIZONS = (12, 36, 60)  # months at which survival is scored
+AT_HORIZONS: dict[str, dict[str, int]] = {
+    "nominal": {},
+    "ordinal": {},
+    "survival": {f"{name}_{months}m": months for name in ("auc", "brier") for months in HORIZONS},
+}
+"""Metrics at a time -> that time in months."""
 HEADLINES = {
     "nominal": ("auc", "balanced_accuracy"),
     "ordinal": ("auc", "balanced_accuracy"),
@@ -36,13 +42,10 @@ HEADLINES = {
 FURTHER = {
     "nominal": ("macro_f1", "brier", "ece"),
     "ordinal": ("macro_f1", "brier", "ece"),
-    "survival": ("c_index_ipcw", *(f"{name}_{months}m" for name in ("auc", "brier") for months in HORIZONS)),
+    "survival": ("c_index_ipcw", *AT_HORIZONS["survival"]),
 }
 METRICS = {kind: HEADLINES[kind] + FURTHER[kind] for kind in HEADLINES}
-REPORTED = {
-    kind: tuple(name for name in names if not name.endswith("m") or name == "c_index_ipcw")
-    for kind, names in METRICS.items()
-}
+REPORTED = {kind: tuple(name for name in names if name not in AT_HORIZONS[kind]) for kind, names in METRICS.items()}
 """What leaves a hospital: at a horizon, a score can rest on a single death."""
 _STAGES = {"stage", "t_stage", "n_stage", "m_stage", "tumor_stage", "tumour_stage", "pathologic_stage", "ajcc_stage"}
 _LABELS = {

@@ -70,15 +70,19 @@ def _scores(rows: Sequence[Mapping[str, Any]], verdict: Verdict) -> Iterator[str
         yield "No score was computed in this run."
         return
     own = {(found.hospital, found.task, found.metric): found.difference for found in verdict.comparisons}
-    yield "Events: deaths, or cases of the rarest class. Own model: difference to the model that the hospital trained"
+    yield "Events: deaths (of a score at a time: until then, or patients alive after it, the fewer), or cases of the"
+    yield "rarest class. Own model: difference to the model that the hospital trained"
     yield "alone, on the same patients; positive = this model is better."
     yield ""
     yield "| hospital | task | metric | value | 95 % | cases | events | against own model |"
     yield "|---|---|---|---|---|---|---|---|"
     for row in rows:
-        score = own.get((row["hospital"], row["task"], row["metric"]))
+        about = (row["hospital"], row["task"], row["metric"])
+        if about in verdict.thin:
+            continue
+        score = own.get(about)
         against = "" if score is None else f"{_signed(score.value)}{_interval(score.low, score.high)}"
-        events = verdict.events.get((row["hospital"], row["task"]), "")
+        events = verdict.at_horizon.get(about, verdict.events.get(about[:2], ""))
         events = "too few to be told" if events is None else events
         interval = "" if row["low"] is None else f"{_number(row['low'])} to {_number(row['high'])}"
         cells = (

@@ -74,6 +74,20 @@ def test_a_metric_on_too_few_patients_stops_the_release(gate_study: Study, chang
     assert judge(gate_study, [row(**change)], None, None).problems == (reason,)
 
 
+def test_a_score_at_a_time_with_few_deaths_or_survivors_is_not_released(
+    gate_study: Study, gate_preprocessing: Preprocessing
+) -> None:
+    predictions = two_sites(federated=0.6, local=0.3)
+    rows = rows_of(gate_study, gate_preprocessing, predictions)
+    mine = predictions[(predictions["method"] == "federated") & (predictions["hospital"] == "H1")]
+    died, alive = ((mine["time_months"] <= 60) & (mine["event"] == 1)).sum(), (mine["time_months"] > 60).sum()
+    least = gate_study.release.model_copy(update={"min_events": int(min(died, alive)) + 1, "min_cases": 1})
+    verdict = judge(gate_study.model_copy(update={"release": least}), rows, gate_preprocessing, predictions)
+    assert verdict.at_horizon["H1", "survival", "auc_60m"] == min(died, alive)
+    assert ("H1", "survival", "auc_60m") in verdict.thin
+    assert any(line.startswith("auc_60m rests on fewer than") and "H1" in line for line in verdict.not_assessed)
+
+
 def test_the_study_sets_the_thresholds(gate_study: Study) -> None:
     release = gate_study.release.model_copy(update={"min_cases": 51})
     verdict = judge(gate_study.model_copy(update={"release": release}), [row()], None, None)
