@@ -97,7 +97,8 @@ def _check_scales(given: Preprocessing, study: Study) -> None:
         if not _is_sound(scale, widths[name], _LEAST_CLINICAL if name.startswith("clinical.") else 0.0):
             raise _refused(f"scale of {name}")
     sites = {site for names in given.suppressed.values() for site in names}
-    if not set(given.suppressed) <= set(widths) or not sites <= set(study.roster):
+    counts = {name for name in shapes if name == "cases" or name.startswith("labels.")}
+    if not set(given.suppressed) <= {*widths, *counts} or not sites <= set(study.roster):
         raise _refused("suppressed groups")
 
 

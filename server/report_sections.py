@@ -96,7 +96,7 @@ trained it.
 <li><strong>Small counts:</strong> {% if privacy.cell > 1 %}below {{ privacy.cell }} they stay at the hospital.
 {%- else %}not held back.{% endif %}
 {%- if privacy.suppressed %}
-No sums, because absent or too few, of {{ privacy.suppressed | join("; of ") }}.{% endif %}</li>
+No sums, or not all, because absent or too few, of {{ privacy.suppressed | join("; of ") }}.{% endif %}</li>
 <li><strong>Secure aggregation and added noise:</strong> none. The coordinator sees each hospital's update; there is no
 formal guarantee.</li>
 {%- if simulated %}

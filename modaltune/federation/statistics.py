@@ -37,39 +37,39 @@ def statistics_shapes(study: Study, genes: Sequence[str]) -> dict[str, tuple[int
     groups |= {f"modality.{modality.name}": modality.width for modality in study.modalities if modality.columns}
     groups |= {f"clinical.{column.name}": 1 for column in study.clinical if not column.values}
     for group, width in groups.items():
-        counts = width if group == "expression" else 1
+        counts = 1 if group == "patches" else width
         shapes |= {f"{group}.count": (counts,), f"{group}.sum": (width,), f"{group}.squares": (width,)}
     for task in study.tasks:
         shapes[f"labels.{task.name}"] = (CELLS,) if task.kind == "survival" else (len(task.labels),)
     return shapes
 
 
-def _moments(name: str, rows: NDArray[np.float64], cases: int, minimum: int, width: int) -> Sums:
-    if cases < minimum:
-        rows = np.zeros((0, width))
-    count = np.array([float(len(rows))])
-    return {f"{name}.count": count, f"{name}.sum": rows.sum(axis=0), f"{name}.squares": (rows**2).sum(axis=0)}
+def _moments(name: str, rows: NDArray[np.float64], told: NDArray[np.bool_]) -> Sums:
+    """Sums of the columns that may be told, ``told`` ``[F]`` or one for all of them."""
+    count = told * float(len(rows))
+    return {f"{name}.count": count, f"{name}.sum": told * rows.sum(axis=0), f"{name}.squares": told * (rows**2).sum(0)}
 
 
-def without_odd_ones(rows: NDArray[np.float64], minimum: int) -> NDArray[np.float64]:
-    """``[n, F]`` where values that fewer than ``minimum`` cases have, beside one that most share, are that one.
+def may_be_told(rows: NDArray[np.float64], minimum: int) -> NDArray[np.bool_]:
+    """``[n, F] -> [F]``: columns of enough cases, and not with one value that all but a few of them share.
 
     The sums of a gene that all but one patient lack, or of a flag that one has, would be that patient's own value.
     """
-    if not len(rows):
-        return rows
+    if len(rows) < max(minimum, 1):
+        return np.zeros(rows.shape[1], dtype=bool)
     usual = np.partition(rows, len(rows) // 2, axis=0)[len(rows) // 2]
-    odd = rows != usual
-    few = (odd.sum(axis=0) < minimum) & (2 * odd.sum(axis=0) < len(rows))
-    return np.where(odd & few, usual, rows)
+    odd = (rows != usual).sum(axis=0)
+    told: NDArray[np.bool_] = (odd == 0) | (odd >= minimum) | (2 * odd >= len(rows))
+    return told
 
 
 def _patch_moments(cohort: Cohort, train: pd.DataFrame, study: Study, minimum: int) -> Sums:
     """Sums over all patches of the training cases, slab by slab."""
     by_row = study.slides.standardise == "position"
     width = study.slides.in_width * (study.slides.rows if by_row else 1)
-    sums = _moments("patches", np.zeros((0, width)), 0, minimum, width)
     cases = [str(case_id) for case_id in train.index if str(case_id) in cohort.bags]
+    enough = np.array([len(cases) >= minimum])
+    sums = _moments("patches", np.zeros((0, width)), enough)
     for bag in (bag for case_id in cases if len(cases) >= minimum for bag in cohort.bags[case_id]):
         if by_row and len(bag.features) != study.slides.rows:
             raise FeatureFileError(
@@ -78,7 +78,7 @@ def _patch_moments(cohort: Cohort, train: pd.DataFrame, study: Study, minimum: i
             )
         parts = [np.asarray(bag.features).reshape(1, -1)] if by_row else slabs(bag.features)
         for part in parts:
-            more = _moments("patches", part.astype(np.float64), len(cases), minimum, width)
+            more = _moments("patches", part.astype(np.float64), enough)
             sums = {name: value + more[name] for name, value in sums.items()}
     return sums
 
@@ -97,31 +97,29 @@ def _label_counts(train: pd.DataFrame, task: TaskSpec, minimum: int) -> NDArray[
 def site_statistics(cohort: Cohort, study: Study, genes: Sequence[str], min_cell: int = 1) -> Sums:
     """What one site answers in the preprocessing round: sums and counts over its training cases.
 
-    Counts below the study's ``min_cell`` (or, if larger, the site's) are zeroed; a group with fewer cases than that
-    reports nothing, and of a measurement that all but fewer cases share its common value alone counts.
+    Counts below the study's ``min_cell`` (or, if larger, the site's) are zeroed; nothing is reported of a group with
+    fewer cases than that, nor of a measurement whose value all but fewer cases share.
     """
     train = cohort.cases[cohort.cases["split"] == "train"]
     minimum = max(study.privacy.min_cell, min_cell)
     sums: Sums = {"cases": np.array([float(len(train) if len(train) >= minimum else 0)])}
     if genes:
-        rows, measured = np.zeros((0, len(genes))), np.zeros(len(genes))
+        rows, measured = np.zeros((0, len(genes))), np.zeros(len(genes), dtype=bool)
         if cohort.expression is not None:
             inside = cohort.expression.index.intersection(train.index)
             rows = cohort.expression.loc[inside].reindex(columns=list(genes), fill_value=0).to_numpy(np.float64)
-            measured = np.isin(genes, cohort.expression.columns).astype(np.float64)
-        sums |= _moments("expression", without_odd_ones(rows, minimum), len(rows), minimum, len(genes))
-        sums["expression.count"] = sums["expression.count"] * measured
+            measured = np.isin(genes, cohort.expression.columns)
+        sums |= _moments("expression", rows, may_be_told(rows, minimum) & measured)
     if study.slides.standardise != "none":
         sums |= _patch_moments(cohort, train, study, minimum)
     for modality in study.modalities:
         if modality.columns:
-            rows = without_odd_ones(modality_numbers(cohort, modality, train.index), minimum)
-            sums |= _moments(f"modality.{modality.name}", rows, len(rows), minimum, modality.width)
+            rows = modality_numbers(cohort, modality, train.index)
+            sums |= _moments(f"modality.{modality.name}", rows, may_be_told(rows, minimum))
     for column in study.clinical:
         if not column.values:
             values = train[column.name].dropna().to_numpy(np.float64) if column.name in train else np.zeros(0)
-            rows = without_odd_ones(values[:, None], minimum)
-            sums |= _moments(f"clinical.{column.name}", rows, len(values), minimum, 1)
+            sums |= _moments(f"clinical.{column.name}", values[:, None], may_be_told(values[:, None], minimum))
     for task in study.tasks:
         width = statistics_shapes(study, genes)[f"labels.{task.name}"]
         held = task.name in cohort.tasks
@@ -168,9 +166,16 @@ def _task_space(task: TaskSpec, counts: NDArray[np.float64]) -> TaskSpace:
 
 
 def suppressed_groups(replies: Mapping[str, Sums]) -> dict[str, tuple[str, ...]]:
-    """Sites whose sums of a group are absent or were held back: group -> site names."""
-    groups = [key.removesuffix(".count") for key in next(iter(replies.values())) if key.endswith(".count")]
-    out = {group: tuple(s for s in sorted(replies) if not replies[s][f"{group}.count"].any()) for group in groups}
+    """Sites whose sums of a group are absent or were held back, in whole or in part: group -> site names.
+
+    Of labels, the sites that count none at all: which values are too rare to be told is not told either.
+    """
+    out: dict[str, tuple[str, ...]] = {}
+    for key in next(iter(replies.values())):
+        if key.endswith(".count"):
+            out[key.removesuffix(".count")] = tuple(s for s in sorted(replies) if not replies[s][key].all())
+        elif key == "cases" or key.startswith("labels."):
+            out[key] = tuple(s for s in sorted(replies) if not replies[s][key].any())
     return {group: sites for group, sites in out.items() if sites}
 
 

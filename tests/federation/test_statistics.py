@@ -15,11 +15,11 @@ from modaltune.errors import FeatureFileError, FederationError
 from modaltune.federation.settings import PrivacySpec
 from modaltune.federation.statistics import (
     Sums,
+    may_be_told,
     pool_sums,
     pooled_preprocessing,
     site_statistics,
     statistics_shapes,
-    without_odd_ones,
 )
 from modaltune.federation.study import ClinicalColumn, Study
 from modaltune.tasks.survival import bin_edges, bin_times, event_histogram
@@ -47,18 +47,15 @@ def hospital(tiny_cohort: Cohort) -> Cohort:
     return replace(tiny_cohort, cases=pd.concat(frames), expression=pd.concat(genes), bags=bags)
 
 
-def test_a_measurement_that_few_cases_have_is_told_as_one_that_nobody_has() -> None:
+def test_a_measurement_whose_value_all_but_a_few_cases_share_is_not_told() -> None:
     rows = np.tile(np.arange(30.0)[:, None], 5)
     rows[:, 1:] = [0.0, 7.0, 0.0, 1.0]
     rows[[4], 1], rows[:5, 3], rows[:2, 4] = 3.1415, 1.0, -2.5
-    told = without_odd_ones(rows, 5)
-    assert np.array_equal(told[:, 0], rows[:, 0]), "all values differ"
-    assert not told[:, 1].any(), "one patient's value"
-    assert set(told[:, 2]) == {7.0}
-    assert told[:, 3].sum() == 5, "five patients are enough"
-    assert set(told[:, 4]) == {1.0}
-    assert np.array_equal(without_odd_ones(rows, 1), rows), "without suppression sums are exact"
-    assert len(without_odd_ones(rows[:0], 5)) == 0
+    told = may_be_told(rows, 5)
+    assert list(told) == [True, False, True, True, False], "all differ, of one patient, constant, of five, of two"
+    assert may_be_told(rows, 1).all(), "without suppression all are told"
+    assert not may_be_told(rows[:0], 1).any()
+    assert not may_be_told(rows[:4], 5).any()
 
 
 def test_sums_of_a_site_do_not_tell_the_one_patient_who_has_a_gene(hospital: Cohort, tiny_study: Study) -> None:
@@ -69,8 +66,13 @@ def test_sums_of_a_site_do_not_tell_the_one_patient_who_has_a_gene(hospital: Coh
     expression.loc[expression.index.isin(train[:1]), genes[0]] = 3.1415
     study = tiny_study.model_copy(update={"privacy": PrivacySpec(min_cell=5)})
     sums = site_statistics(replace(hospital, expression=expression), study, genes)
-    assert sums["expression.sum"][0] == sums["expression.squares"][0] == 0
-    assert sums["expression.count"][0] == sums["expression.count"][1] > 5
+    assert sums["expression.sum"][0] == sums["expression.squares"][0] == sums["expression.count"][0] == 0
+    assert sums["expression.count"][1] > 5
+    other = site_statistics(hospital, study, genes)
+    pooled = pooled_preprocessing({"H1": sums, "H2": other}, study, genes)
+    assert pooled.suppressed["expression"] == ("H1",)
+    assert pooled.expression is not None
+    assert pooled.expression.mean[0] == pytest.approx(other["expression.sum"][0] / other["expression.count"][0])
 
 
 def part_of(cohort: Cohort, site: str, ids: Iterable[str]) -> Cohort:
