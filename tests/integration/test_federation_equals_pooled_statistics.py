@@ -90,5 +90,11 @@ def test_time_bins_hold_equal_shares_of_all_deaths(
     assert all(np.diff(space.bin_times) > 0)
 
 
-def test_nothing_was_held_back(preprocessing: Preprocessing) -> None:
-    assert preprocessing.suppressed == {"expression": ("H4",), "patches": ("H3",)}
+def test_hospitals_that_have_no_sums_are_named(preprocessing: Preprocessing) -> None:
+    assert preprocessing.suppressed == {
+        "expression": ("H4",),
+        "patches": ("H3",),
+        "labels.diagnosis": ("H3", "H4"),
+        "labels.stage": ("H2", "H4", "H5"),
+        "labels.survival": ("H2", "H3"),
+    }
