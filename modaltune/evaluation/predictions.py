@@ -78,7 +78,7 @@ def probabilities_of(learner: Learner, embeddings: Mapping[str, Tensor], task: s
 
 
 @torch.no_grad()
-def _hazard_risk(learner: Learner, embeddings: Mapping[str, Tensor], task: str) -> Floats | None:
+def risk_of(learner: Learner, embeddings: Mapping[str, Tensor], task: str) -> Floats | None:
     """Risk ``[n]`` of a survival task whose head gives hazards."""
     head = learner.head
     if not isinstance(head, HazardHeads) or task not in head.survival:
@@ -149,7 +149,7 @@ def predict(
             task,
             preprocessing.tasks[task.name],
             probabilities_of(learner, embeddings, task.name),
-            _hazard_risk(learner, embeddings, task.name),
+            risk_of(learner, embeddings, task.name),
         )
         for task in study.tasks
         if task.name in cohort.tasks

@@ -22,7 +22,7 @@ def explain(
     case: Annotated[str | None, typer.Argument(help="case_id of the cases table; none with --cohort.")] = None,
     cohort: Annotated[bool, typer.Option("--cohort", help="Gene sets over all test cases.")] = False,
     task: Annotated[str | None, typer.Option(help="--cohort: one task of the model; default all.")] = None,
-    split: Annotated[Literal["all", "test"], typer.Option(help="--cohort: which cases.")] = "test",
+    split: Annotated[Literal["all", "test"] | None, typer.Option(help="--cohort: which cases; default test.")] = None,
     slides: Annotated[
         Path | None, typer.Option(help="CASE: folder with the slides, named by slide_id, for tiles.")
     ] = None,
@@ -33,12 +33,15 @@ def explain(
     """Show what is behind a prediction: patch attention, tiles, gene sets. The page stays at the hospital."""
     if (case is None) != cohort:
         raise typer.BadParameter("give either a CASE or --cohort")
-    from modaltune.prediction.site import model_at_site, require_task
+    if not cohort and (task is not None or split is not None):
+        raise typer.BadParameter("--task and --split are for --cohort; the page of a CASE shows every task")
+    from modaltune.prediction.site import model_at_site, require_extractors, require_task
 
     at = model_at_site(model, site, None if public_key is None else read_public(public_key))
+    require_extractors(at.study)
     if task is not None:
         require_task(at.study, task)
-    found = _cohort(at, split, task, out) if case is None else _case(at, case, slides, out)
+    found = _cohort(at, split or "test", task, out) if case is None else _case(at, case, slides, out)
     for note in at.notes:
         progress_line(False)(note)
     if json:

@@ -95,11 +95,6 @@ def model_at_site(model: Path, folder: Path, public_pem: str | None = None) -> M
         ModalTuneError: one line that says what is wrong where, and how to correct it.
     """
     learner, study, preprocessing = load_model(model, public_pem)
-    if study.model.kind != "modaltune":
-        raise ConfigError(
-            f"{model}: a baseline ({study.model.kind}), whose risks are those of hazards and which has no extractors;"
-            " give the model of a study with model.kind = 'modaltune'"
-        )
     config = read_site_config(folder)
     cohort = load_site(folder, split_salt=study.digest, with_labels=False)
     _require_width(cohort, study)
@@ -117,6 +112,15 @@ def model_at_site(model: Path, folder: Path, public_pem: str | None = None) -> M
         cases=cases,
     )
     return replace(found, notes=tuple(_notes(found)))
+
+
+def require_extractors(study: Study) -> None:
+    """Refuse a published row: what explains a prediction are ModalTune's extractors and gene tokens."""
+    if study.model.kind != "modaltune":
+        raise ConfigError(
+            f"the model is a baseline ({study.model.kind}), which has no extractors to look into;"
+            " give the model of a study with model.kind = 'modaltune'"
+        )
 
 
 def require_task(study: Study, task: str) -> None:

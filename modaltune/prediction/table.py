@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modaltune.data.batch import CaseTensors, modalities_of
+from modaltune.data.batch import CaseTensors, modalities_of, readable
 from modaltune.data.preprocessing import TaskSpace
-from modaltune.errors import ConfigError
+from modaltune.errors import ConfigError, DataError
 from modaltune.evaluation.metrics import Floats
-from modaltune.evaluation.predictions import embed_cases, expected_risk, probabilities_of
+from modaltune.evaluation.predictions import embed_cases, expected_risk, probabilities_of, risk_of
 from modaltune.federation.study import Study, TaskSpec
 from modaltune.models.learner import Learner
 from modaltune.prediction.distance import distance_of
@@ -32,29 +32,42 @@ Columns = dict[str, Any]
 
 
 def prediction_rows(at: ModelAtSite, rows: Sequence[int], after_case: Callable[[], None]) -> pd.DataFrame:
-    """Predictions of some cases, read one after the other.
+    """Predictions of some cases, read one after the other; blank for a case that the model cannot read.
 
     Args:
         rows: places in ``at.cases``.
         after_case: called once a case, for a progress bar.
     """
-    embedded: dict[str, list[Tensor]] = {task.name: [] for task in at.study.tasks}
-    about = []
+    embedded: list[dict[str, Tensor]] = []
+    about, read = [], []
     for row in rows:
         case = at.cases[row].loaded()
-        for name, value in embed_cases(at.learner, [case]).items():
-            embedded[name].append(value)
+        if readable(case, at.study.model.needs):
+            read.append(row)
+            embedded.append(embed_cases(at.learner, [case]))
         distance = distance_of(case, at.preprocessing, at.measured)
         about.append({"missing": ",".join(missing_inputs(at, row)), **_renamed(asdict(distance)), "far": distance.far})
         after_case()
+    if not read:
+        raise DataError(
+            f"site {at.cohort.site}: none of {len(rows)} cases has the {' and '.join(at.study.model.needs)} that the"
+            f" model ({at.study.model.kind}) cannot do without"
+        )
+    said = pd.DataFrame(_columns_of_tasks(at, embedded), index=read).reindex(list(rows)).reset_index(drop=True)
     frame = at.cohort.cases.iloc[list(rows)]
-    columns: Columns = {"case_id": frame.index.astype(str), "split": frame["split"].to_numpy()}
+    ids = pd.DataFrame({"case_id": frame.index.astype(str), "split": frame["split"].to_numpy()})
+    return pd.concat([ids, said, pd.DataFrame(about)], axis=1).assign(model=at.model, use=RESEARCH_ONLY)
+
+
+def _columns_of_tasks(at: ModelAtSite, embedded: Sequence[Mapping[str, Tensor]]) -> Columns:
+    """Columns of all tasks for cases whose embeddings are known."""
+    columns: Columns = {}
     for task in at.study.tasks:
-        space, embeddings = at.preprocessing.tasks[task.name], torch.cat(embedded[task.name])
-        columns |= task_columns(task, space, probabilities_of(at.learner, {task.name: embeddings}, task.name))
+        space, embeddings = at.preprocessing.tasks[task.name], torch.cat([case[task.name] for case in embedded])
+        probabilities = probabilities_of(at.learner, {task.name: embeddings}, task.name)
+        columns |= task_columns(task, space, probabilities, risk_of(at.learner, {task.name: embeddings}, task.name))
         columns |= _text_columns(task, space, _cosines(at.learner, embeddings, task.name))
-    columns |= {name: [row[name] for row in about] for name in about[0]}
-    return pd.DataFrame({**columns, "model": at.model, "use": RESEARCH_ONLY})
+    return columns
 
 
 def missing_inputs(at: ModelAtSite, row: int) -> list[str]:
@@ -91,16 +104,20 @@ def names_of(task: TaskSpec, space: TaskSpace) -> list[str]:
     return list(space.candidates)
 
 
-def task_columns(task: TaskSpec, space: TaskSpace, probabilities: Floats) -> Columns:
-    """Columns of one task from probabilities ``[n, C]`` over its candidates."""
+def task_columns(task: TaskSpec, space: TaskSpace, probabilities: Floats, risk: Floats | None = None) -> Columns:
+    """Columns of one task from probabilities ``[n, C]`` over its candidates.
+
+    Args:
+        risk: ``[n]`` of survival where the head gives it; None = from the probabilities.
+    """
     names, start = names_of(task, space), task.name
     out: Columns = {f"{start}.predicted": [names[best] for best in probabilities.argmax(axis=1)]}
     out |= {f"{start}.probability.{name}": probabilities[:, place] for place, name in enumerate(names)}
     if task.kind == "ordinal":
         out[f"{start}.positive"] = probabilities[:, np.isin(space.candidates, task.positive)].sum(axis=1)
     if task.kind == "survival":
-        risk, alive = expected_risk(probabilities, space), survival_curve(probabilities)
-        out |= {f"{start}.risk": risk, f"{start}.expected_months": -risk}
+        months, alive = -expected_risk(probabilities, space), survival_curve(probabilities)
+        out |= {f"{start}.risk": -months if risk is None else risk, f"{start}.expected_months": months}
         out |= {f"{start}.alive_after_{edge:.1f}_months": alive[:, place] for place, edge in enumerate(space.bin_edges)}
         out[f"{start}.median_months"] = median_months(alive, space.bin_edges)
     return out

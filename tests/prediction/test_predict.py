@@ -256,14 +256,20 @@ def test_nobody_knows_the_test_cases_of_a_model_trained_alone_on_hashed_splits(
     assert set(table_of(run, made)["split"]) == {"unknown"}
 
 
-def test_a_baseline_is_refused(
+def test_a_baseline_predicts_the_cases_that_it_can_read_and_is_not_explained(
     run: Run, tmp_path: Path, tiny_study: Study, tiny_preprocessing: Preprocessing, tiny_cohort: Cohort
 ) -> None:
     study = baseline_study(tiny_study, "mlp")
     made = release(tmp_path, build_learner(study, tiny_preprocessing), study, tiny_preprocessing, tiny_cohort)
-    code, _, err = run("predict", made.model, made.site)
+    table = table_of(run, made)
+    unread = table["missing"].str.contains("expression")
+    assert table["diagnosis.predicted"].isna().equals(unread)
+    assert 0 < unread.sum() < len(table)
+    assert "diagnosis.nearest_text" not in table
+    assert table.loc[~unread, "survival.risk"].corr(table.loc[~unread, "survival.expected_months"], "spearman") < 0
+    code, _, err = run("explain", made.model, made.site, "--cohort")
     assert code == 2
-    assert "a baseline (mlp)" in err
+    assert "the model is a baseline (mlp)" in err
 
 
 def test_patches_stay_on_disk_until_a_case_is_read(released: Released) -> None:
