@@ -193,11 +193,12 @@ def _probe(question: Question, approval: Approval, content: RecordDict) -> Recor
 
 def settled(question: Question, content: RecordDict) -> dict[str, str]:
     """What an answer settles for an approval: a second one with other numbers would tell who was added or left."""
-    if question.kind not in (STATISTICS, EVALUATE, TALLY) or "failure" in content:
+    if question.kind not in (STATISTICS, EVALUATE, TALLY, LABEL) or "failure" in content:
         return {}
     arrays = {name: [part.data.hex() for part in record.values()] for name, record in content.array_records.items()}
     metrics = {name: dict(record) for name, record in content.metric_records.items()}
-    return {f"{question.kind.rpartition('.')[2]} answer": digest_text(canonical_json([arrays, metrics]))}
+    which = "" if question.query is None else f" {question.query.digest}"
+    return {f"{question.kind.rpartition('.')[2]} answer{which}": digest_text(canonical_json([arrays, metrics]))}
 
 
 _RULES: Mapping[str, Callable[[Question, Approval, RecordDict], RecordDict]] = {

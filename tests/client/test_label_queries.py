@@ -58,6 +58,18 @@ def test_an_app_that_tells_more_is_stopped(
         gate.released(conversation.question(LABEL), conversation.approval, content)
 
 
+def test_a_query_that_is_asked_again_has_the_same_answer_or_none(conversation: Conversation) -> None:
+    question, content = conversation.question(LABEL), conversation.reply(LABEL)
+    first = gate.settled(question, content)
+    assert first == gate.settled(question, conversation.reply(LABEL))
+    assert question.query is not None
+    assert [name for name in first if question.query.digest in name]
+    other = numbers(content) | {"counts": np.array([6.0, 7.0])}
+    content[ANSWER] = ArrayRecord({key: Array(sealed) for key, sealed in seal(other).items()})
+    assert gate.settled(question, content).keys() == first.keys()
+    assert gate.settled(question, content) != first
+
+
 def test_a_record_beside_the_answer_is_stopped(conversation: Conversation) -> None:
     content = conversation.reply(LABEL)
     content["more"] = ArrayRecord({"rows": Array(np.zeros(3))})
