@@ -47,7 +47,7 @@ from server.aggregation import Gathering, ServerOptimiser
 from server.evaluation import Evaluation
 from server.exchange import Exchange, Round
 from server.probes import Prober, keep_probes, kept_probes, with_probes
-from server.state import Progress, ServerState
+from server.state import Progress, ServerState, Validated
 
 logger = logging.getLogger(__name__)
 _NEWCOMER_SECONDS = 60.0
@@ -134,10 +134,10 @@ class Federation:
             self._admit_newcomers(done.number + 1)
             done = self._train(done, optimiser)
             self.state.keep(done)
-        weights = {name: torch.from_numpy(value.copy()) for name, value in done.weights.items()}
-        load_trainable(self.learner, weights)
-        probes = self._probe(done) if self.study.probes.questions else None
-        evaluation = self._evaluate(done.weights, probes)
+        ended = done.weights if done.best is None else done.best.weights
+        load_trainable(self.learner, {name: torch.from_numpy(value.copy()) for name, value in ended.items()})
+        probes = self._probe(done, ended) if self.study.probes.questions else None
+        evaluation = self._evaluate(ended, probes, weights_of=done.number if done.best is None else done.best.number)
         save_model(self.out / "model", self.learner, self.study, self.preprocessing)
         return Result(
             learner=self.learner.eval(),
@@ -266,7 +266,17 @@ class Federation:
             steps=done.steps + int(sum(row["steps"] for row in metrics.values())),
             degraded=self.degraded,
             lines=self.state.log_lines(),
+            best=self._best(done, metrics),
         )
+
+    def _best(self, done: Progress, metrics: Mapping[str, Mapping[str, float]]) -> Validated | None:
+        """The weights that hospitals were sent, if they validate better than all before; ``metrics``: of each."""
+        cases = sum(row["val-cases"] for row in metrics.values())
+        if self.study.training.keep == "last" or not done.number or not cases:
+            return done.best
+        loss = sum(row["val-loss-sum"] for row in metrics.values()) / cases
+        sent = Validated(number=done.number, weights=done.weights, loss=loss, cases=cases)
+        return sent if sent.beats(done.best) else done.best
 
     def _update(self, site: str, reply: RecordDict, weights: State) -> tuple[Update, dict[str, float]]:
         """A site's reply to a training round, checked."""
@@ -279,26 +289,31 @@ class Federation:
         metrics = check_training(site, reply.metric_records["metrics"], largest)
         return Update(arrays=trained, examples=examples), metrics
 
-    def _probe(self, done: Progress) -> dict[str, ProbeQuestion]:
+    def _probe(self, done: Progress, weights: State) -> dict[str, ProbeQuestion]:
         """Fitted probes by task: those of before, if the run was cut off between them and its end."""
-        model = model_name(self.preprocessing, self._packed(done.weights))
+        model = model_name(self.preprocessing, self._packed(weights))
         path = self.state.folder / "probes" / f"{model}.safetensors"
         if (known := kept_probes(path, self.study, self.preprocessing)) is not None:
             return known
         self._say("RUNNING", phase="probe", number=done.number)
         prober = Prober(self.study, self.preprocessing, model, ask=self._ask, message=self._message, log=self._log)
-        found = prober.fit(self._weights_message(done.weights), self.capabilities)
+        found = prober.fit(self._weights_message(weights), self.capabilities)
         self.state.keep(replace(done, degraded=self.degraded, lines=self.state.log_lines()))
         keep_probes(path, found)
         return found
 
-    def _evaluate(self, weights: State, probes: Mapping[str, ProbeQuestion] | None = None) -> Evaluation:
+    def _evaluate(self, weights: State, probes: Mapping[str, ProbeQuestion] | None, *, weights_of: int) -> Evaluation:
+        """Ask for test scores, once.
+
+        Args:
+            weights_of: the round that they come from.
+        """
         this = Round(number=self.study.training.rounds, phase="evaluate")
         evaluation, question = Evaluation(self.study, self.preprocessing), self._weights_message(weights)
         for site, reply in self._ask(this, "evaluate", question if probes is None else with_probes(question, probes)):
             with this.judging(site):
                 evaluation.accept(site, reply, self.capabilities[site].test_cases)
-        self._log(this, evaluation.metrics, **evaluation.log)
+        self._log(this, evaluation.metrics, weights_of=weights_of, **evaluation.log)
         return evaluation
 
     def _message(self, **config: Any) -> RecordDict:

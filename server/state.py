@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,6 +21,26 @@ _KEPT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
+class Validated:
+    """Weights of a round, scored by the hospitals in the next one.
+
+    Attributes:
+        number: of the round that they come from.
+        loss: mean over the validation cases of all hospitals that answered.
+        cases: how many these were.
+    """
+
+    number: int
+    weights: State
+    loss: float
+    cases: float
+
+    def beats(self, other: Validated | None) -> bool:
+        """Whether it is the better choice; a loss over fewer cases than another is of other hospitals, and no rival."""
+        return other is None or (self.cases, -self.loss) > (other.cases, -other.loss)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """A federation after some rounds.
 
@@ -30,6 +51,7 @@ class Progress:
         usual: median length of the last round's updates.
         steps: optimiser steps that the sites have taken.
         degraded: whether a round went without a site.
+        best: weights with the least validation loss so far, where the study keeps them.
         lines: of ``rounds.jsonl`` that belong to it; later ones are from a round that was cut off.
     """
 
@@ -40,6 +62,7 @@ class Progress:
     steps: int = 0
     degraded: bool = False
     lines: int = 0
+    best: Validated | None = None
 
 
 class ServerState:
@@ -65,6 +88,9 @@ class ServerState:
         tensors = {f"weights/{key}": torch.from_numpy(value) for key, value in progress.weights.items()}
         for name, moment in progress.moments.items():
             tensors |= {f"moments/{name}/{key}": torch.from_numpy(value) for key, value in moment.items()}
+        best = progress.best
+        if best is not None:
+            tensors |= {f"best/{key}": torch.from_numpy(value) for key, value in best.weights.items()}
         save_state(self._arrays(progress.number), tensors)
         facts = {
             "round": progress.number,
@@ -72,6 +98,7 @@ class ServerState:
             "steps": progress.steps,
             "degraded": progress.degraded,
             "lines": progress.lines,
+            "best": None if best is None else [best.number, best.loss, best.cases],
             "sha256": digest_file(self._arrays(progress.number)),
         }
         write_json(self._facts(progress.number), facts)
@@ -112,16 +139,16 @@ class ServerState:
         return self.folder / f"{number:06d}.json"
 
 
-def _progress(facts: Mapping[str, object], arrays: Path) -> Progress:
-    weights, moments = State(), dict[str, State]()
+def _progress(facts: Mapping[str, Any], arrays: Path) -> Progress:
+    weights, best, moments = State(), State(), dict[str, State]()
     for key, value in load_state(arrays).items():
         kind, _, rest = key.partition("/")
-        if kind == "weights":
-            weights[rest] = value.numpy()
+        if kind in ("weights", "best"):
+            (weights if kind == "weights" else best)[rest] = value.numpy()
         else:
             name, _, parameter = rest.partition("/")
             moments.setdefault(name, State())[parameter] = value.numpy()
-    usual = facts["usual"]
+    usual, kept = facts["usual"], facts.get("best")
     return Progress(
         number=int(str(facts["round"])),
         weights=weights,
@@ -130,4 +157,5 @@ def _progress(facts: Mapping[str, object], arrays: Path) -> Progress:
         steps=int(str(facts["steps"])),
         degraded=bool(facts["degraded"]),
         lines=int(str(facts["lines"])),
+        best=None if kept is None else Validated(number=kept[0], weights=best, loss=kept[1], cases=kept[2]),
     )

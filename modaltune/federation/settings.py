@@ -94,6 +94,8 @@ class TrainingSpec(Part):
             belongs to baselines.
         rounds: exchanges of weights.
         local_epochs: passes over a hospital's cases in a round; a part of one, e.g. 0.34, makes rounds shorter.
+        keep: the weights that a run ends with: of the ``last`` round, or the ``best`` by the loss over all hospitals'
+            validation cases. Weights are validated in the round after, so those of the last one are no candidate.
         hints: weight of a task that the hospital has no labels for, beside one that it has: it holds on to what the
             received model says about it (modaltune/hints.py). 0 = trained on labels only.
         drift: SCAFFOLD-style: part of what separates the hospital's steps from everybody's that the next round corrects
@@ -112,6 +114,7 @@ class TrainingSpec(Part):
     objective: Literal["contrastive", "distillation", "hazards"] = "contrastive"
     rounds: Annotated[int, Field(gt=0)] = 32
     local_epochs: Annotated[float, Field(gt=0)] = 1.0
+    keep: Literal["last", "best"] = "last"
     hints: Annotated[float, Field(ge=0)] = 1.0
     drift: Annotated[float, Field(ge=0, le=1)] = 0.0
     batch_size: Annotated[int, Field(gt=0)] = 16

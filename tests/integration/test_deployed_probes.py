@@ -43,9 +43,9 @@ class Probed(Federation):
 
     found: dict[str, ProbeQuestion]
 
-    def _evaluate(self, weights: Any, probes: Any = None) -> Any:
+    def _evaluate(self, weights: Any, probes: Any = None, **more: Any) -> Any:
         self.found = probes
-        return super()._evaluate(weights, probes)
+        return super()._evaluate(weights, probes, **more)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,6 +70,26 @@ def test_a_run_killed_at_any_question_goes_on_to_the_same_weights(
     assert json.loads((tmp_path / "status.json").read_text())["status"] == "OK"
 
 
+@pytest.mark.parametrize("asked", [10**9, 3 * 5])
+def test_the_best_weights_by_validation_are_kept_through_an_interruption(
+    asked: int, three_rounds: Study, folders: dict[str, Path], undisturbed: Result, tmp_path: Path
+) -> None:
+    spec = three_rounds.training.model_copy(update={"keep": "best", "rounds": 5, "learning_rate": 0.05})
+    study = three_rounds.model_copy(update={"training": spec})
+    grid = DyingGrid(folders)
+    grid.left = asked
+    try:
+        result = Federation(grid, study, tmp_path).run()
+    except Killed:
+        result = Federation(LocalGrid(folders, first_node=5001), study, tmp_path).run()
+    rows = read_rounds(tmp_path)
+    losses = {row["round"] - 1: row["val_loss"] for row in rows if row["phase"] == "train" and row["round"] > 1}
+    best = min(losses, key=lambda number: losses[number])
+    assert [row["weights_of"] for row in rows if row["phase"] == "evaluate"] == [best]
+    assert best < 4, "a later round validated worse"
+    assert result.weights_hash != undisturbed.weights_hash
+
+
 def test_a_state_that_was_half_written_does_not_count(
     three_rounds: Study, folders: dict[str, Path], undisturbed: Result, tmp_path: Path
 ) -> None:
