@@ -9,6 +9,7 @@ from typing import Any
 from modaltune.federation.manifest import reported_metrics
 from modaltune.federation.study import Study
 from modaltune.storage import read_json_lines, write_json, write_text
+from modaltune.versions import installed_versions
 from server.evaluation import Evaluation
 from server.report import write_report
 from server.rounds import Result
@@ -69,4 +70,6 @@ def _summary(result: Result, study: Study, out: Path) -> dict[str, Any]:
         "weights": result.weights_hash,
         "budget": {"steps": result.steps},
         "seeds": [study.seed],
+        "versions": installed_versions(),
+        "command": "modaltune-server run RUN_FOLDER/study.json",
     }

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import platform
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from modaltune import __version__
 from modaltune.errors import ConfigError
 from modaltune.tasks.vocabulary import load_vocabulary, vocabulary_file
+from modaltune.versions import installed_versions
 from server.report import write_report
 from simulation.experiment import COMPARISONS, Experiment, Say
 from simulation.outcomes import Outcome, write_outcomes
@@ -21,7 +18,6 @@ from simulation.study import checked_settings, draft_study, read_sites
 
 Settings = Mapping[str, Mapping[str, Any]]
 Build = Callable[[Path, int, bool], Sequence[Path]]  # out, seed, whether with every label -> site folders
-_PACKAGES = ("flwr", "torch", "transformers", "lifelines", "scikit-learn", "numpy", "pandas")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +57,7 @@ def simulate(plan: Plan, out: Path, seeds: Sequence[int], say: Say, command: str
     """
     settings = checked_settings(plan.settings, plan.changes, "--set")
     tables = files_of(plan.source) if plan.source else {}
-    begun = {"command": command, "settings": settings, "versions": versions(), "tables": tables}
+    begun = {"command": command, "settings": settings, "versions": installed_versions(), "tables": tables}
     with run_folder(out, begun, say) as folder:
         folders = seed_folders(folder, seeds)
         outcomes = [_one_seed(plan, settings, path, seed, say, seed == seeds[0]) for seed, path in folders.items()]
@@ -71,7 +67,7 @@ def simulate(plan: Plan, out: Path, seeds: Sequence[int], say: Say, command: str
             "simulated": True,
             "status": worst,
             "seeds": list(seeds),
-            "versions": versions(),
+            "versions": installed_versions(),
             "command": command,
             "notes": [*plan.notes, *dict.fromkeys(note for outcome in outcomes for note in outcome.notes)],
         }
@@ -101,9 +97,3 @@ def _one_seed(plan: Plan, settings: Settings, folder: Path, seed: int, say: Say,
         study, dict(zip(names, sites, strict=True)), dict(zip(names, truth, strict=True)), folder, say
     )
     return experiment.run(comparisons=plan.comparisons, cross_site=plan.cross_site)
-
-
-def versions() -> dict[str, str]:
-    """Releases that a run was made with."""
-    packages = {name: version(name) for name in _PACKAGES}
-    return {"modaltune": __version__, "python": platform.python_version(), "platform": sys.platform} | packages

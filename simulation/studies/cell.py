@@ -1,4 +1,4 @@
-"""One cell, in a process of its own: ``python -m simulation.studies.cell CELL.json OUT [DATA]``.
+"""One cell, in a process of its own: ``python -m simulation.studies.cell CELL.json OUT [DATA] [--command TEXT]``.
 
 The process ends when its standard input does: a study that was killed leaves no cell behind.
 """
@@ -25,12 +25,12 @@ from modaltune.evaluation.survival import Censoring
 from modaltune.federation.study import HEADLINES, Study
 from modaltune.models.baselines.registry import baseline_study
 from modaltune.storage import write_json, write_text
+from modaltune.versions import installed_versions
 from server.report import write_report
 from simulation.baselines import baseline_methods, unreadable
 from simulation.experiment import Experiment
 from simulation.outcomes import Outcome, write_outcomes
 from simulation.run_folder import files_of, remembered, run_folder, without_working_files
-from simulation.runs import versions
 from simulation.studies.cells import Cell
 from simulation.studies.data import SYNTHETIC, SceneFolders, write_scene
 from simulation.studies.probe import probe_rows
@@ -54,8 +54,12 @@ def write_cell(path: Path, cell: Cell) -> None:
     write_json(path, vars(cell) | {"methods": list(cell.methods), "digest": cell.digest})
 
 
-def run_cell(cell: Cell, out: Path, data: Path | None) -> None:
-    """Run a cell into its run folder, which appears when it is complete."""
+def run_cell(cell: Cell, out: Path, data: Path | None, command: str = "") -> None:
+    """Run a cell into its run folder, which appears when it is complete.
+
+    Args:
+        command: which runs the cell again, for its report.
+    """
     say = progress_line(False)
     with run_folder(out, _begun(cell, data), say) as folder:
         with remembered(folder):
@@ -77,15 +81,22 @@ def run_cell(cell: Cell, out: Path, data: Path | None) -> None:
             say(f"probing on {', '.join(cell.data['probe'])}")
             outcome.rows += probe_rows(cell.spec, cell.seed, data, folder, study)
         without_working_files(folder)
-        more = {"title": f"{cell.title}: {cell.name}", "simulated": True, "seeds": [cell.seed], "versions": versions()}
-        write_outcomes(folder, [outcome], outcome.summary | more | {"notes": outcome.notes})
+        more = {
+            "title": f"{cell.title}: {cell.name}",
+            "simulated": True,
+            "seeds": [cell.seed],
+            "versions": installed_versions(),
+            "command": command,
+            "notes": outcome.notes,
+        }
+        write_outcomes(folder, [outcome], outcome.summary | more)
         write_report(folder)
 
 
 def _begun(cell: Cell, data: Path | None) -> dict[str, Any]:
     """What decides a cell's results: its settings, and the tables and feature files of its cohorts."""
     folders = [] if data is None else [data / cohort for cohort in (*cell.spec.cohorts, *cell.spec.probe)]
-    return {"cell": cell.digest, "versions": versions(), "tables": files_of(*folders)}
+    return {"cell": cell.digest, "versions": installed_versions(), "tables": files_of(*folders)}
 
 
 def _study(cell: Cell, cohorts: Mapping[str, Cohort], scene: SceneFolders) -> Study:
@@ -169,11 +180,12 @@ def main(
     cell: Annotated[Path, typer.Argument(help="Cell as JSON.")],
     out: Annotated[Path, typer.Argument(help="Its run folder.")],
     data: Annotated[Path | None, typer.Argument(help="TCGA tables.")] = None,
+    command: Annotated[str, typer.Option(help="What its report prints as the command.")] = "",
 ) -> None:
     """Run one cell of a study."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background commands inherit that it is ignored
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    run_cell(read_cell(cell), out, data)
+    run_cell(read_cell(cell), out, data, command)
 
 
 def _end_with_parent() -> None:

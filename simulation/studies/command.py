@@ -42,7 +42,15 @@ def study(
     say = progress_line(False)
     _claim(folder, described)
     say(f"study {described.name}: {len(chosen)} of {len(cells)} cells, {workers} at a time on {cores()} cores")
-    failures = run_cells(chosen, folder, data, workers, say, lambda cell, _: _track(cell, folder, trackers))
+    failures = run_cells(
+        chosen,
+        folder,
+        data,
+        workers,
+        say,
+        lambda cell, _: _track(cell, folder, trackers),
+        lambda cell: study_command(file, data, folder, cell.name),
+    )
     done = [cell for cell in cells if state_of(folder, cell) == "done"]
     for cell in done:
         _track(cell, folder, trackers)

@@ -92,10 +92,10 @@ def write_page(
     write_text(path, environment.from_string(_PAGE).render(values).strip() + "\n")
 
 
-def study_command(file: Path, data: Path | None, out: Path) -> str:
-    """The command that runs a study again."""
+def study_command(file: Path, data: Path | None, out: Path, only: str | None = None) -> str:
+    """The command that runs a study, or ``only`` one cell of it, again."""
     words = ["modaltune-simulate", "study", str(file), *(["--data", str(data)] if data else []), "--out", str(out)]
-    return shlex.join(words)
+    return shlex.join([*words, *(["--only", only] if only else [])])
 
 
 def _blocks(rows: pd.DataFrame) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from simulation.studies.features import HELP, missing
 
 Say = Callable[[str], None]
 Finished = Callable[[Cell, float], None]
+Command = Callable[[Cell], str]
 _LOCK_SECONDS = 60.0
 _POLL_SECONDS = 0.2
 _ATTEMPTS = 2  # on a busy machine the simulation engine may be too slow for its own patience
@@ -64,7 +65,13 @@ def state_of(out: Path, cell: Cell) -> str:
 
 
 def run_cells(
-    cells: Sequence[Cell], out: Path, data: Path | None, workers: int, say: Say, finished: Finished
+    cells: Sequence[Cell],
+    out: Path,
+    data: Path | None,
+    workers: int,
+    say: Say,
+    finished: Finished,
+    command: Command = lambda _: "",
 ) -> list[Failure]:
     """Run the cells that are not done; what went wrong in one does not stop the others.
 
@@ -72,6 +79,7 @@ def run_cells(
         out: folder of the study; ``cells/NAME`` are run folders, ``logs/NAME.log`` what each cell said.
         workers: cells at a time; they share the cores between them.
         finished: called with each cell that has ended well, and its seconds.
+        command: which runs a cell again, for its report.
     Raises:
         ConfigError: another process works on this study.
         DataError: tables, features or weights that a cell needs are absent.
@@ -86,7 +94,9 @@ def run_cells(
         try:
             while waiting or running:
                 while waiting and len(running) < workers:
-                    running.append(_start(*waiting.pop(0), out, data, max(1, cores() // workers), lock))
+                    cell, attempt = waiting.pop(0)
+                    words = _words(cell, out, data, command(cell))
+                    running.append(_start(cell, attempt, words, out, max(1, cores() // workers), lock))
                     say(f"{running[-1].cell.name}: started, {len(waiting)} to come")
                 time.sleep(_POLL_SECONDS)
                 for one in [one for one in running if one.process.poll() is not None]:
@@ -111,16 +121,21 @@ def _not_done(cells: Sequence[Cell], out: Path, say: Say) -> list[Cell]:
     return [cell for cell in cells if states[cell.name] != "done"]
 
 
-def _start(cell: Cell, attempt: int, out: Path, data: Path | None, threads: int, lock: IO[str]) -> _Running:
-    log = out / "logs" / f"{cell.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    task = log.with_suffix(".json")
+def _words(cell: Cell, out: Path, data: Path | None, command: str) -> list[str]:
+    """The process of a cell, whose description is written."""
+    task = out / "logs" / f"{cell.name}.json"
+    task.parent.mkdir(parents=True, exist_ok=True)
     write_cell(task, cell)
+    folders = [cell_folder(out, cell), *([] if data is None else [data])]
+    return [sys.executable, "-m", "simulation.studies.cell", "--command", command, str(task), *map(str, folders)]
+
+
+def _start(cell: Cell, attempt: int, words: Sequence[str], out: Path, threads: int, lock: IO[str]) -> _Running:
+    log = out / "logs" / f"{cell.name}.log"
     (out / "cells").mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "simulation.studies.cell", str(task), str(cell_folder(out, cell))]
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            command if data is None else [*command, str(data)],
+            words,
             stdin=subprocess.PIPE,  # closed by the operating system when this process dies: the cell ends then
             stdout=stream,
             stderr=stream,

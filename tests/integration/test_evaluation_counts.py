@@ -94,6 +94,8 @@ def test_each_hospital_still_reports_its_own(finished: tuple[Result, Path], coun
     assert row["counted"]["diagnosis"] == list(SITES)
     report = (finished[1] / "report.html").read_text(encoding="utf-8")
     assert "AUC, from counts" in report
+    assert "<code>modaltune-server run RUN_FOLDER/study.json</code>" in report
+    assert "torch " in report
     assert "come from counts that hospitals sent: diagnosis of H1, H2 and H5;" in report
 
 

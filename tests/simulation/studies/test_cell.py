@@ -35,12 +35,13 @@ def test_a_cell_scores_the_hospital_that_was_left_out(tmp_path: Path, monkeypatc
     monkeypatch.setattr(experiment, "run_federation", federate_here)
     one = cell(kind="synthetic", cases=100, leave_out=["H5"])
     folder = cell_folder(tmp_path, one)
-    run_cell(one, folder, None)
+    command = f"modaltune-simulate study one --only {one.name}"
+    run_cell(one, folder, None, command)
     assert state_of(tmp_path, one) == "done"
+    assert f"<code>{command}</code>" in (folder / "report.html").read_text()
     assert {row["method"] for row in rows(folder)} == {"federated", "linear"}
     assert all(row["n"] for row in rows(folder, hospital="H5", method="federated"))
     assert json.loads((folder / "study.json").read_text())["roster"] == ["H1", "H2", "H3", "H4"]
-    assert (folder / "report.html").is_file()
     assert not list(folder.glob("sites")) + list(folder.glob("truth"))
 
 

@@ -63,6 +63,8 @@ def test_a_killed_study_leaves_no_process_and_goes_on_with_the_cells_that_are_no
     assert {row["cell"] for row in answer["metrics"]} == {"wire=fp16,seed=0", "wire=int8,seed=0"}
     assert set(pd.read_parquet(out / "results.parquet")["training.wire"]) == {"fp16", "int8"}
     assert len((out / "log.jsonl").read_text().splitlines()) == 2
+    said = json.loads((out / "cells" / "wire=int8,seed=0" / "summary.json").read_text())["command"]
+    assert said == f"modaltune-simulate study {file} --out {out} --only wire=int8,seed=0"
 
 
 @pytest.mark.slow

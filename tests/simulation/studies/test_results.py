@@ -10,9 +10,9 @@ import pytest
 from modaltune.errors import ConfigError
 from modaltune.storage import write_json
 from simulation.studies.cell import CELL_FILE, read_cell, write_cell
-from simulation.studies.cells import Cell, expand
+from simulation.studies.cells import Cell, expand, select
 from simulation.studies.command import emit_rows
-from simulation.studies.page import write_page
+from simulation.studies.page import study_command, write_page
 from simulation.studies.results import record, result_table, shown, tidy, write_table
 from simulation.studies.runner import Failure, cell_folder, state_of
 from simulation.studies.spec import ShowSpec, StudyFile
@@ -154,6 +154,15 @@ def test_the_page_escapes_what_people_wrote_and_names_failed_cells(out: Path, ce
     assert "sites=9,seed=0" in page
     assert page.count("<svg") == 1
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_the_command_of_a_cell_is_that_of_its_study_and_the_cell(cells: list[Cell]) -> None:
+    whole = study_command(Path("a study.toml"), Path("tables"), Path("runs/grid"))
+    assert whole == "modaltune-simulate study 'a study.toml' --data tables --out runs/grid"
+    assert study_command(Path("a study.toml"), Path("tables"), Path("runs/grid"), cells[0].name) == (
+        f"{whole} --only sites=2,seed=0"
+    )
+    assert select(cells, "sites=2,seed=0") == [cells[0]]
 
 
 def test_the_log_gets_one_line_a_cell_with_rounds_and_scores(out: Path, cells: list[Cell]) -> None:
