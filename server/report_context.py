@@ -35,6 +35,8 @@ _METHOD_MEANINGS = {
     "separate_heads": "federated, with one output layer a task instead of the shared text space",
     "per_task": "federated, one federation of its own a task",
     "per_task_same_cost": "the same with fewer rounds, so that hospitals exchange as many models as for one federation",
+    "personalised": "the federated model, trained further by each hospital on its own cases only",
+    "untrained": "probes on the embeddings of the model before it is trained",
     "texts_alone": "federated without the only hospital that labels the task, scored by the task's texts",
 }
 _BASELINE_SUFFIXES = {

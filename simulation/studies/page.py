@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from modaltune.storage import write_text
+from server.report_context import method_meaning
 from server.report_data import method_title, metric_title, order_methods
 from server.report_plots import WIDTH, Plot, marker, method_colours, short, style, to_plot
 from server.report_style import STYLE
@@ -47,6 +48,10 @@ bootstrap intervals over patients, averaged over the seeds. Nothing was chosen b
 <tbody>{% for setting, values in block.lines %}<tr><th>{{ setting }}</th>
 {% for value in values %}<td>{{ value }}</td>{% endfor %}</tr>{% endfor %}</tbody></table></div>
 {% endfor %}
+<h2>What the methods are</h2>
+<div class="wide"><table><thead><tr><th>Method</th><th>What it is</th></tr></thead>
+<tbody>{% for method in methods %}<tr><th>{{ title(method) }}</th><td>{{ meaning(method) }}
+(<code>{{ method }}</code>)</td></tr>{% endfor %}</tbody></table></div>
 <h2>Cost</h2>
 <div class="wide"><table><thead><tr><th>Setting</th><th>Optimiser steps</th><th>MB, both ways</th><th>Seconds</th></tr>
 </thead><tbody>{% for setting, steps, megabytes, seconds in costs %}
@@ -84,9 +89,11 @@ def write_page(
         "facts": facts,
         "failures": failures,
         "blocks": _blocks(rows),
+        "methods": order_methods(rows["method"].unique()),
         "costs": _costs(cells),
         "command": command,
         "title": method_title,
+        "meaning": method_meaning,
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     write_text(path, environment.from_string(_PAGE).render(values).strip() + "\n")

@@ -6,9 +6,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from markupsafe import escape
 
 from modaltune.errors import ConfigError
 from modaltune.storage import write_json
+from server.report_context import method_meaning
+from simulation.experiment import ABLATIONS, COMPARISONS, ON_REQUEST
 from simulation.studies.cell import CELL_FILE, read_cell, write_cell
 from simulation.studies.cells import Cell, expand, select
 from simulation.studies.command import emit_rows
@@ -152,6 +155,9 @@ def test_the_page_escapes_what_people_wrote_and_names_failed_cells(out: Path, ce
     page = (out / "study.html").read_text()
     assert "A &lt;b&gt;note&lt;/b&gt;." in page
     assert "sites=9,seed=0" in page
+    for method in set(rows["method"]):
+        assert escape(method_meaning(method)) in page
+    assert method_meaning("pooled") not in page
     assert page.count("<svg") == 1
     assert "http" not in page.replace("http-equiv", "")
 
@@ -163,6 +169,11 @@ def test_the_command_of_a_cell_is_that_of_its_study_and_the_cell(cells: list[Cel
         f"{whole} --only sites=2,seed=0"
     )
     assert select(cells, "sites=2,seed=0") == [cells[0]]
+
+
+@pytest.mark.parametrize("name", [*COMPARISONS, *ABLATIONS, *ON_REQUEST, "federated", "untrained"])
+def test_no_comparison_is_explained_as_a_baseline(name: str) -> None:
+    assert not method_meaning(name).startswith("baseline")
 
 
 def test_the_log_gets_one_line_a_cell_with_rounds_and_scores(out: Path, cells: list[Cell]) -> None:
