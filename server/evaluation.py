@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from flwr.app import RecordDict
 
 from modaltune.data.preprocessing import Preprocessing
@@ -60,6 +61,21 @@ class Evaluation:
     def together(self) -> list[dict[str, Any]]:
         """Metrics of everybody's test cases; none without counts."""
         return pooled_metrics(self.counts.values(), self.study)
+
+    @property
+    def summed(self) -> dict[str, dict[str, Any]]:
+        """Task with classes -> test cases by step of probability, summed over the ``hospitals`` that told them.
+
+        ``counts`` is ``[scored class][others, its own][step]``, as each hospital sends it. Absent: what fewer than two
+        hospitals (or the study's least contributors) told, for the sum would be theirs alone.
+        """
+        found, told = {}, counted_sites(self.counts, self.study)
+        for task in self.study.tasks:
+            sites = told[task.name]
+            if task.kind != "survival" and len(sites) >= max(2, self.study.privacy.min_contributors):
+                counts = np.sum([self.counts[site][f"{task.name}.scores"] for site in sites], axis=0)
+                found[task.name] = {"hospitals": sites, "counts": counts.astype(int).tolist()}
+        return found
 
     def _counts(self, site: str, reply: RecordDict, cases: int, metrics: Mapping[str, float]) -> Mapping[str, Floats]:
         found = read_arrays(reply.array_records[COUNTS], counts_manifest(self.study, self.preprocessing), site)

@@ -12,14 +12,17 @@ from modaltune.storage import read_json_lines, write_json, write_text
 from modaltune.versions import installed_versions
 from server.evaluation import Evaluation
 from server.report import write_report
+from server.report_data import SUMMED
 from server.rounds import Result
 
 DONE = "DONE"
 
 
 def finish(result: Result, study: Study, out: Path) -> None:
-    """Write ``metrics.json``, ``summary.json``, ``report.html`` and ``DONE``."""
+    """Write metrics, summary, the sums of counts where hospitals sent any, the report, and last ``DONE``."""
     write_json(out / "metrics.json", list(metric_rows(result.evaluation, study)))
+    if summed := result.evaluation.summed:
+        write_json(out / SUMMED, summed)
     write_json(out / "summary.json", _summary(result, study, out))
     write_report(out)
     write_text(out / DONE, f"{result.status}\n")

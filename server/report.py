@@ -84,6 +84,8 @@ def _values(run: RunData) -> dict[str, Any]:
         "title": method_title,
         "meaning": context.method_meaning,
         "cross_site": cross_site_section(run.folder),
+        "counted": any(score.error for score in run.scores.values()),
+        "drawn_from_counts": run.predictions is None and bool(run.counts),
         "figures": _figures(run),
     }
 

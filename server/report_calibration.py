@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from modaltune.evaluation.calibration import calibration_curve
+from modaltune.evaluation.metrics import Floats
 from modaltune.evaluation.survival import risk_groups, survival_at
 from modaltune.federation.study import HORIZONS
+from server.report_counts import sides_of
 from server.report_curves import federated_cases, no_cases
 from server.report_data import RunData, Task
 from server.report_plots import MUTED, Plot, method_colours, panels_of, short, to_plot
@@ -24,9 +26,12 @@ Points = list[tuple[float, float, float, float, int]]  # predicted, observed, lo
 
 def calibration(run: RunData) -> Plot:
     """A panel a task: mean prediction against observed share, with 95 % intervals; the diagonal is perfect."""
-    if run.predictions is None:
+    if run.predictions is not None:
+        panels = [(*_points(federated_cases(run, run.predictions, task.name), task), task) for task in run.tasks]
+    elif run.counts:
+        panels = [(*counted_points(sides_of(run, task), task), task) for task in run.tasks]
+    else:
         return no_cases(run)
-    panels = [(*_points(federated_cases(run, run.predictions, task.name), task), task) for task in run.tasks]
     panels = [panel for panel in panels if panel[0]]
     if not panels:
         return Plot(missing="No task has enough test cases for a calibration plot.")
@@ -36,6 +41,23 @@ def calibration(run: RunData) -> Plot:
         _panel(ax, points, what, task.name)
     said = ", ".join(task.name for _, _, task in panels)
     return to_plot(figure, "calibration", f"Predicted against observed, federated model: {said}.")
+
+
+def counted_points(sides: Floats | None, task: Task) -> tuple[Points, str]:
+    """Points from counts ``[classes, 2, steps]`` by step of probability; a case counts once for each class."""
+    if sides is None:
+        return [], ""
+    others, own = sides.sum(axis=0).astype(int)
+    middles = (np.arange(len(own)) + 0.5) / len(own)
+    outcome = np.repeat([False, True], [others.sum(), own.sum()])
+    points = _shares(outcome, np.concatenate([np.repeat(middles, others), np.repeat(middles, own)]))
+    if task.kind == "ordinal":
+        return points, _share_of_positive(task)
+    return points, f"Share of {task.candidates[1]}" if len(sides) == 1 else "Share of the class"
+
+
+def _share_of_positive(task: Task) -> str:
+    return f"Share of {' and '.join(task.positive)}"
 
 
 def _points(cases: pd.DataFrame, task: Task) -> tuple[Points, str]:
@@ -49,12 +71,12 @@ def _points(cases: pd.DataFrame, task: Task) -> tuple[Points, str]:
     labels = inside["label"].astype(str).to_numpy()
     if task.kind == "ordinal":
         chance = chances[:, [name in task.positive for name in task.candidates]].sum(axis=1)
-        return _shares(np.isin(labels, task.positive), chance), f"Share of {' and '.join(task.positive)}"
+        return _shares(np.isin(labels, task.positive), chance), _share_of_positive(task)
     said = np.array(task.candidates)[chances.argmax(axis=1)]
     return _shares(said == labels, chances.max(axis=1)), "Share that is right"
 
 
-def _shares(outcome: NDArray[np.bool_], chance: NDArray[np.float64]) -> Points:
+def _shares(outcome: NDArray[np.bool_], chance: Floats) -> Points:
     points: Points = []
     for predicted, observed, count in zip(*calibration_curve(outcome, chance), strict=True):
         if count >= _FEWEST:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from server.report_data import (
     CORE_METHODS,
     MIN_GAP,
+    SUMMED,
     RunData,
     Score,
     by_method,
@@ -23,7 +25,7 @@ from server.report_data import (
 
 _FINGERPRINTED = (
     *("study.json", "preprocessing.json", "metrics.json", "comparisons.json", "influence.json"),
-    *("rounds.jsonl", "summary.json"),
+    *("rounds.jsonl", SUMMED, "summary.json"),
 )
 _METHOD_MEANINGS = {
     "local": "one model a hospital, trained on its own cases only, with as many optimiser steps as the federation. "
@@ -279,13 +281,14 @@ def cells(methods: Sequence[str], scores: Mapping[str, Score]) -> list[Table]:
 def cell(score: Score | None) -> Table:
     """Value, interval and number of cases of one score as text."""
     if score is None or (score.value is None and score.cases == "0"):  # no such model
-        return {"value": "–", "interval": "", "cases": "", "note": ""}
+        return {"value": "–", "error": "", "interval": "", "cases": "", "note": ""}
     value = "n/a" if score.value is None else f"{score.value:.2f}"
     known = score.low is not None and score.high is not None
     undefined = sum(1 for row in score.seeds if row.value is None)
     note = f"undefined in {undefined} of {len(score.seeds)} seeds" if score.value is not None and undefined else ""
     return {
         "value": value,
+        "error": _at_most(score.error),
         "interval": f"{score.low:.2f} to {score.high:.2f}" if known else "",
         "cases": score.cases,
         "note": note,
@@ -322,6 +325,11 @@ def _counted(run: RunData) -> list[str]:
     found: Table = next((row["counted"] for row in reversed(run.rounds) if row.get("counted")), {})
     known = [f"{task} of {_join(sites)}" for task, sites in found.items() if sites]
     return [f"These figures come from counts that hospitals sent: {'; '.join(known)}."] if known else []
+
+
+def _at_most(error: float | None) -> str:
+    """An error in three decimals, never rounded down; none where a value is exact."""
+    return f"± {math.ceil(1000 * error) / 1000:.3f}" if error else ""
 
 
 def _headlines(run: RunData) -> list[tuple[str, str]]:

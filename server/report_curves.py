@@ -1,4 +1,4 @@
-"""Figures of the report that need single test cases: ROC curves, survival by predicted risk, embedding map."""
+"""Figures of single test cases: ROC curves (of counts, too), survival by predicted risk, embedding map."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from modaltune.evaluation.metrics import Floats
 from modaltune.evaluation.survival import logrank_p, risk_groups
+from server.report_counts import binned_curves, sides_of
 from server.report_data import CORE_METHODS, RunData, Task, method_title
 from server.report_plots import (
     INK,
@@ -40,8 +42,6 @@ _ORDERED_COLOURS = ("#A6CEE3", "#5AA5D0", "#22699E", "#08264A")
 _UNLABELLED = "#D3DAE0"
 _MANY_POINTS = 2000  # more are drawn as an image inside the SVG
 
-Floats = NDArray[np.float64]
-
 
 def no_cases(run: RunData) -> Plot:
     """Why a figure of single cases is absent."""
@@ -50,9 +50,9 @@ def no_cases(run: RunData) -> Plot:
 
 def roc(run: RunData) -> Plot:
     """ROC curves of the local, federated and pooled models, a panel a nominal or ordinal task."""
-    if run.predictions is None:
+    if run.predictions is None and not run.counts:
         return no_cases(run)
-    curves = {task.name: task_curves(run.predictions, task) for task in run.tasks if task.kind != "survival"}
+    curves = {task.name: _curves_of(run, task) for task in run.tasks if task.kind != "survival"}
     curves = {name: methods for name, methods in curves.items() if methods}
     if not curves:
         return Plot(missing="No task has test cases of two classes, so no ROC curve is defined.")
@@ -61,7 +61,9 @@ def roc(run: RunData) -> Plot:
     colours = method_colours(run.methods or CORE_METHODS)
     for ax, (name, methods) in zip(axes, curves.items(), strict=True):
         _roc_panel(ax, name, methods, colours)
-    return to_plot(figure, "roc", "ROC curves of the local, federated and pooled models: " + ", ".join(curves) + ".")
+    drawn = list(dict.fromkeys(method for methods in curves.values() for method in methods))
+    said = f"ROC curves, by method ({', '.join(drawn)}) and task: {', '.join(curves)}."
+    return to_plot(figure, "roc", said)
 
 
 def kaplan_meier(run: RunData, task: str) -> Plot:
@@ -136,6 +138,23 @@ def task_curves(predictions: pd.DataFrame, task: Task) -> dict[str, tuple[list[F
     return curves
 
 
+def _curves_of(run: RunData, task: Task) -> dict[str, tuple[list[Floats], float]]:
+    """Of single cases where there are any, else of the federated model from counts."""
+    if run.predictions is not None:
+        return task_curves(run.predictions, task)
+    sides = sides_of(run, task)
+    found = None if sides is None else _mean_curve(binned_curves(sides))
+    return {} if found is None else {"federated": ([found[0]], found[1])}
+
+
+def _mean_curve(curves: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, float] | None:
+    """Mean true positive rates on the grid, and mean area; None without a curve."""
+    if not curves:
+        return None
+    rates = np.mean([np.interp(_GRID_POINTS, false, true) for false, true in curves], axis=0)
+    return rates, float(np.mean([np.trapezoid(true, false) for false, true in curves]))
+
+
 def _macro_curve(cases: pd.DataFrame, task: Task) -> tuple[Floats, float] | None:
     """Mean over classes of the one-vs-rest curve; an ordinal task is its positive levels against the others."""
     probabilities = np.array([np.asarray(row, dtype=float) for row in cases["probabilities"]])
@@ -149,11 +168,7 @@ def _macro_curve(cases: pd.DataFrame, task: Task) -> tuple[Floats, float] | None
     else:
         known = np.isin(labels, task.candidates)
         parts = [(labels[known] == name, probabilities[known, k]) for k, name in enumerate(task.candidates)]
-    curves = [roc_curve(positive, score) for positive, score in parts if 0 < positive.sum() < len(positive)]
-    if not curves:
-        return None
-    rates = np.mean([np.interp(_GRID_POINTS, false, true) for false, true in curves], axis=0)
-    return rates, float(np.mean([np.trapezoid(true, false) for false, true in curves]))
+    return _mean_curve([roc_curve(positive, score) for positive, score in parts if 0 < positive.sum() < len(positive)])
 
 
 def _roc_panel(

@@ -63,6 +63,8 @@ _METHOD_TITLES = {
 }
 _LOWER_IS_BETTER = ("loss", "brier", "error", "nll", "ece")
 LEFT_OUT = "without_"
+SUMMED = "counts.json"
+"""Test cases by step of probability, summed over hospitals; where these sent counts."""
 
 
 class Key(NamedTuple):
@@ -76,13 +78,17 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SeedScore:
-    """One row of ``metrics.json``: a value with its 95 % interval; None where undefined."""
+    """One row of ``metrics.json``: a value with its 95 % interval; None where undefined.
+
+    ``error``: the most by which a value from counts can differ from that of the counted cases in one table.
+    """
 
     seed: int | None
     value: float | None
     low: float | None
     high: float | None
     cases: int | None
+    error: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +100,14 @@ class Score:
         low: mean lower end of the 95 % bootstrap intervals over patients.
         high: mean upper end of them.
         seeds: the rows behind it, ordered by seed.
+        error: largest error of a value from counts; None where it is none from counts.
     """
 
     value: float | None
     low: float | None
     high: float | None
     seeds: tuple[SeedScore, ...]
+    error: float | None = None
 
     @property
     def cases(self) -> str:
@@ -129,7 +137,10 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """Everything the report needs from a run folder; absent files are empty or None."""
+    """Everything the report needs from a run folder; absent files are empty or None.
+
+    ``counts``: of ``counts.json``, see :attr:`server.evaluation.Evaluation.summed`.
+    """
 
     folder: Path
     study: Mapping[str, Any]
@@ -142,6 +153,7 @@ class RunData:
     embeddings: pd.DataFrame | None
     comparisons: tuple[Mapping[str, Any], ...] = ()
     suppressed: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    counts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def together(self) -> dict[Key, Score]:
@@ -213,6 +225,7 @@ def load_run(run: Path) -> RunData:
         embeddings=_read_table(run / "embeddings.parquet"),
         comparisons=tuple(_read_json(run / "comparisons.json", [])),
         suppressed=preprocessing.get("suppressed") or {},
+        counts=_read_json(run / SUMMED, {}),
     )
 
 
@@ -240,6 +253,7 @@ def collect(rows: Iterable[Mapping[str, Any]]) -> dict[Key, Score]:
                 low=number(row.get("low")),
                 high=number(row.get("high")),
                 cases=row.get("n"),
+                error=number(row.get("error")),
             )
         )
     return {key: _average(seeds) for key, seeds in grouped.items()}
@@ -322,6 +336,7 @@ def _average(rows: Sequence[SeedScore]) -> Score:
         low=_mean([row.low for row in defined]),
         high=_mean([row.high for row in defined]),
         seeds=tuple(sorted(rows, key=lambda row: -1 if row.seed is None else row.seed)),
+        error=max((row.error for row in defined if row.error is not None), default=None),
     )
 
 

@@ -7,7 +7,12 @@ CALIBRATION = """<section id="calibration">
 {%- call plot(figures.calibration) %}
 Federated model{{ first_seed }}, test cases of all hospitals together, with 95 % intervals; larger dots are more cases,
 dots of fewer than ten are left out. On the dotted line a probability means what it says; below it the model is too
-sure. Diagnoses: probability of the most probable answer. Survival: quarters of predicted survival against Kaplan-Meier.
+sure.
+{%- if drawn_from_counts %} Drawn from the steps of probability in which hospitals counted their cases, each taken at
+its middle; with more than two classes the probability of every class counts, so a case is in it once for each, and
+intervals are too narrow.
+{%- else %} Diagnoses: probability of the most probable answer. Survival: quarters of predicted survival against
+Kaplan-Meier.{% endif %}
 Discrimination does not need calibration, and a model that is calibrated here need not be elsewhere.
 {%- endcall %}
 </section>

@@ -18,6 +18,7 @@ PAGE = (
 {%- endmacro %}
 {%- macro score(cell, cases, tint=false) -%}
 <td class="{{ "fed" if tint }}{{ " off" if cell.value in ("–", "n/a") }}"><b>{{ cell.value }}</b>
+{%- if cell.error %} {{ cell.error }}{% endif %}
 {%- if cell.interval %}<small>{{ cell.interval }}</small>{% endif %}
 {%- if not cases and cell.cases %}<small>n = {{ cell.cases }}</small>{% endif %}
 {%- if cell.note %}<small>{{ cell.note }}</small>{% endif %}</td>
@@ -88,6 +89,7 @@ Whisker: 95 % bootstrap interval over patients. Dotted line: chance.
 </tbody></table></div>
 <p class="note">Below each value: its 95 % interval (bootstrap over patients). n: test cases. n/a: undefined, for
 example because only one class is present. –: not scored.
+{%- if counted %} ±: how far a value from counts can be from that of the same cases in one table.{% endif %}
 {%- if several %} Values and interval ends are means over {{ comparison.seeds | length }} seeds.{% endif %}
 {%- if comparison.has_pooled %} Gap closed = (federated − local) / (pooled − local): 0 % is no better than local
 training, 100 % as good as bringing all data together; not computed where pooled is less than {{ comparison.min_gap }}
@@ -206,6 +208,8 @@ again in a later round.
 Test cases of all hospitals together. More than two classes: mean of the one-against-rest curves; ordered levels: the
 high ones against the low ones (stage: III and IV against I and II). Shaded: range over single models (hospitals,
 seeds); the legend gives their mean area.
+{%- if drawn_from_counts %} Drawn from the steps of probability in which hospitals counted their cases: between two
+steps the line is straight.{% endif %}
 {%- endcall %}
 </section>
 

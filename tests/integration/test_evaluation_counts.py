@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from modaltune.federation.settings import EvaluationSpec
 from modaltune.federation.study import Study
 from modaltune.federation.wire import unseal
 from server.finish import finish
+from server.report_counts import binned_curves, sides_of
+from server.report_data import RunData, Task, load_run
 from server.rounds import Federation, Result
 from simulation.compare import Hospitals, Scene, everybodys_test_cases, predict_site
 from tests.client.conversation import sealed
@@ -25,6 +28,10 @@ SAME = 1e-9
 EXACT = {"balanced_accuracy", "macro_f1"}
 ROUNDED = {"brier", "ece"}
 Rows = dict[tuple[str, str], dict[str, Any]]
+
+
+def task_of(run: RunData, name: str) -> Task:
+    return next(task for task in run.tasks if task.name == name)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +104,40 @@ def test_each_hospital_still_reports_its_own(finished: tuple[Result, Path], coun
     assert "<code>modaltune-server run RUN_FOLDER/study.json</code>" in report
     assert "torch " in report
     assert "come from counts that hospitals sent: diagnosis of H1, H2 and H5;" in report
+
+
+def test_the_run_folder_keeps_sums_over_hospitals_and_the_report_draws_them(
+    finished: tuple[Result, Path], counting: Study, together: Rows
+) -> None:
+    result, out = finished
+    kept, counts = json.loads((out / "counts.json").read_text(encoding="utf-8")), result.evaluation.counts
+    told = [task.name for task in counting.tasks if task.kind != "survival"]
+    assert [name for name in told if name in kept] == list(kept) != []
+    for name, found in kept.items():
+        assert set(found) == {"hospitals", "counts"}
+        assert len(found["hospitals"]) > 1
+        assert np.sum(found["counts"][0]) == together[name, "brier"]["n"]
+        assert found["counts"] == np.sum([counts[site][f"{name}.scores"] for site in SITES], axis=0).tolist()
+    run = load_run(out)
+    for name in kept:
+        areas = [np.trapezoid(true, false) for false, true in binned_curves(sides_of(run, task_of(run, name)))]
+        assert np.mean(areas) == pytest.approx(together[name, "auc_binned"]["value"])
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert f"± {np.ceil(1000 * together['diagnosis', 'brier']['error']) / 1000:.3f}" in report
+    assert "ROC curves, by method (federated) and task: diagnosis" in report
+    assert "Drawn from the steps of probability" in report
+    assert report.count("They never leave a hospital") == 2  # survival by risk, embedding map
+
+
+@pytest.mark.parametrize(("least", "sites"), [(1, 1), (3, 2)])
+def test_counts_of_too_few_hospitals_are_not_kept(
+    finished: tuple[Result, Path], counting: Study, least: int, sites: int
+) -> None:
+    """Their sum would be the counts of one, or of fewer than the study wants in any sum."""
+    found, privacy = finished[0].evaluation, counting.privacy.model_copy(update={"min_contributors": least})
+    counts = {site: found.counts[site] for site in SITES[:sites]}
+    study = counting.model_copy(update={"privacy": privacy})
+    assert replace(found, counts=counts, study=study).summed == {}
 
 
 def test_a_site_whose_counts_are_none_of_cases_is_refused(

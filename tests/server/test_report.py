@@ -12,8 +12,9 @@ from sklearn.metrics import roc_auc_score
 
 from modaltune.errors import FederationError
 from server.report import write_report
-from server.report_calibration import calibration
+from server.report_calibration import calibration, counted_points
 from server.report_context import comparison, further, lead, method_meaning
+from server.report_counts import binned_curves, sides_of
 from server.report_curves import federated_cases, kaplan_meier, roc_curve, spread, task_curves
 from server.report_data import Score, Task, collect, gain, gap_closed, load_run
 from server.report_forest import comparison_table
@@ -135,6 +136,43 @@ def test_a_failed_run_still_gets_a_report_with_its_reason(tmp_path: Path) -> Non
     text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
     assert "FAILED" in text
     assert "without a model that could be scored. Only 1 of 5 hospitals answered." in text
+
+
+def test_the_error_of_a_value_from_counts_stands_beside_it_and_is_not_rounded_down(tmp_path: Path) -> None:
+    run = write_run(tmp_path, cases=False)
+    rows = json.loads((run / "metrics.json").read_text())
+    for row in rows:
+        if (row["method"], row["metric"], row["hospital"]) == ("federated", "auc", "all"):
+            row.update(metric="auc_binned", error=0.0121 if row["task"] == "stage" else 0.0)
+    (run / "metrics.json").write_text(json.dumps(rows))
+    html = write_report(run).read_text(encoding="utf-8")
+    assert "<b>0.85</b> ± 0.013" in html
+    assert html.count("<b>0.85</b> ±") == 1
+    assert "how far a value from counts can be" in html
+
+
+def test_curves_from_counts_need_no_single_case(tmp_path: Path) -> None:
+    """Half of the cases at 0.95 and a tenth of those at 0.25 are of the class, in steps of a tenth."""
+    run = write_run(tmp_path, cases=False)
+    others, own = np.zeros((2, 10), int)
+    others[[2, 9]], own[[2, 9]] = (36, 20), (4, 20)
+    told = {"stage": {"hospitals": ["H1", "H2"], "counts": [[others.tolist(), own.tolist()]]}}
+    (run / "counts.json").write_text(json.dumps(told))
+    data = load_run(run)
+    stage = next(task for task in data.tasks if task.name == "stage")
+    sides = sides_of(data, stage)
+    assert sides is not None
+    ((false, true),) = binned_curves(sides)
+    scores = np.repeat([0.25, 0.25, 0.95, 0.95], [36, 4, 20, 20])
+    labels = np.repeat([False, True, False, True], [36, 4, 20, 20])
+    assert np.trapezoid(true, false) == pytest.approx(roc_auc_score(labels, scores))
+    points, what = counted_points(sides, stage)
+    assert [(round(p[0], 3), p[1], p[4]) for p in points] == [(0.25, 0.1, 40), (0.95, 0.5, 40)]
+    assert what == "Share of III"
+    html = write_report(run).read_text(encoding="utf-8")
+    assert html.count("They never leave a hospital") + html.count("and the run folder has none") == 2
+    assert Page(html).open == []
+    assert "counts.json" in html
 
 
 def test_several_seeds_are_averaged_and_listed(tmp_path: Path) -> None:
