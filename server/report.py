@@ -17,6 +17,7 @@ from server import report_plots as plots
 from server import report_rounds as rounds
 from server.report_cross_site import cross_site_section
 from server.report_data import RunData, load_run, method_title
+from server.report_gene_sets import gene_sets_section
 from server.report_sites import site_sections
 from server.report_style import STYLE
 from server.report_template import PAGE
@@ -84,6 +85,7 @@ def _values(run: RunData) -> dict[str, Any]:
         "title": method_title,
         "meaning": context.method_meaning,
         "cross_site": cross_site_section(run.folder),
+        "gene_sets": gene_sets_section(run),
         "counted": any(score.error for score in run.scores.values()),
         "drawn_from_counts": run.predictions is None and bool(run.counts),
         "figures": _figures(run),

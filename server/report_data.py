@@ -221,8 +221,8 @@ def load_run(run: Path) -> RunData:
         scores=scores,
         tasks=_tasks(study, preprocessing, scores),
         hospitals=_hospitals(study, summary, scores),
-        predictions=_read_table(run / "predictions.parquet"),
-        embeddings=_read_table(run / "embeddings.parquet"),
+        predictions=read_table(run / "predictions.parquet"),
+        embeddings=read_table(run / "embeddings.parquet"),
         comparisons=tuple(_read_json(run / "comparisons.json", [])),
         suppressed=preprocessing.get("suppressed") or {},
         counts=_read_json(run / SUMMED, {}),
@@ -379,5 +379,6 @@ def _read_json(path: Path, absent: Any) -> Any:
         raise FederationError(f"{path.name}: not valid JSON, the file is damaged. Restore it or run again.") from error
 
 
-def _read_table(path: Path) -> pd.DataFrame | None:
+def read_table(path: Path) -> pd.DataFrame | None:
+    """A table of a run folder; None where it has none."""
     return pd.read_parquet(path) if path.is_file() else None

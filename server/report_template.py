@@ -55,9 +55,10 @@ PAGE = (
 <nav aria-label="Contents">
 {%- for id, text in [("results", "Results"), ("by-hospital", "By hospital")]
   + ([("cross-site", "Across hospitals")] if cross_site else []) + [("data", "Who had what"), ("training", "Training"),
-  ("curves", "ROC curves"), ("survival", "Survival"), ("calibration", "Calibration"),
-  ("contributions", "Contributions"), ("traffic", "Traffic"), ("privacy", "Privacy"), ("map", "Embedding map"),
-  ("hospitals", "Hospital by hospital"), ("again", "Reproduce"), ("limits", "Limits")] %}
+  ("curves", "ROC curves"), ("survival", "Survival"), ("calibration", "Calibration")]
+  + ([("gene-sets", "Gene sets")] if gene_sets else []) + [("contributions", "Contributions"), ("traffic", "Traffic"),
+  ("privacy", "Privacy"), ("map", "Embedding map"), ("hospitals", "Hospital by hospital"), ("again", "Reproduce"),
+  ("limits", "Limits")] %}
 <a href="#{{ id }}">{{ text }}</a>
 {%- endfor %}
 </nav>
@@ -228,7 +229,9 @@ hospital, age or stage.
 
 """
     + CALIBRATION
-    + """<section id="contributions">
+    + """{{ gene_sets }}
+
+<section id="contributions">
 <h2>Who contributed what</h2>
 {%- if contributions.rows %}
 <p>Training examples behind each group of parameters, summed over rounds{{ first_seed }}. The server averages every

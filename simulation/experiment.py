@@ -29,6 +29,7 @@ from simulation.compare import (
 from simulation.cross_site import Trained, influence_rows, matrix_rows, study_without
 from simulation.engine import Progress, run_federation
 from simulation.federated import Federated, finished
+from simulation.gene_sets import gene_set_contributions
 from simulation.outcomes import Outcome, Scorer, embedding_map, training_risk_cuts
 from simulation.probes import embeddings_of, probe_tables
 from simulation.run_folder import COMPARED
@@ -80,6 +81,7 @@ class Experiment:
             scorer.record(found.method, found.tables)
             self.outcome.notes += [note for note in found.notes if note not in self.outcome.notes]
         self.outcome.embeddings = embedding_map(data, result.learner)
+        self.outcome.gene_sets = gene_set_contributions(data, result.learner)
         self.outcome.summary = self._summary(data, result, time.monotonic() - started)
         return self.outcome
 

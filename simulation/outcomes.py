@@ -19,6 +19,7 @@ from modaltune.federation.study import FURTHER, HEADLINES
 from modaltune.models.learner import Learner
 from modaltune.storage import write_json
 from server.cross_site import INFLUENCE
+from server.report_gene_sets import GENE_SETS
 from simulation.compare import Hospitals
 
 Tables = Mapping[str, pd.DataFrame]  # hospital whose model it is ("" = one model for all) -> predictions
@@ -34,6 +35,7 @@ class Outcome:
     influence: list[dict[str, Any]] = field(default_factory=list)
     differences: list[tuple[int, Pairing, Differences]] = field(default_factory=list)
     embeddings: pd.DataFrame | None = None
+    gene_sets: pd.DataFrame | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -186,7 +188,7 @@ def _labels(data: Hospitals, site: str, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_outcomes(folder: Path, outcomes: Sequence[Outcome], summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Write metrics, comparisons, predictions, embedding map and summary of all seeds; returns the metric rows."""
+    """Write metrics, comparisons, predictions, embedding map, gene sets and summary of all seeds; the metric rows."""
     rows = [row for outcome in outcomes for row in outcome.rows]
     write_json(folder / "metrics.json", rows)
     found = [difference for outcome in outcomes for difference in outcome.differences]
@@ -198,5 +200,8 @@ def write_outcomes(folder: Path, outcomes: Sequence[Outcome], summary: Mapping[s
     )
     maps = [outcome.embeddings for outcome in outcomes if outcome.embeddings is not None]
     pd.concat(maps, ignore_index=True).to_parquet(folder / "embeddings.parquet", index=False)
+    sets = [outcome.gene_sets for outcome in outcomes if outcome.gene_sets is not None]
+    if sets:
+        pd.concat(sets, ignore_index=True).to_parquet(folder / GENE_SETS, index=False)
     write_json(folder / "summary.json", summary)
     return rows

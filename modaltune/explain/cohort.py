@@ -5,7 +5,7 @@ Shapes: n cases, P gene sets, C candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +13,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from modaltune.data.batch import CaseTensors
+from modaltune.data.preprocessing import Preprocessing
 from modaltune.errors import DataError
 from modaltune.evaluation.metrics import Floats, bootstrap_weights
 from modaltune.explain.occlusion import Occlusion, Target, contributions, occlude, targets_of_cohort
 from modaltune.explain.page import cohort_page
+from modaltune.federation.study import TaskSpec
+from modaltune.models.learner import Learner
 from modaltune.prediction.site import ModelAtSite
 from modaltune.storage import write_text
 from modaltune.suppression import has_small_group
@@ -80,7 +84,6 @@ def explain_cohort(
     Raises:
         DataError: fewer such cases than the smallest group that is reported.
     """
-    at.learner.eval()
     rows = at.rows(split)
     chosen = [row for row in rows if at.cases[row].has_expression]
     if len(chosen) < at.minimum or not at.preprocessing.gene_sets:
@@ -88,31 +91,47 @@ def explain_cohort(
             f"site {at.cohort.site}: fewer than {at.minimum} cases of split {split!r} have expression that the model"
             " reads; a mean over fewer patients is not reported (min_cell), explain single cases instead"
         )
-    found = []
-    for row in chosen:
-        found.append(occlude(at.learner, at.cases[row].loaded(), at.preprocessing))
-        after_case()
-    targets = [
-        _over_cases(target, found, at)
-        for spec in at.study.tasks
-        if task in (None, spec.name)
-        for target in targets_of_cohort(spec, at.preprocessing.tasks[spec.name])
-    ]
+    specs = [spec for spec in at.study.tasks if task in (None, spec.name)]
+    shown = (at.cases[row] for row in chosen)
+    targets = over_cases(at.learner, shown, specs, at.preprocessing, at.minimum, at.study.seed, after_case)
     return CohortExplanation(
         split=split,
         without=at.reported(len(rows) - len(chosen)),
         minimum=at.minimum,
-        names=found[0].names,
+        names=tuple(sorted(at.preprocessing.gene_sets)),
         targets=tuple(targets),
     )
 
 
-def _over_cases(target: Target, found: Sequence[Occlusion], at: ModelAtSite) -> TargetOverCases:
+def over_cases(
+    learner: Learner,
+    cases: Iterable[CaseTensors],
+    tasks: Sequence[TaskSpec],
+    preprocessing: Preprocessing,
+    minimum: int,
+    seed: int,
+    after_case: Callable[[], None] = lambda: None,
+) -> list[TargetOverCases]:
+    """Contributions of every gene set, in the order of their names, over cases that have expression.
+
+    Args:
+        minimum: smallest group that is reported.
+        after_case: called once a case.
+    """
+    learner.eval()
+    found = []
+    for case in cases:
+        found.append(occlude(learner, case.loaded(), preprocessing, modalities=False))
+        after_case()
+    targets = [target for spec in tasks for target in targets_of_cohort(spec, preprocessing.tasks[spec.name])]
+    return [_over_cases(target, found, minimum, seed) for target in targets]
+
+
+def _over_cases(target: Target, found: Sequence[Occlusion], minimum: int, seed: int) -> TargetOverCases:
     values = np.array([list(contributions(target, one).values()) for one in found])
     whole = np.stack([one.whole[target.task.name] for one in found])
     parts = {name: inside for name, inside in groups_of(target, whole).items() if 0 < inside.sum() < len(found)}
-    groups = summarise_parts(values, parts, at.minimum, at.study.seed)
-    return TargetOverCases(target=target, groups=tuple(groups))
+    return TargetOverCases(target=target, groups=tuple(summarise_parts(values, parts, minimum, seed)))
 
 
 def summarise_parts(values: Floats, parts: Mapping[str, NDArray[np.bool_]], minimum: int, seed: int) -> Iterator[Group]:
@@ -148,14 +167,16 @@ def summarise(name: str, values: Floats, minimum: int, seed: int) -> Group:
 
 def write_cohort(out: Path, at: ModelAtSite, found: CohortExplanation) -> Path:
     """Write the table of contributions and, last, the page; returns the page."""
-    write_text(out / "contributions.csv", cohort_table(found).to_csv(index=False, float_format="%.6g"))
+    write_text(
+        out / "contributions.csv", cohort_table(found.names, found.targets).to_csv(index=False, float_format="%.6g")
+    )
     page = out / "cohort.html"
     write_text(page, cohort_page(at, found))
     return page
 
 
-def cohort_table(found: CohortExplanation) -> pd.DataFrame:
-    """One row a target, group and gene set; groups that are too small are absent."""
+def cohort_table(names: Sequence[str], targets: Sequence[TargetOverCases]) -> pd.DataFrame:
+    """One row a target, group and gene set of ``names``; groups that are too small are absent."""
     rows = [
         {
             "task": over.target.task.name,
@@ -169,9 +190,9 @@ def cohort_table(found: CohortExplanation) -> pd.DataFrame:
             "high": group.high[place],
             "mean_size": group.size[place],
         }
-        for over in found.targets
+        for over in targets
         for group in over.groups
         if group.cases is not None
-        for place, name in enumerate(found.names)
+        for place, name in enumerate(names)
     ]
     return pd.DataFrame(rows)

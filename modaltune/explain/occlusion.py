@@ -46,15 +46,21 @@ class Occlusion:
 
 
 def occlude(
-    learner: Learner, case: CaseTensors, preprocessing: Preprocessing, say: Callable[[int], None] = lambda _: None
+    learner: Learner,
+    case: CaseTensors,
+    preprocessing: Preprocessing,
+    say: Callable[[int], None] = lambda _: None,
+    *,
+    modalities: bool = True,
 ) -> Occlusion:
     """Score one case with everything, without each of its modalities and without each gene set.
 
     Args:
         case: with its patches in memory.
         say: told how many gene sets are done after each pass.
+        modalities: whether to score without modalities, too.
     """
-    present = modalities_of(case)
+    present = modalities_of(case) if modalities else ()
     shown = [case, *(without_modality(case, name) for name in present)]
     scores = [_probabilities(learner, embed_cases(learner, [one])) for one in shown]
     whole = {task: value[0] for task, value in scores[0].items()}

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.integration
 Command = Callable[..., Ran]
 CONTRACT = {"study.json", "preprocessing.json", "rounds.jsonl", "metrics.json", "model", "report.html", "DONE"}
 BESIDES = {"summary.json", "status.json"}
-ONLY_SIMULATED = {"predictions.parquet", "embeddings.parquet", "comparisons.json"}
+ONLY_SIMULATED = {"predictions.parquet", "embeddings.parquet", "gene_sets.parquet", "comparisons.json"}
 ROW = {"method", "task", "metric", "hospital", "value", "low", "high", "n", "seed"}
 
 

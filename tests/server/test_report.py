@@ -175,6 +175,43 @@ def test_curves_from_counts_need_no_single_case(tmp_path: Path) -> None:
     assert "counts.json" in html
 
 
+def gene_set_rows() -> pd.DataFrame:
+    """Contributions of 15 sets to two labels of the diagnosis, over 40 of 50 cases."""
+    rows = [
+        {"task": "diagnosis", "towards": label, "unit": "percentage points", "group": group, "cases": cases}
+        | {"gene_set": f"SET_<{number}>", "mean": number - 7.0, "low": number - 8.0, "high": number - 6.0}
+        | {"mean_size": abs(number - 7.0), "of": 50, "seed": 0}
+        for label in ("ductal", "lobular")
+        for group, cases in (("all", 40), (f"predicted {label}", 25), ("predicted otherwise", 15))
+        for number in range(15)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_contributions_of_gene_sets_are_shown_with_the_sample_they_rest_on(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    rows = gene_set_rows()
+    pd.concat([rows, rows.assign(seed=1, mean=99.0)]).to_parquet(run / "gene_sets.parquet")
+    html = write_report(run).read_text(encoding="utf-8")
+    page = Page(html)
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    assert "#gene-sets" in page.links
+    text = " ".join(page.text.split())
+    assert "40 test cases, drawn from the 50 of all hospitals that have expression" in text
+    assert "right speaks for lobular" in text
+    assert "predicted otherwise, n = 15" in text
+    assert "SET_<0>" in text
+    assert "SET_<7>" not in text, "the three with the smallest contributions are left out"
+    assert html.count("Contributions of gene sets to diagnosis") == 2
+    assert "+99" not in html, "the first seed is shown, as with the other figures of single cases"
+
+
+def test_a_run_without_contributions_has_no_section_for_them(page: Page) -> None:
+    assert "#gene-sets" not in page.links
+    assert "gene-sets" not in page.ids
+
+
 def test_several_seeds_are_averaged_and_listed(tmp_path: Path) -> None:
     run = write_run(tmp_path, seeds=(0, 1, 2), cases=False)
     text = Page(write_report(run).read_text(encoding="utf-8")).text

@@ -38,7 +38,9 @@ def test_a_cell_scores_the_hospital_that_was_left_out(tmp_path: Path, monkeypatc
     command = f"modaltune-simulate study one --only {one.name}"
     run_cell(one, folder, None, command)
     assert state_of(tmp_path, one) == "done"
-    assert f"<code>{command}</code>" in (folder / "report.html").read_text()
+    report = (folder / "report.html").read_text()
+    assert f"<code>{command}</code>" in report
+    assert 'id="gene-sets"' in report
     assert {row["method"] for row in rows(folder)} == {"federated", "linear"}
     assert all(row["n"] for row in rows(folder, hospital="H5", method="federated"))
     assert json.loads((folder / "study.json").read_text())["roster"] == ["H1", "H2", "H3", "H4"]
@@ -58,6 +60,7 @@ def test_a_baseline_is_a_cell_with_its_own_recipe(tmp_path: Path, monkeypatch: p
     study = Study.from_json((folder / "study.json").read_text())
     assert (study.model.kind, study.training.objective) == ("mlp", "hazards")
     assert {row["method"] for row in rows(folder)} == {"federated"}, "the others do not depend on the model"
+    assert 'id="gene-sets"' not in (folder / "report.html").read_text()
     assert all(row["value"] is not None for row in rows(folder, hospital="all", metric="auc"))
 
 
