@@ -139,7 +139,8 @@ class Task:
 class RunData:
     """Everything the report needs from a run folder; absent files are empty or None.
 
-    ``counts``: of ``counts.json``, see :attr:`server.evaluation.Evaluation.summed`.
+    ``counts``: of ``counts.json``, see :attr:`server.evaluation.Evaluation.summed`. ``queries``: round logs of label
+    queries that were asked since.
     """
 
     folder: Path
@@ -154,6 +155,7 @@ class RunData:
     comparisons: tuple[Mapping[str, Any], ...] = ()
     suppressed: Mapping[str, Sequence[str]] = field(default_factory=dict)
     counts: Mapping[str, Any] = field(default_factory=dict)
+    queries: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def together(self) -> dict[Key, Score]:
@@ -226,6 +228,7 @@ def load_run(run: Path) -> RunData:
         comparisons=tuple(_read_json(run / "comparisons.json", [])),
         suppressed=preprocessing.get("suppressed") or {},
         counts=_read_json(run / SUMMED, {}),
+        queries=tuple(row for log in sorted(run.glob("queries/*/rounds.jsonl")) for row in read_json_lines(log)),
     )
 
 

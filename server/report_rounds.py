@@ -19,8 +19,10 @@ _LEFT = {
     "train": "Trained weights (never the frozen encoders), cases behind each parameter, mean losses, numbers of steps",
     "tally": "Training cases by class (or deaths and survivors), mean and squared distances of their embeddings",
     "probe": "Likelihood of a linear probe with its gradient and curvature, summed over training cases",
+    "label-query": "Test cases by their most probable text of a question that nobody labelled, mean probabilities",
     "evaluate": "Scores of the model on own test cases with intervals, and the number of those cases",
 }
+_BY_LABEL = "; the same by label of the study's tasks"
 _COUNTED = "; test cases by class, prediction and score, and pairs of patients in the right order"
 
 
@@ -73,17 +75,19 @@ def privacy(run: RunData) -> dict[str, Any]:
         "train": f"a parameter that fewer than {cell} cases trained leaves unchanged; norms are bounded",
         "tally": f"nothing of a task that has a class of fewer than {cell} cases",
         "probe": f"no sums of such a task, nor where fewer than {cell} cases carry nearly all weight; a budget",
+        "label-query": f"no table in which a count of fewer than {cell} cases stands; a budget",
         "evaluate": f"a score of fewer than {cell} cases is held back",
     }
     counted = f"; so are all counts of a task that has a class of fewer than {cell}"
     rows = []
+    by_label = bool((run.study.get("label_queries") or {}).get("by_label"))
     for phase, what in _LEFT.items():
-        found = [row for row in run.rounds if row.get("phase") == phase]
+        found = [row for row in (*run.rounds, *run.queries) if row.get("phase") == phase]
         if found:
             counts = any("counted" in row for row in found)
             rows.append(
                 {
-                    "what": what + _COUNTED * counts,
+                    "what": what + _COUNTED * counts + _BY_LABEL * (by_label and phase == "label-query"),
                     "messages": f"{sum(_answers(row) for row in found):,}",
                     "bytes": megabytes(sum(row.get("bytes_up") or 0 for row in found)),
                     "protection": protection[phase] + counted * counts,

@@ -248,6 +248,22 @@ def test_every_answer_to_a_phase_with_several_questions_has_left(tmp_path: Path)
     assert privacy(load_run(run))["rows"][-1]["messages"] == "8"  # of H4 one that was refused unread
 
 
+@pytest.mark.parametrize("by_label", [False, True])
+def test_label_queries_asked_after_the_end_have_left_too(tmp_path: Path, by_label: bool) -> None:
+    run = write_run(tmp_path, cases=False)
+    study = json.loads((run / "study.json").read_text()) | {"label_queries": {"budget": 2, "by_label": by_label}}
+    (run / "study.json").write_text(json.dumps(study))
+    for name, sites in (("necrosis-1", HOSPITALS), ("necrosis-2", HOSPITALS[:1])):
+        row = {"round": 4, "phase": "label-query", "contributors": list(sites), "refused": {}, "bytes_up": 500}
+        (run / "queries" / name).mkdir(parents=True)
+        (run / "queries" / name / "rounds.jsonl").write_text(json.dumps(row) + "\n")
+    data = load_run(run)
+    (asked,) = (row for row in privacy(data)["rows"] if "question that nobody labelled" in row["what"])
+    assert (asked["messages"], asked["bytes"]) == (str(len(HOSPITALS) + 1), "1.0 kB")
+    assert ("by label of the study's tasks" in asked["what"]) == by_label
+    assert all(row["phase"] != "label-query" for row in data.rounds), "they are no part of the training"
+
+
 def test_a_run_without_protection_is_not_called_protected(tmp_path: Path) -> None:
     run = write_run(tmp_path, cases=False)
     study = json.loads((run / "study.json").read_text()) | {"privacy": {"min_cell": 1, "min_contributors": 1}}
