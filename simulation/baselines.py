@@ -19,7 +19,7 @@ from modaltune.federation.study import Study
 from modaltune.models.baselines.registry import ROWS, baseline_study
 from modaltune.models.learner import frozen_encoder
 from simulation.compare import Hospitals, Job, Scene, run_jobs, trainable
-from simulation.probes import probe_tables
+from simulation.probes import Probed, probe_tables
 
 PROBE = "gigapath_lp"
 NAMES = (PROBE, *ROWS)
@@ -134,25 +134,24 @@ def _probe(
         groups = (
             {site: [site] for site in trainable(data, NEEDS[kind])} if way == "local" else {"": sorted(data.cohorts)}
         )
-        tables = {
-            owner: _probe_predictions(data, sites, together=way != "federated") for owner, sites in groups.items()
-        }
-        yield Found(method=f"{kind}/{way}", tables=tables)
+        found = {owner: _probe_predictions(data, sites, together=way != "federated") for owner, sites in groups.items()}
+        notes = () if way == "local" else tuple(f"{kind}/{way}, {note}" for note in found[""].notes)
+        yield Found(method=f"{kind}/{way}", tables={owner: one.table for owner, one in found.items()}, notes=notes)
 
 
-def _probe_predictions(data: Hospitals, sites: Sequence[str], *, together: bool) -> pd.DataFrame:
+def _probe_predictions(data: Hospitals, sites: Sequence[str], *, together: bool) -> Probed:
     """Predictions of probes fitted in one place, or by sums over hospitals: survival is then stratified by hospital."""
     encoder = frozen_encoder(data.study)
 
     def embed(cases: Sequence[CaseTensors]) -> dict[str, Floats]:
         return dict.fromkeys((task.name for task in data.study.tasks), slide_vectors(cases, encoder))
 
-    table = probe_tables(data, embed, sites, together=together, needs=NEEDS[PROBE])
+    table, notes = probe_tables(data, embed, sites, together=together, needs=NEEDS[PROBE])
     parts = [
         readable_rows(table[table["hospital"] == site], _test_cases(data, site), NEEDS[PROBE])
         for site in sorted(data.truth)
     ]
-    return pd.concat(parts, ignore_index=True)
+    return Probed(pd.concat(parts, ignore_index=True), notes)
 
 
 def _test_cases(data: Hospitals, site: str) -> list[CaseTensors]:

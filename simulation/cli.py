@@ -347,19 +347,23 @@ def _run(plan: Plan, out: Path, seeds: Sequence[int], json: bool) -> None:
     if json:
         emit_json({"run": str(out), "metrics": rows})
     else:
-        _show(out, rows)
+        _show(out, rows, plan.notes)
     say(f"report: {out / 'report.html'}  ({time.monotonic() - started:.0f} s)")
     if load_run(out).summary["status"] != "OK":
         raise typer.Exit(3)
 
 
-def _show(out: Path, rows: Sequence[dict[str, Any]]) -> None:
+def _show(out: Path, rows: Sequence[dict[str, Any]], said: Sequence[str]) -> None:
+    """Tables of a run and its notes, but for those that were ``said`` when it started."""
     run = load_run(out)
     console.print(comparison_table([row for row in rows if not leaves_out(row["method"])]))
     for table in matrix_tables(read_matrices(out)):
         console.print(table)
     console.print(participation_table(run.rounds, run.study.get("roster", ())))
     console.print(traffic_table(run.rounds))
+    for note in run.summary["notes"]:
+        if note not in said:
+            console.print(note, markup=False)
 
 
 for command in (unlabelled, within, compare, study):

@@ -195,7 +195,7 @@ def _predicted(job: Job) -> Predicted:
     if study.model.kind != "modaltune":
         return Predicted(own, pd.DataFrame(columns=list(COLUMNS)))
     fitted_on = [job.hospital] if job.hospital else sorted(data.cohorts)
-    return Predicted(own, probe_tables(data, embeddings_of(learner), fitted_on, together=True))
+    return Predicted(own, probe_tables(data, embeddings_of(learner), fitted_on, together=True).table)
 
 
 def predict_site(data: Hospitals, learner: torch.nn.Module, site: str) -> pd.DataFrame:

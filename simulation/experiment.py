@@ -72,7 +72,8 @@ class Experiment:
         scorer.record("federated", {"": federated})
         if self.study.model.kind == "modaltune":
             probed = probe_tables(data, embeddings_of(result.learner), sorted(self.sites), together=False)
-            scorer.record_probes("federated", {"": probed})
+            scorer.record_probes("federated", {"": probed.table})
+            self.outcome.notes += probed.notes
         if cross_site:
             self._cross_site(data, Trained(study=self.study, preprocessing=data.preprocessing, table=federated))
         self._ablations(scorer, comparisons)

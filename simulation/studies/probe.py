@@ -47,8 +47,8 @@ def probe_rows(spec: DataSpec, seed: int, data: Path | None, folder: Path, study
         hospitals = _hospitals(spec, cohort, seed, data, folder / "probe" / cohort, study, preprocessing)
         names = sorted(hospitals.cohorts)
         tables = {
-            "federated": probe_tables(hospitals, _side_by_side(learner, hospitals.study), names, together=True),
-            "untrained": probe_tables(hospitals, _side_by_side(untrained, hospitals.study), names, together=True),
+            "federated": probe_tables(hospitals, _side_by_side(learner, hospitals.study), names, together=True).table,
+            "untrained": probe_tables(hospitals, _side_by_side(untrained, hospitals.study), names, together=True).table,
             "linear": linear_predictions(hospitals, names),
         }
         censoring = Censoring.of_training(found.cases for found in hospitals.cohorts.values())

@@ -116,7 +116,7 @@ def simulated(run: Run, short: Study, folders: dict[str, Path]) -> Hospitals:
 
 
 def test_deployed_probes_have_the_coefficients_that_a_simulation_fits(run: Run, simulated: Hospitals) -> None:
-    expected = fit_probes(simulated, embeddings_of(run.result.learner), SITES, together=False)
+    expected = fit_probes(simulated, embeddings_of(run.result.learner), SITES, together=False).probes
     assert run.result.status == "OK"
     assert set(run.probes) == set(expected) == {task.name for task in simulated.study.tasks}
     for task, probe in expected.items():
@@ -128,7 +128,7 @@ def test_deployed_probes_have_the_coefficients_that_a_simulation_fits(run: Run, 
 
 
 def test_the_scores_of_each_hospital_are_those_that_a_simulation_computes(run: Run, simulated: Hospitals) -> None:
-    tables = probe_tables(simulated, embeddings_of(run.result.learner), SITES, together=False)
+    tables = probe_tables(simulated, embeddings_of(run.result.learner), SITES, together=False).table
     outcome = Outcome()
     Scorer(simulated, outcome).record_probes("federated", {"": tables})
     expected = {
@@ -246,9 +246,8 @@ def test_a_site_that_fails_in_the_middle_is_named_and_the_fit_starts_again_witho
         study=one_task.to_json(),
         preprocessing=found.result.preprocessing.to_json(),
     )
-    expected = fit_probes(Hospitals(scene), embeddings_of(found.result.learner), ("H1", "H5"), together=False)[
-        "diagnosis"
-    ]
+    fitted = fit_probes(Hospitals(scene), embeddings_of(found.result.learner), ("H1", "H5"), together=False)
+    expected = fitted.probes["diagnosis"]
     assert row["questions"] == 3 + expected.questions
     np.testing.assert_allclose(found.probes["diagnosis"].coefficients, expected.optimum.coefficients, rtol=0, atol=SAME)
 

@@ -46,7 +46,7 @@ def training_cases(data: Hospitals, learner: Learner, name: str) -> SiteCases:
 
 
 def test_a_federated_probe_is_scikit_learns_on_pooled_embeddings(data: Hospitals, learner: Learner) -> None:
-    probe = fit_probes(data, embeddings_of(learner), list(data.cohorts), together=False)["diagnosis"]
+    probe = fit_probes(data, embeddings_of(learner), list(data.cohorts), together=False).probes["diagnosis"]
     cases = training_cases(data, learner, "diagnosis")
     model = LogisticRegression(solver="newton-cholesky", tol=1e-12)
     model.fit(StandardScaler().fit_transform(cases.features), cases.group)
@@ -55,7 +55,7 @@ def test_a_federated_probe_is_scikit_learns_on_pooled_embeddings(data: Hospitals
 
 def test_cases_in_one_place_or_at_their_hospitals_give_the_same_classes(data: Hospitals, learner: Learner) -> None:
     apart, together = (
-        fit_probes(data, embeddings_of(learner), list(data.cohorts), together=one) for one in (False, True)
+        fit_probes(data, embeddings_of(learner), list(data.cohorts), together=one).probes for one in (False, True)
     )
     for task in ("diagnosis", "stage"):
         np.testing.assert_allclose(apart[task].optimum.coefficients, together[task].optimum.coefficients, atol=1e-6)
@@ -63,7 +63,7 @@ def test_cases_in_one_place_or_at_their_hospitals_give_the_same_classes(data: Ho
 
 
 def test_probes_predict_the_cases_that_the_model_predicts(data: Hospitals, learner: Learner) -> None:
-    probed = probe_tables(data, embeddings_of(learner), list(data.cohorts), together=False)
+    probed = probe_tables(data, embeddings_of(learner), list(data.cohorts), together=False).table
     assert tuple(probed.columns) == COLUMNS
     for site in data.cohorts:
         own = predict(learner, data.study, data.preprocessing, data.truth[site], data.truth_cases[site])
@@ -73,7 +73,7 @@ def test_probes_predict_the_cases_that_the_model_predicts(data: Hospitals, learn
     assert probed.loc[probed["task"] == "survival", "risk"].notna().all()
 
 
-def test_a_hospital_with_one_death_is_left_out_of_the_federation_only(
+def test_a_hospital_with_one_death_is_left_out_of_the_federation_only_which_names_it(
     data: Hospitals, learner: Learner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     strict = data.study.privacy.model_copy(update={"min_cell": 2})
@@ -81,14 +81,31 @@ def test_a_hospital_with_one_death_is_left_out_of_the_federation_only(
     train = data.cohorts["H4"].cases.query("split == 'train'")
     assert train["event"].sum() == 1
     sites = list(data.cohorts)
-    assert "H4" in fit_probes(data, embeddings_of(learner), sites, together=False)["survival"].left_out
-    assert not fit_probes(data, embeddings_of(learner), sites, together=True)["survival"].left_out
+    apart, together = (fit_probes(data, embeddings_of(learner), sites, together=one) for one in (False, True))
+    assert "H4" in apart.probes["survival"].left_out
+    assert "probe of survival: without H4 (fewer than 2 deaths or survivors)." in apart.notes
+    assert not together.probes["survival"].left_out
+    assert not together.notes
+
+
+def test_a_probe_names_hospitals_whose_classes_are_small_and_says_why_nothing_is_left_to_fit(
+    data: Hospitals, learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict = data.study.privacy.model_copy(update={"min_cell": 1000})
+    monkeypatch.setattr(data, "study", data.study.model_copy(update={"privacy": strict}))
+    table, notes = probe_tables(data, embeddings_of(learner), list(data.cohorts), together=False)
+    assert table.empty
+    assert (
+        "probe of diagnosis: without H1, H2 and H5 (a class of fewer than 1000 cases);"
+        " not fitted, 0 of 5 sites contribute, min_contributors = 1."
+    ) in notes
+    assert len(notes) == len(data.study.tasks)
 
 
 def test_a_scorer_gives_probe_rows_for_every_hospital_and_all(
     data: Hospitals, learner: Learner, hospitals: dict[str, Path], tmp_path: Path
 ) -> None:
-    probed = probe_tables(data, embeddings_of(learner), sorted(hospitals), together=False)
+    probed = probe_tables(data, embeddings_of(learner), sorted(hospitals), together=False).table
     outcome = Outcome()
     Scorer(data, outcome).record_probes("federated", {"": probed})
     rows = outcome.rows

@@ -102,9 +102,13 @@ def test_a_probe_leaves_out_cases_without_slides_and_says_how_many_and_that_its_
 def test_a_probe_on_slides_never_reads_expression_and_one_hospital_is_not_enough_where_two_are_asked(
     half_with_slides: Scene,
 ) -> None:
+    notes = {}
+
     def tables(data: Hospitals) -> dict[str, pd.DataFrame]:
-        rows = run_baselines(("gigapath_lp/pooled", "gigapath_lp/federated"), data, half_with_slides, never, quiet)
-        return {row.method: row.tables[""] for row in rows}
+        methods = ("gigapath_lp/pooled", "gigapath_lp/federated")
+        rows = {row.method: row for row in run_baselines(methods, data, half_with_slides, never, quiet)}
+        notes.update({method: row.notes for method, row in rows.items()})
+        return {method: row.tables[""] for method, row in rows.items()}
 
     data = Hospitals(half_with_slides)
     before = tables(data)
@@ -116,6 +120,9 @@ def test_a_probe_on_slides_never_reads_expression_and_one_hospital_is_not_enough
     pd.testing.assert_frame_equal(after["gigapath_lp/pooled"], before["gigapath_lp/pooled"])
     assert len(before["gigapath_lp/federated"])
     assert after["gigapath_lp/federated"].empty
+    why = "not fitted, 1 of 2 sites contribute, min_contributors = 2."
+    assert f"gigapath_lp/federated, probe of diagnosis: {why}" in notes["gigapath_lp/federated"]
+    assert not any("probe of" in note for note in notes["gigapath_lp/pooled"])
 
 
 def test_the_budget_of_a_baseline_counts_the_cases_that_it_can_read(half_with_slides: Scene) -> None:
