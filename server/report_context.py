@@ -338,7 +338,8 @@ def _headlines(run: RunData) -> list[tuple[str, str]]:
 
 def _what_was_done(run: RunData) -> str:
     who = _count(len(run.hospitals), "hospital")
-    tasks = f"{_count(len(run.tasks), 'task')} ({', '.join(task.name for task in run.tasks)})"
+    trained = [task.name for task in run.tasks if task.kind] or [task.name for task in run.tasks]  # others are probed
+    tasks = f"{_count(len(trained), 'task')} ({', '.join(trained)})"
     rounds = _count(len(run.training), "round")
     began = "started to train" if run.status == "FAILED" else "trained"
     if run.simulated:

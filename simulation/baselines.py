@@ -32,11 +32,18 @@ Federate = Callable[[Study], pd.DataFrame]
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """One row of the comparison: predictions by the hospital whose model it is ("" = one for all), and what to know."""
+    """One row of the comparison.
+
+    Attributes:
+        tables: predictions by the hospital whose model it is ("" = one for all).
+        notes: what to know.
+        everybody: one model predicts the cases of all cohorts.
+    """
 
     method: str
     tables: Mapping[str, pd.DataFrame]
     notes: tuple[str, ...] = ()
+    everybody: bool = True
 
 
 def baseline_methods(name: str) -> tuple[str, ...]:
@@ -136,7 +143,8 @@ def _probe(
         )
         found = {owner: _probe_predictions(data, sites, together=way != "federated") for owner, sites in groups.items()}
         notes = () if way == "local" else tuple(f"{kind}/{way}, {note}" for note in found[""].notes)
-        yield Found(method=f"{kind}/{way}", tables={owner: one.table for owner, one in found.items()}, notes=notes)
+        tables = {owner: one.table for owner, one in found.items()}
+        yield Found(method=f"{kind}/{way}", tables=tables, notes=notes, everybody=not data.cancers)
 
 
 def _probe_predictions(data: Hospitals, sites: Sequence[str], *, together: bool) -> Probed:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -46,6 +46,7 @@ class Scene:
         study, preprocessing: canonical JSON.
         weights: of the federated model, for comparisons that go on from them.
         kept: folder that receives the predictions of each model as soon as it is trained; those in it stand.
+        cancers: site name -> its cohort, where those of several form one federation.
     """
 
     sites: Mapping[str, Path]
@@ -54,6 +55,7 @@ class Scene:
     preprocessing: str
     weights: Path | None = None
     kept: Path | None = None
+    cancers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +93,21 @@ class Hospitals:
     def __init__(self, scene: Scene) -> None:
         self.study = Study.from_json(scene.study)
         self.preprocessing = Preprocessing.from_json(scene.preprocessing)
-        self.weights = scene.weights
+        self.weights, self.cancers = scene.weights, scene.cancers
         self.cohorts = {site: self._load(folder) for site, folder in scene.sites.items()}
         self.cases = {site: self._prepare(cohort) for site, cohort in self.cohorts.items()}
         same = scene.truth == scene.sites
         self.truth = self.cohorts if same else {site: self._load(folder) for site, folder in scene.truth.items()}
         self.truth_cases = self.cases if same else {site: self._prepare(cohort) for site, cohort in self.truth.items()}
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """Hospitals that share probes, by the name of their rows: each cohort of several, else ``all``."""
+        sites = sorted(self.truth)
+        if not self.cancers:
+            return {"all": sites}
+        names = sorted({self.cancers[site] for site in sites})
+        return {name: [site for site in sites if self.cancers[site] == name] for name in names}
 
     def split(self, site: str, split: str) -> list[CaseTensors]:
         """Prepared cases of one split of a hospital."""
@@ -195,7 +206,8 @@ def _predicted(job: Job) -> Predicted:
     if study.model.kind != "modaltune":
         return Predicted(own, pd.DataFrame(columns=list(COLUMNS)))
     fitted_on = [job.hospital] if job.hospital else sorted(data.cohorts)
-    return Predicted(own, probe_tables(data, embeddings_of(learner), fitted_on, together=True).table)
+    probed = probe_tables(data, embeddings_of(learner), fitted_on, together=True, cancer=True)
+    return Predicted(own, probed.table)
 
 
 def predict_site(data: Hospitals, learner: torch.nn.Module, site: str) -> pd.DataFrame:

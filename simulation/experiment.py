@@ -45,8 +45,17 @@ Say = Callable[[str], None]
 class Experiment:
     """Runs the methods of one study over site folders and collects their rows."""
 
-    def __init__(self, study: Study, sites: Mapping[str, Path], truth: Mapping[str, Path], out: Path, say: Say) -> None:
+    def __init__(
+        self,
+        study: Study,
+        sites: Mapping[str, Path],
+        truth: Mapping[str, Path],
+        out: Path,
+        say: Say,
+        cancers: Mapping[str, str] | None = None,
+    ) -> None:
         self.study, self.sites, self.truth, self.out, self.say = study, sites, truth, out, say
+        self.cancers = cancers or {}
         self.outcome = Outcome()
 
     def run(self, *, comparisons: Sequence[str] = COMPARISONS, cross_site: bool = False) -> Outcome:
@@ -61,6 +70,7 @@ class Experiment:
             preprocessing=result.preprocessing.to_json(),
             weights=self.out / "model" / "weights.safetensors",
             kept=self.out / COMPARED,
+            cancers=self.cancers,
         )
         data = Hospitals(scene)
         budget = data.budget(self.study.model.needs)
@@ -71,7 +81,8 @@ class Experiment:
         federated = everybodys_test_cases(data, lambda s: predict_site(data, result.learner, s))
         scorer.record("federated", {"": federated})
         if self.study.model.kind == "modaltune":
-            probed = probe_tables(data, embeddings_of(result.learner), sorted(self.sites), together=False)
+            embed = embeddings_of(result.learner)
+            probed = probe_tables(data, embed, sorted(self.sites), together=False, cancer=True)
             scorer.record_probes("federated", {"": probed.table})
             self.outcome.notes += probed.notes
         if cross_site:
@@ -79,7 +90,7 @@ class Experiment:
         self._ablations(scorer, comparisons)
         self._comparisons(scorer, scene, result.steps, comparisons)
         for found in run_baselines(comparisons, data, scene, lambda study: self._other(study).table, self.say):
-            scorer.record(found.method, found.tables)
+            scorer.record(found.method, found.tables, everybody=found.everybody)
             self.outcome.notes += [note for note in found.notes if note not in self.outcome.notes]
         self.outcome.embeddings = embedding_map(data, result.learner)
         self.outcome.gene_sets = gene_set_contributions(data, result.learner)

@@ -12,7 +12,7 @@ import pandas as pd
 from sklearn.decomposition import PCA
 
 from modaltune.evaluation.paired import Differences, Pairing, comparison_rows, paired_differences
-from modaltune.evaluation.predictions import Families, embed_cases, metric_rows, predict
+from modaltune.evaluation.predictions import Families, embed_cases, metric_rows, predict, row, score_models
 from modaltune.evaluation.probes.embeddings import as_probe_row
 from modaltune.evaluation.survival import Censoring, risk_cuts
 from modaltune.federation.study import FURTHER, HEADLINES
@@ -21,6 +21,7 @@ from modaltune.storage import write_json
 from server.cross_site import INFLUENCE
 from server.report_gene_sets import GENE_SETS
 from simulation.compare import Hospitals
+from simulation.probes import CANCER, cancer_task
 
 Tables = Mapping[str, pd.DataFrame]  # hospital whose model it is ("" = one model for all) -> predictions
 ByTask = dict[str, list[pd.DataFrame]]  # task -> predictions of the models that hold it
@@ -47,14 +48,17 @@ class Scorer:
         self.data, self.study, self.outcome = data, data.study, outcome
         self._federated: dict[str, ByTask] = {}
 
-    def record(self, method: str, tables: Tables) -> None:
+    def record(self, method: str, tables: Tables, *, everybody: bool = True) -> None:
         """Rows, differences from the federated model, and predictions of one method.
 
         Local models count where their hospital holds the task.
+
+        Args:
+            everybody: score all hospitals together, too.
         """
         holds = self._holds(tables)
         self.outcome.notes += left_out(method, tables, self._holders())
-        for hospital, found in self._places(tables):
+        for hospital, found in self._places(tables, {"all": sorted(self.data.truth)} if everybody else {}):
             self.outcome.rows += self._rows(method, hospital, found)
             self._compare(method, hospital, found)
         self.outcome.predictions += [
@@ -65,10 +69,22 @@ class Scorer:
         ]
 
     def record_probes(self, method: str, tables: Tables) -> None:
-        """Headline rows of the probes on a method's embeddings."""
-        for hospital, found in self._places(tables):
+        """Headline rows of the probes on a method's embeddings: each hospital, those that share probes, the cancer."""
+        cancers = self.data.cancers.values()
+        for hospital, found in self._places(tables, self.data.groups):
             rows = self._rows(method, hospital, found, (HEADLINES,))
-            self.outcome.rows += map(as_probe_row, rows)
+            self.outcome.rows += [as_probe_row(one) for one in rows if one["n"] or hospital not in cancers]
+        self.outcome.rows += map(as_probe_row, self._cancer_rows(method, tables.values()))
+
+    def _cancer_rows(self, method: str, tables: Iterable[pd.DataFrame]) -> list[dict[str, Any]]:
+        """How well several cohorts are told apart, over everybody's test cases."""
+        found = [told for table in tables if len(told := table[table["task"] == CANCER])]
+        if not found:
+            return []
+        spec, space = cancer_task(list(self.data.groups))
+        seed, metrics = self.study.seed, HEADLINES[spec.kind]
+        scores = {metric: score_models(found, spec, space.candidates, metric, seed) for metric in metrics}
+        return [row(method, CANCER, metric, "all", score, seed) for metric, score in scores.items()]
 
     def _holders(self) -> dict[str, list[str]]:
         cohorts = self.data.cohorts
@@ -81,8 +97,8 @@ class Scorer:
             for task in self.study.tasks
         }
 
-    def _places(self, tables: Tables) -> Iterable[tuple[str, ByTask]]:
-        """Predictions for the cases of each hospital, and for everybody's."""
+    def _places(self, tables: Tables, groups: Mapping[str, Sequence[str]]) -> Iterable[tuple[str, ByTask]]:
+        """Predictions for the cases of each hospital, and of some together, whose own local models count."""
         holds = self._holds(tables)
         for hospital in sorted(self.data.cohorts):
             yield (
@@ -94,11 +110,15 @@ class Scorer:
                     for task, owners in holds.items()
                 },
             )
-        yield "all", {task: [tables[site] for site in owners] for task, owners in holds.items()}
+        for name, sites in groups.items():
+            inside = {owner: table for owner, table in tables.items() if owner in ("", *sites)}
+            parts = {owner: table[table["hospital"].isin(sites)] for owner, table in inside.items()}
+            yield name, {task: [parts[owner] for owner in owners if owner in parts] for task, owners in holds.items()}
 
     def _censoring(self, hospital: str) -> Censoring:
-        here = sorted(self.data.cohorts) if hospital == "all" else [hospital]
-        return Censoring.of_training(self.data.cohorts[site].cases for site in here)
+        cohorts = self.data.cohorts
+        here = [site for site in sorted(cohorts) if site in self.data.groups.get(hospital, [hospital])]
+        return Censoring.of_training(cohorts[site].cases for site in here or sorted(cohorts))
 
     def _rows(
         self, method: str, hospital: str, tables: ByTask, families: Families = (HEADLINES, FURTHER)

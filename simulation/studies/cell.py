@@ -73,7 +73,7 @@ def run_cell(cell: Cell, out: Path, data: Path | None, command: str = "") -> Non
             _write_nothing(folder, study, chosen, reason)
             return
         say(f"{cell.name}: {len(scene.sites)} hospitals train, {len(scene.truth)} are tested")
-        experiment = Experiment(study, scene.sites, scene.truth, folder, say)
+        experiment = Experiment(study, scene.sites, scene.truth, folder, say, scene.cancers)
         outcome = experiment.run(comparisons=chosen)
         outcome.rows = [row for row in outcome.rows if row["method"] in chosen]
         outcome.rows += group_rows(outcome, study, scene, cohorts, folder)

@@ -117,6 +117,11 @@ class SceneFolders:
     tasks: tuple[TaskSpec, ...]
     gene_sets: Path
 
+    @property
+    def cancers(self) -> dict[str, str]:
+        """``cohorts`` where there are several, else nothing."""
+        return self.cohorts if len(set(self.cohorts.values())) > 1 else {}
+
 
 def write_scene(spec: DataSpec, seed: int, data: Path | None, out: Path) -> SceneFolders:
     """Draw or read, change and write the hospitals of a cell.

@@ -16,6 +16,7 @@ from rich.text import Text
 from modaltune.storage import read_json_lines, write_bytes
 from server.report_data import method_title, metric_title, order_methods
 from server.tables import UNDEFINED
+from simulation.probes import CANCER
 from simulation.studies.cells import Cell
 from simulation.studies.runner import cell_folder
 from simulation.studies.spec import ShowSpec
@@ -83,6 +84,8 @@ def shown(table: pd.DataFrame, axes: Sequence[str], show: ShowSpec) -> pd.DataFr
         parts.append(_each(kept, axes) if name == "each" else kept[kept["hospital"] == name])
         if name == "all":
             parts.append(kept[_only_probed(kept)])
+    if "all" not in show.hospitals:
+        parts.append(kept[kept["task"] == CANCER])
     chosen = pd.concat(parts)
     chosen = chosen.assign(**{SETTING: _settings(chosen, axes)})
     keys = [SETTING, *axes, "hospital", "task", "metric", "method"]

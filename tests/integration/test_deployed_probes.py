@@ -30,7 +30,7 @@ from server.finish import metric_rows
 from server.rounds import Federation, Result
 from simulation.compare import Hospitals, Scene
 from simulation.outcomes import Outcome, Scorer
-from simulation.probes import embeddings_of, fit_probes, probe_tables
+from simulation.probes import embeddings_of, fit_probes, probe_tables, training_cases
 from tests.integration.grids import LocalGrid, Passed, RecordingGrid, Tamper, honest
 from tests.integration.helpers import SITES, read_rounds
 
@@ -116,7 +116,8 @@ def simulated(run: Run, short: Study, folders: dict[str, Path]) -> Hospitals:
 
 
 def test_deployed_probes_have_the_coefficients_that_a_simulation_fits(run: Run, simulated: Hospitals) -> None:
-    expected = fit_probes(simulated, embeddings_of(run.result.learner), SITES, together=False).probes
+    cases = training_cases(simulated, embeddings_of(run.result.learner), SITES)
+    expected = fit_probes(simulated, cases, together=False).probes
     assert run.result.status == "OK"
     assert set(run.probes) == set(expected) == {task.name for task in simulated.study.tasks}
     for task, probe in expected.items():
@@ -246,8 +247,9 @@ def test_a_site_that_fails_in_the_middle_is_named_and_the_fit_starts_again_witho
         study=one_task.to_json(),
         preprocessing=found.result.preprocessing.to_json(),
     )
-    fitted = fit_probes(Hospitals(scene), embeddings_of(found.result.learner), ("H1", "H5"), together=False)
-    expected = fitted.probes["diagnosis"]
+    simulated = Hospitals(scene)
+    cases = training_cases(simulated, embeddings_of(found.result.learner), ("H1", "H5"))
+    expected = fit_probes(simulated, cases, together=False).probes["diagnosis"]
     assert row["questions"] == 3 + expected.questions
     np.testing.assert_allclose(found.probes["diagnosis"].coefficients, expected.optimum.coefficients, rtol=0, atol=SAME)
 

@@ -17,6 +17,7 @@ from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
 from simulation.baselines import NAMES, WAYS, baseline_methods, chosen_methods, run_baselines
 from simulation.compare import Hospitals, Scene
 from simulation.experiment import COMPARISONS
+from simulation.outcomes import Outcome, Scorer
 from simulation.study import draft_study, read_sites
 from simulation.synthetic import HOMOGENEOUS, build_synthetic
 
@@ -123,6 +124,16 @@ def test_a_probe_on_slides_never_reads_expression_and_one_hospital_is_not_enough
     why = "not fitted, 1 of 2 sites contribute, min_contributors = 2."
     assert f"gigapath_lp/federated, probe of diagnosis: {why}" in notes["gigapath_lp/federated"]
     assert not any("probe of" in note for note in notes["gigapath_lp/pooled"])
+
+
+def test_a_probe_of_several_cohorts_is_one_of_each_and_is_not_scored_over_all(half_with_slides: Scene) -> None:
+    scene = replace(half_with_slides, cancers={"H1": "BRCA", "H2": "RCC"})
+    data, outcome = Hospitals(scene), Outcome()
+    for found in run_baselines(("gigapath_lp/federated",), data, scene, never, quiet):
+        Scorer(data, outcome).record(found.method, found.tables, everybody=found.everybody)
+    assert {row["hospital"] for row in outcome.rows} == {"H1", "H2"}
+    assert {row["hospital"] for row in outcome.rows if row["value"] is not None} == {"H1"}
+    assert set(outcome.predictions[0]["task"]) <= {task.name for task in data.study.tasks}
 
 
 def test_the_budget_of_a_baseline_counts_the_cases_that_it_can_read(half_with_slides: Scene) -> None:

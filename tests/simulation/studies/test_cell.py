@@ -105,7 +105,13 @@ def test_several_cancers_train_one_model_that_is_probed_on_another(
     folder = cell_folder(tmp_path, one)
     run_cell(one, folder, tcga_dir)
     assert {row["hospital"] for row in rows(folder)} >= {"all", "RCC", "BLCA", "RCC-H1", "BLCA-H1", "COADREAD"}
-    assert all(row["value"] is not None for row in rows(folder, hospital="RCC", method="federated", metric="auc"))
+    for metric in ("auc", "auc_probe"):
+        found = rows(folder, hospital="RCC", method="federated", metric=metric)
+        assert all(row["value"] is not None for row in found)
+        assert {row["task"] for row in found} == {"diagnosis", "stage"}
+    (told,) = rows(folder, task="cancer", metric="balanced_accuracy_probe")
+    assert told["hospital"] == "all"
+    assert told["value"] > 0.5
     probed = rows(folder, hospital="COADREAD", metric="auc_probe", task="diagnosis")
     assert {row["method"] for row in probed} == {"federated", "untrained", "linear"}
     assert all(0 <= row["value"] <= 1 for row in probed)

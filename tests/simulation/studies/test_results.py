@@ -74,6 +74,13 @@ def test_a_cell_survives_its_file(tmp_path: Path, cells: list[Cell]) -> None:
     assert read_cell(tmp_path / "cell.json").digest == cells[0].digest
 
 
+def test_how_well_cohorts_are_told_apart_is_shown_beside_the_cohorts(out: Path, cells: list[Cell]) -> None:
+    table = tidy(cells[:1], out)
+    told = table.iloc[[0]].assign(task="cancer", metric="auc_probe")
+    found = shown(pd.concat([table, told]), ["data.sites"], ShowSpec(hospitals=("S1",)))
+    assert found[["hospital", "task"]].to_numpy().tolist() == [["S1", "diagnosis"], ["all", "cancer"]]
+
+
 def test_a_cell_is_done_only_with_the_same_settings(out: Path, cells: list[Cell]) -> None:
     assert state_of(out, cells[0]) == "done"
     changed = expand(STUDY.model_copy(update={"training": {"rounds": 3}}))[0]
