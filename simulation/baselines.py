@@ -21,11 +21,12 @@ from modaltune.models.learner import frozen_encoder
 from simulation.compare import Hospitals, Job, Scene, run_jobs, trainable
 from simulation.probes import Probed, probe_tables
 
-PROBE = "gigapath_lp"
-NAMES = (PROBE, *ROWS)
+PROBES = {"gigapath_lp": "longnet", "titan_lp": "titan"}
+"""Rows that are probes on a frozen slide encoder, and which encoder a row of that name reads."""
+NAMES = (*PROBES, *ROWS)
 WAYS = ("federated", "local", "pooled")
 ALL = "baselines"
-_READS_SLIDE_ENCODER = (PROBE, "gigapath_tuned", "gigapath_cat")
+_ENCODERS = {"longnet": "Prov-GigaPath", "titan": "TITAN"}
 Say = Callable[[str], None]
 Federate = Callable[[Study], pd.DataFrame]
 
@@ -73,7 +74,7 @@ def run_baselines(
             yield from (Found(method=f"{kind}/{way}", tables={}, notes=(f"{kind}: n/a: {reason}.",)) for way in ways)
             continue
         notes = remarks(kind, data)
-        run = _probe if kind == PROBE else _trained
+        run = _probe if kind in PROBES else _trained
         for found in run(kind, ways, data, scene, federate, say):
             yield replace(found, notes=(*found.notes, *notes))
 
@@ -105,10 +106,14 @@ def _unread(kind: str, data: Hospitals) -> tuple[str, ...]:
 
 
 def _stand_in(kind: str, data: Hospitals) -> tuple[str, ...]:
+    """Whether its rows were made with another slide encoder than the one that their name says."""
+    own = PROBES | {name: row.encoder for name, row in ROWS.items() if row.encoder}
     encoder = data.study.slides.encoder
-    if kind not in _READS_SLIDE_ENCODER or encoder == "longnet":
+    if own.get(kind, encoder) == encoder:
         return ()
-    return (f"{kind}: stand-in: the slide encoder is {encoder!r} in place of Prov-GigaPath.",)
+    if encoder in _ENCODERS:
+        return (f"{kind}: the slide encoder is {_ENCODERS[encoder]}, not {_ENCODERS[own[kind]]}.",)
+    return (f"{kind}: stand-in: the slide encoder is {encoder!r} in place of {_ENCODERS[own[kind]]}.",)
 
 
 def _trained(
@@ -141,22 +146,23 @@ def _probe(
         groups = (
             {site: [site] for site in trainable(data, NEEDS[kind])} if way == "local" else {"": sorted(data.cohorts)}
         )
-        found = {owner: _probe_predictions(data, sites, together=way != "federated") for owner, sites in groups.items()}
+        together = way != "federated"
+        found = {owner: _probe_predictions(kind, data, sites, together=together) for owner, sites in groups.items()}
         notes = () if way == "local" else tuple(f"{kind}/{way}, {note}" for note in found[""].notes)
         tables = {owner: one.table for owner, one in found.items()}
         yield Found(method=f"{kind}/{way}", tables=tables, notes=notes, everybody=not data.cancers)
 
 
-def _probe_predictions(data: Hospitals, sites: Sequence[str], *, together: bool) -> Probed:
+def _probe_predictions(kind: str, data: Hospitals, sites: Sequence[str], *, together: bool) -> Probed:
     """Predictions of probes fitted in one place, or by sums over hospitals: survival is then stratified by hospital."""
     encoder = frozen_encoder(data.study)
 
     def embed(cases: Sequence[CaseTensors]) -> dict[str, Floats]:
         return dict.fromkeys((task.name for task in data.study.tasks), slide_vectors(cases, encoder))
 
-    table, notes = probe_tables(data, embed, sites, together=together, needs=NEEDS[PROBE])
+    table, notes = probe_tables(data, embed, sites, together=together, needs=NEEDS[kind])
     parts = [
-        readable_rows(table[table["hospital"] == site], _test_cases(data, site), NEEDS[PROBE])
+        readable_rows(table[table["hospital"] == site], _test_cases(data, site), NEEDS[kind])
         for site in sorted(data.truth)
     ]
     return Probed(pd.concat(parts, ignore_index=True), notes)

@@ -10,14 +10,14 @@ MOST_COEFFICIENTS = 2048
 """Of one probe: the answer of a site has half the square of it in numbers, here 17 MB."""
 Kind = Literal[
     "modaltune", "abmil", "transmil", "gigapath_tuned", "mlp", "s_mlp", "gene_mixer", "mcat", "survpath", "abmil_cat",
-    "transmil_cat", "gigapath_cat",
+    "transmil_cat", "gigapath_cat", "titan_tuned", "titan_cat",
 ]  # fmt: skip
 _IMAGE, _GENES = ("slides",), ("expression",)
 NEEDS: dict[str, tuple[str, ...]] = {
     "modaltune": (),
-    **dict.fromkeys(("abmil", "transmil", "gigapath_tuned", "gigapath_lp"), _IMAGE),
+    **dict.fromkeys(("abmil", "transmil", "gigapath_tuned", "gigapath_lp", "titan_tuned", "titan_lp"), _IMAGE),
     **dict.fromkeys(("mlp", "s_mlp", "gene_mixer"), _GENES),
-    **dict.fromkeys(("mcat", "survpath", "abmil_cat", "transmil_cat", "gigapath_cat"), _IMAGE + _GENES),
+    **dict.fromkeys(("mcat", "survpath", "abmil_cat", "transmil_cat", "gigapath_cat", "titan_cat"), _IMAGE + _GENES),
 }
 """Modalities that a model cannot do without: a case that lacks one is neither trained on nor scored."""
 

@@ -12,12 +12,12 @@ from modaltune.data.tcga import DIAGNOSES
 from modaltune.errors import ConfigError
 from modaltune.federation.study import Name
 from modaltune.tasks.vocabulary import configs_folder
-from simulation.baselines import PROBE
+from simulation.baselines import PROBES
 from simulation.experiment import ABLATIONS, COMPARISONS, ON_REQUEST
 from simulation.study import problem
 from simulation.synthetic import DEFAULT_CASES, FEWEST_CASES
 
-METHODS = ("federated", *COMPARISONS, *ON_REQUEST, *ABLATIONS, PROBE)
+METHODS = ("federated", *COMPARISONS, *ON_REQUEST, *ABLATIONS, *PROBES)
 
 _SETTINGS = {"synthetic", "tcga"}  # of the folder's files, those that are no studies
 Modality = Literal["expression", "slides"]
@@ -145,6 +145,7 @@ class StudyFile(_Part):
 
     Attributes:
         name: of the study; its results go to ``runs/NAME`` unless told otherwise.
+        like: a study file, seen from this one's folder, or a ready-made study; its keys hold where this one has none.
         title: heading of the page.
         note: what it is for, in a sentence or two.
         seeds: of every cell; each draws split, weights and batches.
@@ -156,6 +157,7 @@ class StudyFile(_Part):
     """
 
     name: Name
+    like: str = ""
     title: str = ""
     note: str = ""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
@@ -190,15 +192,32 @@ def load_study_file(path: Path) -> StudyFile:
     Raises:
         ConfigError: absent, not TOML, or a key is unknown or wrong.
     """
+    found = _existing(path)
+    try:
+        return StudyFile.model_validate(_content(found))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{found}: not valid TOML: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(f"{found}: {problem(error, StudyFile, _PARTS)}") from error
+
+
+def _existing(path: Path) -> Path:
     ready = configs_folder() / "studies"
     if not path.is_file() and (ready / f"{path.name}.toml").is_file():
         path = ready / f"{path.name}.toml"
     if not path.is_file():
         names = ", ".join(sorted({file.stem for file in ready.glob("*.toml")} - _SETTINGS))
         raise ConfigError(f"{path}: no such study file; write one (docs/studies.md) or name a ready-made one: {names}")
-    try:
-        return StudyFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {problem(error, StudyFile, _PARTS)}") from error
+    return path
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """What a file says, on top of the one that it is ``like``: tables key by key, anything else as a whole."""
+    own = tomllib.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(own.get("like", ""), str) or not own.get("like"):
+        return own
+    base = tomllib.loads(_existing(path.parent / own["like"]).read_text(encoding="utf-8"))
+    if "like" in base:
+        raise ConfigError(f"{path}: like = {own['like']!r} is like another one itself; name that one")
+    tables = [key for key, value in own.items() if isinstance(value, dict) and isinstance(base.get(key), dict)]
+    return base | own | {key: base[key] | own[key] for key in tables}

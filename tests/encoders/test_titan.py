@@ -19,6 +19,8 @@ from modaltune.encoders.slide import Places
 from modaltune.encoders.titan import TitanSlideEncoder
 from modaltune.errors import ConfigError, ModelFileError
 from modaltune.models.adapters import AdapterConfig
+from modaltune.models.baselines.base import Inputs
+from modaltune.models.baselines.gigapath import TunedEncoder
 from modaltune.models.modaltune import ModalTune, ModalTuneConfig, trainable_state
 from modaltune.models.prefix import with_cached_prefix
 from modaltune.storage import digest_folder
@@ -78,6 +80,18 @@ def test_without_adapters_it_is_the_snapshots_own_slide_embedding(snapshot: Path
     for row, (patches, seed) in enumerate(((9, 1), (5, 2))):
         with torch.no_grad():
             torch.testing.assert_close(pooled[row], own.encode_slide(*a_slide(patches, seed)), atol=1e-5, rtol=1e-4)
+
+
+def test_the_tuned_row_starts_with_the_snapshots_own_slide_embedding(snapshot: Path) -> None:
+    inputs = Inputs(features=6, genes=0, gene_indices=(), slide_encoder=lambda: loaded(snapshot))
+    trunk = TunedEncoder(inputs).eval()
+    own: Any = AutoModel.from_pretrained(snapshot, trust_remote_code=True, local_files_only=True).eval()
+    batch = collate([a_case(9, 1), a_case(5, 2)])
+    vectors = trunk(batch.patches, Places(batch.cells, batch.lengths), batch.expression)
+    expected = torch.cat([own.encode_slide(*a_slide(9, 1)), own.encode_slide(*a_slide(5, 2))])
+    torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=1e-4)
+    vectors.sum().backward()
+    assert all(parameter.grad is not None for parameter in trunk.encoder.parameters())
 
 
 def test_distance_matters(snapshot: Path) -> None:

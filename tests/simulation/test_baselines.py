@@ -14,7 +14,7 @@ from modaltune.federation.statistics import pooled_preprocessing, site_statistic
 from modaltune.federation.study import Study
 from modaltune.models.baselines.registry import ROWS
 from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
-from simulation.baselines import NAMES, WAYS, baseline_methods, chosen_methods, run_baselines
+from simulation.baselines import NAMES, WAYS, baseline_methods, chosen_methods, remarks, run_baselines
 from simulation.compare import Hospitals, Scene
 from simulation.experiment import COMPARISONS
 from simulation.outcomes import Outcome, Scorer
@@ -59,8 +59,8 @@ def half_with_slides(tmp_path_factory: pytest.TempPathFactory) -> Scene:
 def test_a_name_alone_means_all_three_ways_and_baselines_every_row() -> None:
     assert baseline_methods("abmil") == ("abmil/federated", "abmil/local", "abmil/pooled")
     assert baseline_methods("mcat/local") == ("mcat/local",)
-    assert len(baseline_methods("baselines")) == len(NAMES) * len(WAYS) == 12 * 3
-    assert set(NAMES) == {"gigapath_lp", *ROWS} == set(NEEDS) - {"modaltune"}
+    assert len(baseline_methods("baselines")) == len(NAMES) * len(WAYS) == 15 * 3
+    assert set(NAMES) == {"gigapath_lp", "titan_lp", *ROWS} == set(NEEDS) - {"modaltune"}
     assert baseline_methods("abmil/central") == ()
 
 
@@ -69,7 +69,9 @@ def test_comparisons_and_baselines_mix_and_each_row_comes_once() -> None:
         "pooled",
         *baseline_methods("abmil"),
     )
-    with pytest.raises(ConfigError, match=r"unknown 'resnet'; choose from pooled, .*, baselines, gigapath_lp, abmil"):
+    with pytest.raises(
+        ConfigError, match=r"unknown 'resnet'; choose from pooled, .*, baselines, gigapath_lp, titan_lp, abmil"
+    ):
         chosen_methods(["pooled", "resnet"], COMPARISONS)
 
 
@@ -124,6 +126,20 @@ def test_a_probe_on_slides_never_reads_expression_and_one_hospital_is_not_enough
     why = "not fitted, 1 of 2 sites contribute, min_contributors = 2."
     assert f"gigapath_lp/federated, probe of diagnosis: {why}" in notes["gigapath_lp/federated"]
     assert not any("probe of" in note for note in notes["gigapath_lp/pooled"])
+
+
+@pytest.mark.parametrize("way", ["lp", "tuned", "cat"])
+def test_a_row_is_marked_unless_its_own_encoder_made_it(way: str, half_with_slides: Scene) -> None:
+    def said(kind: str, encoder: str) -> str:
+        slides = data.study.slides.model_copy(update={"encoder": encoder})
+        data.study = data.study.model_copy(update={"slides": slides})
+        return " ".join(note for note in remarks(kind, data) if "encoder" in note)
+
+    data, gigapath, titan = Hospitals(half_with_slides), f"gigapath_{way}", f"titan_{way}"
+    assert not said(gigapath, "longnet") + said(titan, "titan") + said("abmil", "small") + said("modaltune", "small")
+    assert said(gigapath, "small") == f"{gigapath}: stand-in: the slide encoder is 'small' in place of Prov-GigaPath."
+    assert said(titan, "small") == f"{titan}: stand-in: the slide encoder is 'small' in place of TITAN."
+    assert said(gigapath, "titan") == f"{gigapath}: the slide encoder is TITAN, not Prov-GigaPath."
 
 
 def test_a_probe_of_several_cohorts_is_one_of_each_and_is_not_scored_over_all(half_with_slides: Scene) -> None:

@@ -1,4 +1,4 @@
-"""Prov-GigaPath, tuned: the study's slide encoder with every weight trained, and its slide vector."""
+"""Prov-GigaPath and TITAN, tuned: the study's slide encoder with every weight trained, and its slide vector."""
 
 from __future__ import annotations
 

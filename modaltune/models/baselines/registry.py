@@ -7,7 +7,7 @@ cosine, rounds) is the study's, so that all rows take the same number of epochs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from modaltune.errors import ConfigError
 from modaltune.federation.settings import NEEDS
@@ -31,6 +31,7 @@ class Row:
         build: makes the trunk.
         learning_rate, weight_decay: of its design.
         source: where these two come from.
+        encoder: slide encoder that a row of its name reads; the study's takes its place.
     """
 
     title: str
@@ -38,6 +39,7 @@ class Row:
     learning_rate: float
     weight_decay: float
     source: str
+    encoder: str = ""
 
 
 _SURVPATH = "SurvPath's comparison"
@@ -52,6 +54,7 @@ ROWS: dict[str, Row] = {
         learning_rate=2.5e-4,
         weight_decay=0.05,
         source=_LINEAR_RULE,
+        encoder="longnet",
     ),
     "mlp": Row(title="MLP", build=MLP, learning_rate=5e-4, weight_decay=1e-4, source=_SURVPATH),
     "s_mlp": Row(title="S-MLP", build=SparseMLP, learning_rate=5e-4, weight_decay=1e-4, source="as MLP"),
@@ -78,7 +81,12 @@ ROWS: dict[str, Row] = {
         learning_rate=2.5e-4,
         weight_decay=0.05,
         source="as Prov-GigaPath (tuned)",
+        encoder="longnet",
     ),
+}
+ROWS |= {
+    "titan_tuned": replace(ROWS["gigapath_tuned"], title="TITAN (tuned)", encoder="titan"),
+    "titan_cat": replace(ROWS["gigapath_cat"], title="TITAN (cat)", encoder="titan"),
 }
 
 

@@ -34,7 +34,8 @@ Narrow = Callable[[str], Study]
 KINDS = sorted(ROWS)
 READS_SLIDES = [kind for kind in KINDS if "slides" in NEEDS[kind]]
 READS_GENES = [kind for kind in KINDS if "expression" in NEEDS[kind]]
-ORDER_MATTERS = ("transmil", "transmil_cat", "gigapath_tuned", "gigapath_cat")  # squares, and dilated attention
+TUNED = ("gigapath_tuned", "gigapath_cat", "titan_tuned", "titan_cat")
+ORDER_MATTERS = ("transmil", "transmil_cat", *TUNED)  # squares, and dilated attention
 
 
 def complete(cases: list[CaseTensors]) -> list[CaseTensors]:
@@ -232,6 +233,17 @@ def test_a_variant_keeps_everything_but_the_model_and_its_recipe(tiny_study: Stu
     assert variant.tasks == tiny_study.tasks
     assert isinstance(variant.model.needs, tuple)
     assert variant.digest != tiny_study.digest
+
+
+@pytest.mark.parametrize("way", ["tuned", "cat"])
+def test_titans_rows_are_gigapaths_on_the_studys_encoder(
+    way: str, build: Build, narrow_study: Narrow, tiny_cases: list[CaseTensors]
+) -> None:
+    ours, theirs = (narrow_study(f"{family}_{way}") for family in ("titan", "gigapath"))
+    assert ours.training == theirs.training
+    assert ours.model.needs == theirs.model.needs
+    cases = complete(tiny_cases)
+    assert torch.equal(vectors(build(f"titan_{way}"), cases), vectors(build(f"gigapath_{way}"), cases))
 
 
 def test_only_baselines_count_as_such(build: Build, tiny_learner: Learner) -> None:

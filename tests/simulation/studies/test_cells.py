@@ -118,7 +118,7 @@ def test_cells_are_selected_by_pattern_or_choice(cells: list[Cell], pattern: str
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("seeds = [0, 1]", "seed = 0", r"unknown key 'seed'; known keys: name, title"),
+        ("seeds = [0, 1]", "seed = 0", r"unknown key 'seed'; known keys: name, like, title"),
         ("seeds = [0, 1]", "seeds = [0, 0]", "the same seed is given twice"),
         ('["local"]', '["lokal"]', "unknown method 'lokal'; choose from federated, pooled"),
         ('kind = "synthetic"', 'kind = "synthetic"\ncase = 9', r"\[data\] unknown key 'case'; known keys: kind, cases"),
@@ -173,6 +173,8 @@ def test_the_papers_protocol_has_the_published_settings_where_there_is_a_switch(
         "gene_dropout": 0.25,
         "expression_dropout": 0,
     }
+    if name.endswith("-titan.toml"):
+        published |= {"drop_path": 0.2, "token_join": "cat", "groups": [[0, 1], [2, 3], [4, 5]]}
     for cell in expand(load_study_file(Path(name.removesuffix(".toml")))):
         assert published.items() <= cell.settings["model"].items()
         assert {"objective": "distillation", "clip_norm": 0, "modality_dropout": 0}.items() <= cell.settings[
@@ -190,5 +192,29 @@ def test_a_study_of_cohorts_without_their_folder_does_not_start() -> None:
 def test_the_papers_protocol_says_what_is_absent(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODALTUNE_ENCODERS", str(tmp_path / "encoders"))
     lacking = missing(expand(load_study_file(Path(name.removesuffix(".toml")))), tmp_path)
-    assert {"BRCA/clinical.parquet", "BRCA/features/gigapath/*.h5"} <= set(lacking)
-    assert any(line.startswith("the weights of slide encoder 'longnet'") for line in lacking)
+    features, encoder = ("conch", "titan") if name.endswith("-titan.toml") else ("gigapath", "longnet")
+    assert {"BRCA/clinical.parquet", f"BRCA/features/{features}/*.h5"} <= set(lacking)
+    assert any(line.startswith(f"the weights of slide encoder {encoder!r}") for line in lacking)
+
+
+@pytest.mark.parametrize("name", ["paper-single-cancer", "paper-pan-cancer", "paper-ood"])
+def test_the_protocol_with_titan_differs_in_what_titan_asks_for_only(name: str) -> None:
+    ours, theirs = (expand(load_study_file(Path(file))) for file in (f"{name}-titan", name))
+    assert [cell.name for cell in ours] == [cell.name for cell in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.methods, one.data) == (other.methods, {**other.data, "features": "conch"})
+        slides = {"encoder": "titan", "depth": 6, "max_patches": 15000}
+        model = {"groups": [[0, 1], [2, 3], [4, 5]], "drop_path": 0.2, "token_join": "cat"}
+        changed = {"slides": other.settings["slides"] | slides, "model": other.settings["model"] | model}
+        assert one.settings == {**other.settings, **changed}
+
+
+def test_a_study_that_is_like_another_changes_what_it_names(tmp_path: Path) -> None:
+    study(tmp_path)
+    like = f'name = "more"\nlike = "{tmp_path / "study.toml"}"\n[training]\nwarmup = 0.1\n'
+    (tmp_path / "more.toml").write_text(like)
+    found = load_study_file(tmp_path / "more.toml")
+    assert (found.name, found.methods, found.training) == ("more", ("local",), {"rounds": 3, "warmup": 0.1})
+    (tmp_path / "again.toml").write_text(f'name = "again"\nlike = "{tmp_path / "more.toml"}"\n')
+    with pytest.raises(ConfigError, match="is like another one itself"):
+        load_study_file(tmp_path / "again.toml")
