@@ -19,6 +19,7 @@ from modaltune import __version__
 from modaltune.errors import ConfigError
 from modaltune.federation.study import Study
 from tests.integration.helpers import Ran, assert_one_line, only_json, run_script
+from tests.server.run_folder import metrics_rows, write_run
 
 pytestmark = pytest.mark.integration
 Command = Callable[..., Ran]
@@ -69,6 +70,16 @@ def test_a_mistake_is_one_line_and_leaves_nothing(arguments: str, command: Comma
     ran = command(simulation.cli.main, "demo", *arguments.split(), "--json", "--out", out)
     assert DEMO_MISTAKES[arguments] in assert_one_line(ran)
     assert list(out.parent.iterdir()) == []
+
+
+def test_a_simulation_prints_its_notes_but_for_those_that_it_began_with(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(out, summary={"notes": ["Said at the start.", "Found [on] the way."]})
+    simulation.cli._show(out, metrics_rows(), ["Said at the start."])
+    said = capsys.readouterr().err
+    assert "Found [on] the way." in said
+    assert "Said at the start." not in said
 
 
 TCGA_MISTAKES = {

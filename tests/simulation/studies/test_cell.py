@@ -70,7 +70,12 @@ def test_the_linear_probe_is_scored_beside_modaltune(tmp_path: Path, monkeypatch
     run_cell(one, folder := cell_folder(tmp_path, one), None)
     probes = {f"gigapath_lp/{way}" for way in ("federated", "local", "pooled")}
     assert {row["method"] for row in rows(folder)} == {"federated", "linear", *probes}
-    assert any("stand-in" in note for note in json.loads((folder / "summary.json").read_text())["notes"])
+    notes = json.loads((folder / "summary.json").read_text())["notes"]
+    assert any("stand-in" in note for note in notes)
+    for name in ("", "gigapath_lp/federated, "):
+        assert any(
+            note.startswith(f"{name}probe of stage: without H1 and H2 (a class of fewer than 5") for note in notes
+        )
 
 
 def test_a_baseline_that_nobody_has_the_data_for_is_not_applicable_and_says_why(tmp_path: Path) -> None:
