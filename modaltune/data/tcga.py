@@ -28,8 +28,19 @@ DIAGNOSES: Mapping[str, tuple[str, ...]] = {
 }
 """Per cohort, the vocabulary value of ``primary_class`` 0, 1, 2; -1 is another histology, left unlabelled."""
 
+LOCATIONS: Mapping[str, str] = {
+    "BLCA": "bladder",
+    "BRCA": "breast",
+    "COADREAD": "bowel",
+    "GBMLGG": "brain",
+    "NSCLC": "lung",
+    "RCC": "kidney",
+}
+"""Per cohort, what stands before its stages and grades in a model of several cancers: ``breast III``."""
+
 STAGES = ("I", "II", "III", "IV")
 GRADES = ("G2", "G3")
+LEVELS = ("stage", "grade")
 GRADED = ("GBMLGG",)
 SHORTEST_MONTHS = 0.1
 """Follow-up that replaces a time of zero."""
@@ -90,6 +101,26 @@ class HospitalTables:
 def cohort_tasks(cohort: str) -> tuple[str, ...]:
     """Tasks of a cohort: gliomas have a grade instead of a stage."""
     return ("diagnosis", "grade" if cohort in GRADED else "stage", "survival")
+
+
+def placed_level(location: str, level: str) -> str:
+    """A stage or grade as a value of its own cancer."""
+    return f"{location} {level}"
+
+
+def with_location(cases: pd.DataFrame, cohort: str, tasks: Collection[str] = LEVELS) -> pd.DataFrame:
+    """Cases whose stage or grade carries the location of the cohort's cancer.
+
+    Args:
+        tasks: columns that are changed, where the cases have them.
+    """
+    location = LOCATIONS[cohort]
+    change = {
+        name: cases[name].map(lambda level: None if pd.isna(level) else placed_level(location, str(level)))
+        for name in tasks
+        if name in cases
+    }
+    return cases.assign(**{name: column.astype(object) for name, column in change.items()})
 
 
 def read_tcga(data: Path, cohort: str, *, expression: str = "rna", slides: Collection[str] = ()) -> TcgaTables:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing, prepare
-from modaltune.data.tcga import TcgaTables, hospital_tables, read_tcga
+from modaltune.data.tcga import TcgaTables, hospital_tables, read_tcga, with_location
 from modaltune.errors import DataError, FeatureFileError
 from modaltune.evaluation.predictions import metric_rows, predict
 from modaltune.federation.study import Study
@@ -72,10 +72,11 @@ def _cohort(tables: TcgaTables, hospital: str, study: Study, preprocessing: Prep
             " choose the cohort that the model was trained on"
         )
     tasks = tuple(task.name for task in study.tasks if task.name in tables.tasks)
+    scaled = [task.name for task in study.tasks if any(label.scale for label in task.labels)]
     return Cohort(
         site=hospital,
         tasks=tasks,
-        cases=share.cases.assign(split="test"),
+        cases=with_location(share.cases, tables.cohort, scaled).assign(split="test"),
         expression=panel_expression(share.expression, preprocessing, hospital),
         bags={case: (bag,) for case, bag in share.bags.items()},
     )

@@ -252,9 +252,14 @@ def score_models(
 
 
 def scored(table: pd.DataFrame, spec: TaskSpec, candidates: Sequence[str]) -> pd.DataFrame:
-    """Rows of the task; nominal labels that are no candidate of the federation cannot be scored."""
+    """Rows of the task whose label can be scored.
+
+    Nominal: a candidate of the federation. Ordinal: any level of the vocabulary, since it is on one of the two sides.
+    """
     inside = table[table["task"] == spec.name]
-    return inside[inside["label"].isin(candidates)] if spec.kind == "nominal" else inside
+    if spec.kind == "survival":
+        return inside
+    return inside[inside["label"].isin(candidates if spec.kind == "nominal" else spec.values)]
 
 
 def outcome_groups(table: pd.DataFrame, spec: TaskSpec, candidates: Sequence[str]) -> NDArray[np.int64]:

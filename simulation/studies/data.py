@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from modaltune.data.case_table import labelled, task_columns
 from modaltune.data.cohort import Bag
 from modaltune.data.genesets import restrict, write_gmt
-from modaltune.data.tcga import hospital_tables, read_tcga
+from modaltune.data.tcga import hospital_tables, read_tcga, with_location
 from modaltune.errors import ConfigError
 from modaltune.federation.study import TaskSpec
 from modaltune.seeds import numpy_generator
@@ -29,7 +29,7 @@ from simulation.sites import (
     write_site,
 )
 from simulation.studies.features import SlideFiles, slide_files
-from simulation.studies.pancancer import pan_vocabulary, with_location
+from simulation.studies.pancancer import pan_vocabulary
 from simulation.studies.spec import DataSpec
 from simulation.synthetic import HOSPITAL_SHARES, draw_hospitals, gene_sets
 from simulation.tcga import GENE_SETS_FILE, MINIMUM_GENES

@@ -7,22 +7,11 @@ gliomas only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import pandas as pd
-
+from modaltune.data.tcga import LOCATIONS, placed_level
 from modaltune.federation.study import Label, TaskSpec
 from modaltune.tasks.vocabulary import load_vocabulary, vocabulary_file
-
-LOCATIONS: Mapping[str, str] = {
-    "BLCA": "bladder",
-    "BRCA": "breast",
-    "COADREAD": "bowel",
-    "GBMLGG": "brain",
-    "NSCLC": "lung",
-    "RCC": "kidney",
-}
-_LEVELS = ("stage", "grade")
 
 
 def pan_vocabulary(cohorts: Sequence[str]) -> tuple[TaskSpec, ...]:
@@ -36,24 +25,10 @@ def pan_vocabulary(cohorts: Sequence[str]) -> tuple[TaskSpec, ...]:
     return tuple(merged.values())
 
 
-def with_location(cases: pd.DataFrame, cohort: str) -> pd.DataFrame:
-    """Cases whose stage or grade carries the location, as in :func:`pan_vocabulary`."""
-    change = {
-        name: cases[name].map(lambda level: None if pd.isna(level) else _value(LOCATIONS[cohort], str(level)))
-        for name in _LEVELS
-        if name in cases
-    }
-    return cases.assign(**{name: column.astype(object) for name, column in change.items()})
-
-
-def _value(location: str, level: str) -> str:
-    return f"{location} {level}"
-
-
 def _placed(task: TaskSpec, location: str) -> TaskSpec:
     if task.kind == "survival":
         return task
-    named = (lambda value: _value(location, value)) if task.kind == "ordinal" else str
+    named = (lambda value: placed_level(location, value)) if task.kind == "ordinal" else str
     scale = location if task.kind == "ordinal" else ""
     labels = [
         Label(value=named(label.value), text=f"cancer location {location}; {label.text}", scale=scale)

@@ -23,6 +23,7 @@ from modaltune.evaluation.predictions import (
     prediction_table,
     probabilities_of,
     score_models,
+    scored,
 )
 from modaltune.evaluation.survival import Censoring
 from modaltune.federation.study import Study
@@ -179,6 +180,14 @@ def test_an_ordinal_case_counts_even_when_its_level_is_no_candidate(tiny_study: 
     table = ordinal_table(["I", "III", "IV"], [[0.8, 0.1, 0.1], [0.3, 0.3, 0.4], [0.1, 0.2, 0.7]])
     score = score_models([table], spec, ("I", "II", "III"), "auc", 0)
     assert (score.n, score.value) == (3, 1.0)
+
+
+def test_an_ordinal_label_outside_the_vocabulary_is_not_scored(tiny_study: Study) -> None:
+    spec, candidates = tiny_study.task("stage"), ("I", "II", "III")
+    table = ordinal_table(["I", "III", "V"], [[0.8, 0.1, 0.1], [0.3, 0.3, 0.4], [0.1, 0.2, 0.7]])
+    assert len(scored(table, spec, candidates)) == 2
+    assert outcome_groups(table, spec, candidates).tolist() == [1, 1]
+    assert score_models([table], spec, candidates, "auc", 0).n == 2
 
 
 def test_a_survival_task_is_scored_by_concordance_of_risk(tiny_study: Study) -> None:

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from modaltune.data.bags import write_bag
 from modaltune.data.cohort import Bag
 from modaltune.data.site import load_site
+from modaltune.data.tcga import with_location
 from modaltune.errors import ConfigError, DataError
 from simulation.sites import write_site
 from simulation.studies.data import Share, deal, filled, write_scene
 from simulation.studies.features import slide_files
-from simulation.studies.pancancer import pan_vocabulary, with_location
+from simulation.studies.pancancer import pan_vocabulary
 from simulation.studies.spec import DataSpec
 from simulation.synthetic import draw_hospitals
 
