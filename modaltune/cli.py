@@ -36,14 +36,14 @@ def evaluate(
     public_key: Annotated[Path | None, typer.Option(help="Public key with which the model must be signed.")] = None,
     json: Json = False,
 ) -> None:
-    """Score a trained model on other cases: every eligible case of the cohort counts, none may be a training case."""
+    """Score a trained model on other cases: those of the cohort that it can read; none may be a training case."""
     from modaltune.evaluation.external import evaluate_tables
     from modaltune.tables import metric_table
 
     say = progress_line(False)
     public = None if public_key is None else read_public(public_key)
     rows = evaluate_tables(model, data, cohort, public_pem=public, say=say)
-    say("every eligible case is scored; a folder the model was trained on gives optimistic figures")
+    say("cases of every split are scored, so a folder that the model was trained on gives optimistic figures")
     if json:
         emit_json(rows)
     else:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from modaltune.data.case_table import labelled
 from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing, prepare
 from modaltune.data.tcga import TcgaTables, hospital_tables, read_tcga, with_location
 from modaltune.errors import DataError, FeatureFileError
-from modaltune.evaluation.predictions import metric_rows, predict
+from modaltune.evaluation.predictions import metric_rows, predict, scored
+from modaltune.evaluation.survival import Censoring
 from modaltune.federation.study import Study
 from modaltune.models.learner import load_model
 
@@ -29,14 +31,17 @@ def evaluate_tables(
     public_pem: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Metric rows (method ``federated``) of every eligible case, per hospital and for all together.
+    """Metric rows (method ``federated``), per hospital and for all together.
+
+    Every eligible case counts that the model can read and whose label it knows. Survival is weighted for the censoring
+    of the hospital's eligible cases, or of all hospitals' together.
 
     Args:
         model: ``model/`` folder of a run.
         data, cohort: tables as for ``modaltune-simulate tcga``.
         expression: name of the expression table.
         public_pem: the model must be signed by the owner of this public key.
-        say: told what was left out of the tables, and how many cases.
+        say: told what was left out of the tables, which labelled cases are not scored, and how many they are.
     """
     learner, study, preprocessing = load_model(model, public_pem)
     tables = read_tcga(data, cohort, expression=expression)
@@ -53,14 +58,45 @@ def evaluate_tables(
     for hospital in tables.hospitals:
         site = _cohort(tables, hospital, study, preprocessing)
         parts.append(predict(learner, study, preprocessing, site, prepare(site, study, preprocessing), split=None))
-        rows += _rows(parts[-1], study, preprocessing, hospital)
+        rows += _rows(parts[-1], site.cases, study, preprocessing, hospital)
     everybody = pd.concat(parts, ignore_index=True)
-    return rows + _rows(everybody, study, preprocessing, "all")
+    if say is not None:
+        for note in _not_scored(tables, everybody, study, preprocessing):
+            say(note)
+    return rows + _rows(everybody, tables.cases, study, preprocessing, "all")
 
 
-def _rows(table: pd.DataFrame, study: Study, preprocessing: Preprocessing, hospital: str) -> list[dict[str, Any]]:
-    tables = {task.name: [table] for task in study.tasks}
-    return metric_rows(tables, study, preprocessing, method="federated", hospital=hospital, seed=study.seed)
+def _rows(
+    table: pd.DataFrame, cases: pd.DataFrame, study: Study, preprocessing: Preprocessing, hospital: str
+) -> list[dict[str, Any]]:
+    return metric_rows(
+        {task.name: [table] for task in study.tasks},
+        study,
+        preprocessing,
+        method="federated",
+        hospital=hospital,
+        seed=study.seed,
+        censoring=Censoring.of_cases([cases]),
+    )
+
+
+def _not_scored(
+    tables: TcgaTables, predicted: pd.DataFrame, study: Study, preprocessing: Preprocessing
+) -> Iterator[str]:
+    """A sentence for each task of which labelled cases are not scored."""
+    for spec in study.tasks:
+        if spec.name not in tables.tasks:
+            continue
+        given = int(labelled(tables.cases, spec.name).sum())
+        read = int((predicted["task"] == spec.name).sum())
+        known = len(scored(predicted, spec, preprocessing.tasks[spec.name].candidates))
+        reasons = {
+            f"lack {' or '.join(study.model.needs)}, which the model needs": given - read,
+            "have a label that the model was not trained on": read - known,
+        }
+        why = "; ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+        if why:
+            yield f"{spec.name}: {given - known} of {given} labelled cases are not scored: {why}."
 
 
 def _cohort(tables: TcgaTables, hospital: str, study: Study, preprocessing: Preprocessing) -> Cohort:

@@ -3,7 +3,8 @@
 n cases, R weight rows as in :mod:`modaltune.evaluation.metrics`; times in months; risk higher = worse.
 
 A case censored early cannot be judged later on. Those still under observation stand for it: they weigh one over the
-chance of being observed so long, and that chance is estimated on training cases only.
+chance of being observed so long. That chance is estimated on training cases only, except where a model is scored on
+cases of other hospitals (``modaltune evaluate``): there on those themselves.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Censoring:
     """Kaplan-Meier estimate of the chance to be still under observation.
 
     Attributes:
-        times: ``[k]`` distinct follow-up times of the training cases, increasing.
+        times: ``[k]`` distinct follow-up times of the cases that it was estimated on, increasing.
         observed: ``[k]`` that chance right after each of them.
     """
 
@@ -46,11 +47,13 @@ class Censoring:
     @classmethod
     def of_training(cls, tables: Iterable[pd.DataFrame]) -> Censoring:
         """Estimate from the training cases of cohorts' case tables."""
-        known = [
-            table.loc[table["split"] == "train", ["time_months", "event"]].dropna()
-            for table in tables
-            if {"time_months", "event"} <= set(table.columns)
-        ]
+        return cls.of_cases(table[table["split"] == "train"] for table in tables)
+
+    @classmethod
+    def of_cases(cls, tables: Iterable[pd.DataFrame]) -> Censoring:
+        """Estimate from every followed case of cohorts' case tables."""
+        columns = ["time_months", "event"]
+        known = [table[columns].dropna() for table in tables if {*columns} <= set(table.columns)]
         rows = pd.concat(known) if known else pd.DataFrame({"time_months": [], "event": []})
         return cls.of(rows["time_months"].to_numpy(np.float64), rows["event"].to_numpy(np.float64) > 0)
 

@@ -10,11 +10,15 @@ import pytest
 import torch
 
 from modaltune.data.cohort import Cohort
+from modaltune.data.preprocessing import prepare
 from modaltune.data.tcga import hospital_tables, read_tcga, with_location
 from modaltune.evaluation.external import evaluate_tables
+from modaltune.evaluation.predictions import predict, score_models
+from modaltune.evaluation.survival import Censoring
 from modaltune.federation.statistics import pooled_preprocessing, site_statistics
-from modaltune.federation.study import Study, TaskSpec
-from modaltune.models.learner import build_learner, save_model
+from modaltune.federation.study import Study
+from modaltune.models.baselines.registry import baseline_study
+from modaltune.models.learner import build_learner, load_model, save_model
 from modaltune.tasks.head import candidate_targets
 from simulation.studies.pancancer import pan_vocabulary
 from tests.conftest import GENES
@@ -24,13 +28,14 @@ CASES = 60
 
 @pytest.fixture
 def tables(tmp_path: Path) -> Path:
-    """Invented tables of BLCA at two hospitals: every case has expression, none an image."""
+    """Invented tables of two hospitals, expression only; the third diagnosis is seen at the second alone."""
     draw, number = np.random.default_rng(0), np.arange(CASES)
+    first = number < CASES // 2
     clinical = pd.DataFrame(
         {
             "case_id": [f"PATIENT-{index:02d}" for index in number],
-            "hospital": np.where(number < CASES // 2, "H1", "H2"),
-            "primary_class": number % 2,
+            "hospital": np.where(first, "H1", "H2"),
+            "primary_class": np.where(first, number % 2, number % 3),
             "stage_num": 1 + number % 4,
             "os_months": draw.exponential(40, CASES) + 1,
             "os_event": number % 3 % 2,
@@ -39,23 +44,27 @@ def tables(tmp_path: Path) -> Path:
         }
     )
     genes = pd.DataFrame(draw.normal(size=(CASES, len(GENES))), columns=GENES)
-    (tmp_path / "data" / "BLCA").mkdir(parents=True)
-    clinical.to_parquet(tmp_path / "data" / "BLCA" / "clinical.parquet")
-    genes.assign(case_id=clinical["case_id"]).to_parquet(tmp_path / "data" / "BLCA" / "rna.parquet")
+    (tmp_path / "data" / "RCC").mkdir(parents=True)
+    clinical.to_parquet(tmp_path / "data" / "RCC" / "clinical.parquet")
+    genes.assign(case_id=clinical["case_id"]).to_parquet(tmp_path / "data" / "RCC" / "rna.parquet")
     return tmp_path / "data"
 
 
-def trained(folder: Path, tables: Path, study: Study, tasks: Sequence[TaskSpec], **changes: Any) -> Path:
-    """A model folder with the preprocessing of the first hospital; its weights are untrained."""
-    read = read_tcga(tables, "BLCA")
-    held = tuple(task for task in tasks if task.name in read.tasks)
-    study = study.model_copy(update={"tasks": held, **changes})
-    share = hospital_tables(read, "H1")
-    placed = any(label.scale for task in tasks for label in task.labels)
-    cases = with_location(share.cases, "BLCA") if placed else share.cases
-    cohort = Cohort(
-        site="H1", tasks=read.tasks, cases=cases.assign(split="train"), expression=share.expression, bags={}
-    )
+def hospital(tables: Path, name: str) -> Cohort:
+    """The cases of a hospital in the words of a model of several cancers."""
+    read = read_tcga(tables, "RCC")
+    share = hospital_tables(read, name)
+    cases = with_location(share.cases, "RCC").assign(split="train")
+    return Cohort(site=name, tasks=read.tasks, cases=cases, expression=share.expression, bags={})
+
+
+def trained(folder: Path, tables: Path, study: Study, cohorts: Sequence[str], kind: str = "modaltune") -> Path:
+    """A model folder of a study of these cancers, with the preprocessing of the first hospital and no training."""
+    read = read_tcga(tables, "RCC")
+    tasks = tuple(task for task in pan_vocabulary(cohorts) if task.name in read.tasks)
+    study = study.model_copy(update={"tasks": tasks})
+    study = study if kind == "modaltune" else baseline_study(study, kind)
+    cohort = hospital(tables, "H1")
     preprocessing = pooled_preprocessing({"H1": site_statistics(cohort, study, GENES)}, study, GENES)
     generator = torch.Generator().manual_seed(0)
     width = study.model.output_width
@@ -76,9 +85,51 @@ def one(rows: Sequence[dict[str, Any]], task: str, metric: str, hospital: str = 
 def test_stages_are_scored_in_the_words_of_a_model_of_several_cancers(
     tables: Path, tiny_study: Study, tmp_path: Path
 ) -> None:
-    model = trained(tmp_path, tables, tiny_study, pan_vocabulary(["BLCA", "BRCA"]))
-    rows = evaluate_tables(model, tables, "BLCA")
+    model = trained(tmp_path, tables, tiny_study, ["RCC", "BRCA"])
+    rows = evaluate_tables(model, tables, "RCC")
     found = one(rows, "stage", "auc")
     assert found["n"] == CASES
     assert found["value"] is not None
     assert found["low"] < found["high"]
+
+
+@pytest.mark.parametrize("place", ["H2", "all"])
+def test_survival_is_weighted_for_the_censoring_of_the_cases_that_are_scored(
+    place: str, tables: Path, tiny_study: Study, tmp_path: Path
+) -> None:
+    model = trained(tmp_path, tables, tiny_study, ["RCC"])
+    learner, study, preprocessing = load_model(model)
+    cohorts = [hospital(tables, name) for name in ("H1", "H2") if place in (name, "all")]
+    table = pd.concat(
+        predict(learner, study, preprocessing, cohort, prepare(cohort, study, preprocessing), split=None)
+        for cohort in cohorts
+    )
+    followed = pd.concat(cohort.cases for cohort in cohorts)
+    censoring = Censoring.of(followed["time_months"].to_numpy(), followed["event"].to_numpy() > 0)
+    rows = evaluate_tables(model, tables, "RCC")
+    edges = preprocessing.tasks["survival"].bin_edges
+    for metric in ("c_index_ipcw", "auc_12m", "brier_12m"):
+        expected = score_models(
+            [table], study.task("survival"), (), metric, study.seed, edges=edges, censoring=censoring
+        )
+        assert expected.value is not None
+        assert one(rows, "survival", metric, place)["value"] == pytest.approx(expected.value)
+
+
+def test_labelled_cases_that_are_not_scored_are_counted_with_the_reason(
+    tables: Path, tiny_study: Study, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    evaluate_tables(trained(tmp_path / "a", tables, tiny_study, ["RCC"]), tables, "RCC", say=said.append)
+    untrained = "10 have a label that the model was not trained on"
+    assert said == [f"diagnosis: 10 of {CASES} labelled cases are not scored: {untrained}."]
+    said.clear()
+    rows = evaluate_tables(
+        trained(tmp_path / "b", tables, tiny_study, ["RCC"], "abmil"), tables, "RCC", say=said.append
+    )
+    unread = f"{CASES} lack slides, which the model needs"
+    assert said == [
+        f"{task}: {CASES} of {CASES} labelled cases are not scored: {unread}."
+        for task in ("diagnosis", "stage", "survival")
+    ]
+    assert {row["n"] for row in rows} == {0}
