@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from modaltune.evaluation.survival import Censoring
 from modaltune.federation.study import Study
 from modaltune.models.learner import load_model
 
-logger = logging.getLogger(__name__)
+LEAST_MEASURED = 0.5
+"""Share of the model's genes below which a table is of other genes, or of other names."""
 
 
 def evaluate_tables(
@@ -61,9 +61,15 @@ def evaluate_tables(
         rows += _rows(parts[-1], site.cases, study, preprocessing, hospital)
     everybody = pd.concat(parts, ignore_index=True)
     if say is not None:
-        for note in _not_scored(tables, everybody, study, preprocessing):
+        for note in (*_genes_note(tables, preprocessing), *_not_scored(tables, everybody, study, preprocessing)):
             say(note)
     return rows + _rows(everybody, tables.cases, study, preprocessing, "all")
+
+
+def _genes_note(tables: TcgaTables, preprocessing: Preprocessing) -> Iterator[str]:
+    absent = genes_absent(tables.expression, preprocessing) if preprocessing.expression is not None else 0
+    if absent:
+        yield f"{absent} of {len(preprocessing.genes)} genes of the model are not in the tables and count as average."
 
 
 def _rows(
@@ -121,15 +127,19 @@ def _cohort(tables: TcgaTables, hospital: str, study: Study, preprocessing: Prep
 def panel_expression(
     expression: pd.DataFrame | None, preprocessing: Preprocessing, hospital: str
 ) -> pd.DataFrame | None:
-    """The table, when it has some of the model's genes; one that was not measured counts as average."""
+    """The table, when it has at least half of the model's genes; one that was not measured counts as average."""
     if expression is None or preprocessing.expression is None:
         return None
-    genes = list(preprocessing.genes)
-    absent = [gene for gene in genes if gene not in expression.columns]
-    if len(absent) == len(genes):
+    genes = len(preprocessing.genes)
+    measured = genes - genes_absent(expression, preprocessing)
+    if measured < LEAST_MEASURED * genes:
         raise DataError(
-            f"{hospital}: the expression table has none of the model's {len(genes)} genes; use gene symbols"
+            f"{hospital}: the expression table has {measured or 'none'} of the model's {genes} genes, expected at least"
+            " half; name its columns by the gene symbols that the model was trained on"
         )
-    if absent:
-        logger.warning("%s: %d of %d genes absent, taken as average", hospital, len(absent), len(genes))
     return expression
+
+
+def genes_absent(expression: pd.DataFrame, preprocessing: Preprocessing) -> int:
+    """Genes of the model that a table lacks."""
+    return len(preprocessing.genes) - int(pd.Index(preprocessing.genes).isin(expression.columns).sum())

@@ -12,6 +12,7 @@ import torch
 from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import prepare
 from modaltune.data.tcga import hospital_tables, read_tcga, with_location
+from modaltune.errors import DataError
 from modaltune.evaluation.external import evaluate_tables
 from modaltune.evaluation.predictions import predict, score_models
 from modaltune.evaluation.survival import Censoring
@@ -133,3 +134,17 @@ def test_labelled_cases_that_are_not_scored_are_counted_with_the_reason(
         for task in ("diagnosis", "stage", "survival")
     ]
     assert {row["n"] for row in rows} == {0}
+
+
+def test_genes_that_the_tables_lack_are_counted_and_most_of_them_are_an_error(
+    tables: Path, tiny_study: Study, tmp_path: Path
+) -> None:
+    model = trained(tmp_path, tables, tiny_study, ["RCC"])
+    path, said = tables / "RCC" / "rna.parquet", list[str]()
+    genes = pd.read_parquet(path)
+    genes.drop(columns=GENES[:6]).to_parquet(path)
+    evaluate_tables(model, tables, "RCC", say=said.append)
+    assert "6 of 12 genes of the model are not in the tables and count as average." in said
+    genes.drop(columns=GENES[:7]).to_parquet(path)
+    with pytest.raises(DataError, match="H1: the expression table has 5 of the model's 12 genes, expected"):
+        evaluate_tables(model, tables, "RCC")

@@ -184,7 +184,7 @@ def damaged_bag(site: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (strange_genes, "has none of the model's 12 genes; use gene symbols"),
+        (strange_genes, "has none of the model's 12 genes, expected at least half"),
         (no_site_file, "site.toml is missing"),
         (damaged_bag, "slides.csv, file of row"),
     ],
