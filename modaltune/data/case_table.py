@@ -95,7 +95,7 @@ def clean_columns(
             cases[task] = _coded(renamed[task], task, codes.get(task, {}), labels.get(task))
             _require_known(cases, task, site, labels.get(task))
     if "age" in renamed:
-        cases["age"] = _age(renamed["age"], where)
+        cases["age"] = clean_age(renamed["age"], where)
     if "sex" in renamed:
         cases["sex"] = _sex(renamed["sex"])
     return cases
@@ -216,7 +216,8 @@ def _split(values: pd.Series, where: str) -> pd.Series:
     return text
 
 
-def _age(values: pd.Series, where: str) -> pd.Series:
+def clean_age(values: pd.Series, where: str) -> pd.Series:
+    """Ages in years as float64, blanks NaN."""
     age = numbers(values, "age", where)
     implausible = age.notna() & ~age.between(0, OLDEST_AGE)
     if implausible.any():

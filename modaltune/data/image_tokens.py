@@ -49,24 +49,36 @@ def image_tokens(table: pd.DataFrame) -> tuple[NDArray[np.float32], NDArray[np.i
         features ``[cases, T, W]`` zero-padded to the common width W, coords ``[T, 2]`` (x, y) on a pseudo-grid of
         ``TOKEN_PIXELS`` (one row a compartment or family, one column a cell type or statistic), and T token names.
     Raises:
-        DataError: a measurement is missing, unknown or not finite.
+        DataError: a measurement is missing, unknown, text or not finite.
     """
     names = [str(column) for column in table.columns]
     nuclei = any(name.startswith("int_") for name in names)
     groups = _nuclei_groups(names) if nuclei else _hif_groups(names)
+    where = "img_nuclei" if nuclei else "img_hif"
+    _require_numbers(table, groups, where)
     width = max(map(len, NUCLEI_FAMILIES.values())) if nuclei else HIF_WIDTH
     features = np.zeros((len(table), len(groups), width), dtype=np.float32)
     for token, columns in enumerate(groups.values()):
         features[:, token, : len(columns)] = table[columns].to_numpy(dtype=np.float32)
     if not np.isfinite(features).all():
         broken = int((~np.isfinite(features)).any(axis=(1, 2)).sum())
-        raise DataError(f"image table: {broken} rows hold NaN or infinite measurements; remove those rows")
+        raise DataError(f"{where}: {broken} rows hold NaN or infinite measurements; remove those rows")
     if not nuclei:
         features = np.sign(features) * np.log1p(np.abs(features))
     per_row = 2 if nuclei else len(CELL_TYPES) + 1
     cells = np.arange(len(groups), dtype=np.int64)
     coords = np.stack([cells % per_row, cells // per_row], axis=1) * TOKEN_PIXELS
     return features, coords, tuple(groups)
+
+
+def _require_numbers(table: pd.DataFrame, groups: Groups, where: str) -> None:
+    names = [name for columns in groups.values() for name in columns]
+    wordy = [name for name in names if not pd.api.types.is_numeric_dtype(table[name].dtype)]
+    if wordy:
+        raise DataError(
+            f"{where}: {len(wordy)} measurements are not numeric (first: column {wordy[0]!r}); "
+            "expected a number in every row, remove text such as 'NA'"
+        )
 
 
 def _hif_groups(names: Sequence[str]) -> Groups:

@@ -6,16 +6,18 @@ A case is eligible when it has a row in the expression table or in the image tab
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from modaltune.data.case_table import clean_age
 from modaltune.data.cohort import Bag
+from modaltune.data.follow_up import LONGEST_MONTHS
 from modaltune.data.genesets import read_gene_sets
 from modaltune.data.image_tokens import IMAGE_TABLES, TOKEN_PIXELS, image_tokens
-from modaltune.data.tables import clean_numbers, identifiers, read_table
+from modaltune.data.tables import clean_numbers, identifiers, numbers, read_table, rows
 from modaltune.errors import ConfigError, DataError
 
 DIAGNOSES: Mapping[str, tuple[str, ...]] = {
@@ -203,22 +205,49 @@ def _level_column(cohort: str) -> str:
 
 def _canonical(clinical: pd.DataFrame, cohort: str) -> pd.DataFrame:
     """Clinical columns in canonical names and vocabulary values, index ``case_id``; times as found."""
-    ids = identifiers(clinical, "case_id", where=f"{cohort}/clinical.parquet", error=DataError, unique=True)
-    followed = clinical["os_months"].notna() & clinical["os_event"].notna()
+    where = f"{cohort}/clinical.parquet"
+    ids = identifiers(clinical, "case_id", where=where, error=DataError, unique=True)
+    diagnoses = DIAGNOSES[cohort]
+    diagnosis = _coded(clinical, "primary_class", (-1, *range(len(diagnoses))), where)
+    months, event = _months(clinical, where), _coded(clinical, "os_event", (0, 1), where)
+    followed = months.notna() & event.notna()
     if cohort in GRADED:
         level, name = clinical["grade"].where(clinical["grade"].isin(GRADES)), "grade"
     else:
-        level, name = clinical["stage_num"].map(dict(enumerate(STAGES, start=1))), "stage"
+        stage = _coded(clinical, "stage_num", range(1, len(STAGES) + 1), where)
+        level, name = stage.map(dict(enumerate(STAGES, start=1))), "stage"
     cases = {
         "hospital": _text(clinical["hospital"]),
-        "diagnosis": _text(clinical["primary_class"].map(dict(enumerate(DIAGNOSES[cohort])))),
+        "diagnosis": _text(diagnosis.map(dict(enumerate(diagnoses)))),
         name: _text(level),
-        "time_months": clinical["os_months"].astype("float64").where(followed),
-        "event": clinical["os_event"].astype("float64").where(followed),
-        "age": clinical["age"].astype("float64"),
+        "time_months": months.where(followed),
+        "event": event.where(followed),
+        "age": clean_age(clinical["age"], where),
         "sex": _text(clinical["sex"]),
     }
     return pd.DataFrame(cases).set_index(pd.Index(ids, name="case_id"))
+
+
+def _coded(clinical: pd.DataFrame, column: str, codes: Sequence[int], where: str) -> pd.Series:
+    """A column of whole numbers of which each means something, as float64; blanks stay."""
+    values = numbers(clinical[column], column, where)
+    unknown = values.notna() & ~values.isin(codes)
+    if unknown.any():
+        raise DataError(
+            f"{where}: {column!r} is none of {', '.join(map(str, codes))} in {rows(unknown)}; expected one of them or"
+            " a blank, see docs/data.md"
+        )
+    return values
+
+
+def _months(clinical: pd.DataFrame, where: str) -> pd.Series:
+    months = numbers(clinical["os_months"], "os_months", where)
+    long = months > LONGEST_MONTHS
+    if long.any():
+        raise DataError(
+            f"{where}: 'os_months' is above {LONGEST_MONTHS} in {rows(long)}; expected months, not days, or a blank"
+        )
+    return months
 
 
 def _text(values: pd.Series) -> pd.Series:
