@@ -118,7 +118,7 @@ class Site:
             "genes": self._genes(),
             "modalities": [
                 *(["slides"] if self.cohort.patch_width else []),
-                *(["expression"] if self.cohort.expression is not None else []),
+                *(["expression"] if self.cohort.expression is not None and self.study.gene_sets else []),
                 *(["clinical"] if self.study.clinical else []),
                 *(modality.name for modality in self.study.modalities if modality.name in self.cohort.modalities),
             ],

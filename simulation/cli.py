@@ -15,7 +15,7 @@ import typer
 from rich.progress import Progress
 
 from modaltune.console import console, emit_json, progress_line, run_app
-from modaltune.data.tcga import TcgaTables, read_tcga
+from modaltune.data.tcga import PATHWAYS, TcgaTables, read_tcga
 from modaltune.errors import ConfigError
 from server.cross_site import matrix_tables, read_matrices
 from server.report_data import leaves_out, load_run
@@ -114,7 +114,17 @@ def tcga(
 
     def build(folder: Path, number: int, everything: bool) -> Sequence[Path]:
         held = None if everything else overrides
-        return build_tcga(data, cohort, folder, hospitals=chosen, seed=number, tasks=held, without=lacks, words=words)
+        return build_tcga(
+            data,
+            cohort,
+            folder,
+            hospitals=chosen,
+            seed=number,
+            tasks=held,
+            without=lacks,
+            words=words,
+            gene_sets=True,
+        )
 
     plan = Plan(
         name=f"tcga-{tables.cohort.lower()}",
@@ -201,6 +211,8 @@ def build(
         for note in tables.notes:
             console.print(note, markup=False)
         _, overrides = _labelled(tables, tables.hospitals, tasks)
+        if not tables.gene_sets:
+            console.print(f"no {' or '.join(PATHWAYS)} in {data}, so no gene sets beside the sites", markup=False)
         words = tasks == [OWN_WORDS]
         folders = build_tcga(data, cohort, out, seed=seed, tasks=overrides, without=lacks, words=words)
     elif kind == "tcga":
@@ -246,7 +258,7 @@ def fetch(
         if count:
             console.print(f"{count} {reason}", markup=False)
     state = "fetched" if manifest["fetched"] else "complete already, verified"
-    console.print(f"{out / wanted.cohort}: {state}; put gene sets beside it as pathways.gmt", markup=False)
+    console.print(f"{out / wanted.cohort}: {state}; `tcga` also needs gene sets: {out / 'pathways.gmt'}", markup=False)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pandas as pd
 from modaltune.data.case_table import labelled
 from modaltune.data.cohort import Bag
 from modaltune.data.genesets import restrict, write_gmt
-from modaltune.data.tcga import HospitalTables, TcgaTables, hospital_tables, read_tcga
+from modaltune.data.tcga import PATHWAYS, HospitalTables, TcgaTables, hospital_tables, pathways_file, read_tcga
 from modaltune.errors import ConfigError
 from simulation.sites import check_overrides, class_and_event, draw_split, require_known, write_site
 from simulation.words import in_own_words
@@ -45,6 +45,7 @@ def build_tcga(
     without: Mapping[str, Collection[str]] | None = None,
     expression: str = "rna",
     words: bool = False,
+    gene_sets: bool = False,
 ) -> list[Path]:
     """Write one site folder a hospital, and ``gene_sets.gmt`` beside them.
 
@@ -59,10 +60,12 @@ def build_tcga(
         without: hospital -> modalities taken away, ``expression`` or ``slides``.
         expression: name of the expression table.
         words: the diagnosis in several wordings in place of all tasks, see :mod:`simulation.words`.
+        gene_sets: where a hospital keeps its expression, there must be gene sets.
     Returns:
         The site folders, in the order of the hospitals.
     Raises:
-        ConfigError: unknown cohort, hospital, task or modality, or a hospital left without task or usable case.
+        ConfigError: unknown cohort, hospital, task or modality, a hospital left without task or usable case, or gene
+            sets that are absent or match no gene.
         DataError: the tables are absent or broken.
     """
     tables = read_tcga(data, cohort, expression=expression)
@@ -72,8 +75,32 @@ def build_tcga(
     tasks, without = tasks or {}, without or {}
     check_overrides(tables.hospitals, tables.tasks, tasks, without)
     plans = [_plan(tables, name, seed, tasks.get(name), without.get(name, ())) for name in chosen]
-    _write_gene_sets(tables, out)
+    sets = restrict(tables.gene_sets, list(tables.expression.columns), MINIMUM_GENES)
+    if any(plan.expression is not None for plan in plans) and (gene_sets or tables.gene_sets):
+        require_gene_sets(data, sets)
+    if sets:
+        write_gmt(out / GENE_SETS_FILE, sets)
     return [_write(plan, out, tables.cohort) for plan in plans]
+
+
+def require_gene_sets(data: Path, sets: Collection[str]) -> None:
+    """Refuse expression without gene sets: no model would read it.
+
+    Args:
+        data: folder of the TCGA tables.
+        sets: gene sets that have enough measured genes.
+    """
+    path = pathways_file(data)
+    if path is None:
+        raise ConfigError(
+            f"{data}: neither {' nor '.join(PATHWAYS)}, and models read expression by gene sets; put some there as"
+            f" {PATHWAYS[-1]}, for instance MSigDB's Hallmark and Reactome as symbols (docs/data.md)"
+        )
+    if not sets:
+        raise ConfigError(
+            f"{path}: no gene set has {MINIMUM_GENES} genes of the expression table; name genes as that table does,"
+            " by symbol in the tables of modaltune-simulate fetch"
+        )
 
 
 def _plan(
@@ -119,16 +146,3 @@ def _write(plan: _Plan, out: Path, cohort: str) -> Path:
         bags={case: [(f"{case}-IMG", bag)] for case, bag in plan.bags.items()},
         encoder=f"tcga-{cohort.lower()}-image-tokens",
     )
-
-
-def _write_gene_sets(tables: TcgaTables, out: Path) -> None:
-    if tables.gene_sets:
-        sets = restrict(tables.gene_sets, list(tables.expression.columns), MINIMUM_GENES)
-        write_gmt(out / GENE_SETS_FILE, sets)
-        logger.info("%s: %d of %d gene sets have enough genes", tables.cohort, len(sets), len(tables.gene_sets))
-    else:
-        logger.warning(
-            "%s: no pathways.parquet or pathways.gmt, so no %s; name a gene-set file yourself",
-            tables.cohort,
-            GENE_SETS_FILE,
-        )

@@ -44,6 +44,7 @@ STAGES = ("I", "II", "III", "IV")
 GRADES = ("G2", "G3")
 LEVELS = ("stage", "grade")
 GRADED = ("GBMLGG",)
+PATHWAYS = ("pathways.parquet", "pathways.gmt")
 SHORTEST_MONTHS = 0.1
 """Follow-up that replaces a time of zero."""
 
@@ -285,12 +286,16 @@ def _image(folder: Path) -> pd.DataFrame | None:
     return None
 
 
+def pathways_file(data: Path) -> Path | None:
+    """The file of gene sets: ``pathways.parquet``, or else ``pathways.gmt``."""
+    return next((path for name in PATHWAYS if (path := data / name).is_file()), None)
+
+
 def _pathways(data: Path) -> dict[str, tuple[str, ...]]:
-    """Pathway -> genes, both in the order of ``pathways.parquet`` or else of ``pathways.gmt``."""
-    path = data / "pathways.parquet"
-    if not path.is_file():
-        gmt = path.with_suffix(".gmt")
-        return read_gene_sets(gmt) if gmt.is_file() else {}
+    """Pathway -> genes, both in the order of the file."""
+    path = pathways_file(data)
+    if path is None or path.suffix == ".gmt":
+        return {} if path is None else read_gene_sets(path)
     table = read_table(path, where=path.name, error=DataError)
     if not {"gene", "pathway"} <= set(table.columns):
         raise DataError(f"{path.name}: columns 'gene' and 'pathway' are needed; {_HELP}")

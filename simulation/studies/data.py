@@ -32,7 +32,7 @@ from simulation.studies.features import SlideFiles, slide_files
 from simulation.studies.pancancer import pan_vocabulary
 from simulation.studies.spec import DataSpec
 from simulation.synthetic import HOSPITAL_SHARES, draw_hospitals, gene_sets
-from simulation.tcga import GENE_SETS_FILE, MINIMUM_GENES
+from simulation.tcga import GENE_SETS_FILE, MINIMUM_GENES, require_gene_sets
 
 SYNTHETIC = "synthetic"
 _FEWEST_CASES = 12  # of a site that cases are dealt to
@@ -145,8 +145,10 @@ def write_scene(spec: DataSpec, seed: int, data: Path | None, out: Path) -> Scen
         shares = deal(shares, spec.sites, spec.skew, seed)
     if set(spec.leave_out) >= {share.name for share in shares}:
         raise ConfigError("leave_out names every hospital; nobody is left to train")
-    truth = {share.name: write_share(share, tasks, None, out / "truth") for share in shares}
     trains = [share for share in shares if share.name not in spec.leave_out]
+    if data is not None and spec.kind == "tcga" and any(share.expression is not None for share in trains):
+        require_gene_sets(data, sets)
+    truth = {share.name: write_share(share, tasks, None, out / "truth") for share in shares}
     path = out / GENE_SETS_FILE
     write_gmt(path, sets)
     whole = not held and spec.labelled == 1

@@ -226,3 +226,9 @@ def test_the_site_folder_need_not_be_written(
     train(Site(folder, site.study), conversation)
     assert sorted(folder.rglob("*")) == before
     assert list((tmp_path / "state" / site.study.digest).glob("*.safetensors"))
+
+
+def test_a_site_says_expression_only_where_the_study_reads_it(site: Site, tmp_path: Path) -> None:
+    assert "expression" in site.capability()["modalities"]
+    bare = Site(tmp_path / "H1", site.study.model_copy(update={"gene_sets": {}}))
+    assert "expression" not in bare.capability()["modalities"]

@@ -97,6 +97,7 @@ TCGA_MISTAKES = {
     "--data DATA --cohort BLCA --tasks disjoint": "disjoint tasks need hospitals H1 to H4; H3 is absent",
     "--data DATA --cohort BLCA --without H1=image": "unknown modality 'image'; choose from expression, slides",
     "--data DATA --cohort BLCA --without H1=expression": "hospital H1 is left without a usable case",
+    "--data DATA --cohort BLCA": "DATA: neither pathways.parquet nor pathways.gmt, and models read expression by gene",
     "--data DATA --cohort BLCA --seeds x": "--seeds 'x': expected whole numbers",
 }
 
@@ -109,6 +110,14 @@ def test_a_mistake_with_a_cohort_is_one_line_and_leaves_nothing(
     ran = command(simulation.cli.main, "tcga", *given, "--out", out)
     assert TCGA_MISTAKES[arguments].replace("DATA", str(tables)) in assert_one_line(ran)
     assert list(out.parent.iterdir()) == []
+
+
+def test_gene_sets_that_match_no_gene_are_named_by_their_own_file(command: Command, tables: Path, out: Path) -> None:
+    data = shutil.copytree(tables, out.parent / "data")
+    (data / "pathways.gmt").write_text("SET\t\tENSG01\tENSG02\tENSG03\n")
+    for kind in ("tcga", "build tcga"):
+        ran = command(simulation.cli.main, *kind.split(), "--data", data, "--cohort", "BLCA", "--out", out)
+        assert f"{data / 'pathways.gmt'}: no gene set has 3 genes of the expression table" in assert_one_line(ran)
 
 
 @pytest.mark.parametrize(
