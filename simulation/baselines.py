@@ -48,9 +48,14 @@ class Found:
 
 
 def baseline_methods(name: str) -> tuple[str, ...]:
-    """``abmil`` -> its federated, local and pooled row; ``abmil/local`` -> that; ``baselines`` -> all; else ()."""
+    """``abmil`` -> its federated, local and pooled row; ``abmil/local`` -> that; ``baselines`` -> all; else ().
+
+    All but those of TITAN: on another encoder they are the rows of GigaPath once more.
+    """
     kind, _, way = name.partition("/")
-    kinds = NAMES if name == ALL else (kind,) if kind in NAMES else ()
+    kinds = (
+        tuple(row for row in NAMES if not row.startswith("titan_")) if name == ALL else (kind,) if kind in NAMES else ()
+    )
     if way and way not in WAYS:
         return ()
     return tuple(f"{kind}/{chosen}" for kind in kinds for chosen in ([way] if way else WAYS))

@@ -210,9 +210,10 @@ def _predicted(job: Job) -> Predicted:
     return Predicted(own, probed.table)
 
 
-def predict_site(data: Hospitals, learner: torch.nn.Module, site: str) -> pd.DataFrame:
+def predict_site(data: Hospitals, learner: Learner, site: str, *, temperature: bool = True) -> pd.DataFrame:
     """Predictions of a model for the test cases of one hospital, with the labels that only the simulation knows."""
-    return predict(learner, data.study, data.preprocessing, data.truth[site], data.truth_cases[site])  # type: ignore[arg-type]
+    cohort, cases = data.truth[site], data.truth_cases[site]
+    return predict(learner, data.study, data.preprocessing, cohort, cases, temperature=temperature)
 
 
 def everybodys_test_cases(data: Hospitals, predict_one: Callable[[str], pd.DataFrame]) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import pandas as pd
 from modaltune.errors import ConfigError, FederationError
 from modaltune.federation.study import Study, TaskSpec
 from modaltune.models.learner import Learner
+from modaltune.tasks.head import TextHead
 from server.aggregation import check_rule
 from simulation.baselines import remarks, run_baselines
 from simulation.compare import (
@@ -84,6 +85,9 @@ class Experiment:
             embed = embeddings_of(result.learner)
             probed = probe_tables(data, embed, sorted(self.sites), together=False, cancer=True)
             scorer.record_probes("federated", {"": probed.table})
+            if isinstance(result.learner.head, TextHead):
+                plain = everybodys_test_cases(data, lambda s: predict_site(data, result.learner, s, temperature=False))
+                scorer.record_cosines("federated", {"": plain})
             self.outcome.notes += probed.notes
         if cross_site:
             self._cross_site(data, Trained(study=self.study, preprocessing=data.preprocessing, table=federated))

@@ -12,7 +12,16 @@ import pandas as pd
 from sklearn.decomposition import PCA
 
 from modaltune.evaluation.paired import Differences, Pairing, comparison_rows, paired_differences
-from modaltune.evaluation.predictions import Families, embed_cases, metric_rows, predict, row, score_models
+from modaltune.evaluation.predictions import (
+    COSINE,
+    Families,
+    embed_cases,
+    metric_rows,
+    predict,
+    renamed,
+    row,
+    score_models,
+)
 from modaltune.evaluation.probes.embeddings import as_probe_row
 from modaltune.evaluation.survival import Censoring, risk_cuts
 from modaltune.federation.study import FURTHER, HEADLINES
@@ -75,6 +84,11 @@ class Scorer:
             rows = self._rows(method, hospital, found, (HEADLINES,))
             self.outcome.rows += [as_probe_row(one) for one in rows if one["n"] or hospital not in cancers]
         self.outcome.rows += map(as_probe_row, self._cancer_rows(method, tables.values()))
+
+    def record_cosines(self, method: str, tables: Tables) -> None:
+        """Headline rows of candidate texts without the learnt temperature."""
+        for hospital, found in self._places(tables, {"all": sorted(self.data.truth)}):
+            self.outcome.rows += [renamed(one, COSINE) for one in self._rows(method, hospital, found, (HEADLINES,))]
 
     def _cancer_rows(self, method: str, tables: Iterable[pd.DataFrame]) -> list[dict[str, Any]]:
         """How well several cohorts are told apart, over everybody's test cases."""

@@ -13,10 +13,11 @@ from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing, prepare
 from modaltune.data.tcga import TcgaTables, hospital_tables, read_tcga, with_location
 from modaltune.errors import DataError, FeatureFileError
-from modaltune.evaluation.predictions import metric_rows, predict, scored
+from modaltune.evaluation.predictions import COSINE, Families, embed_cases, metric_rows, predict, renamed, scored
 from modaltune.evaluation.survival import Censoring
-from modaltune.federation.study import Study
+from modaltune.federation.study import FURTHER, HEADLINES, Study
 from modaltune.models.learner import load_model
+from modaltune.tasks.head import TextHead
 
 LEAST_MEASURED = 0.5
 """Share of the model's genes below which a table is of other genes, or of other names."""
@@ -54,16 +55,24 @@ def evaluate_tables(
     if say is not None:
         for note in tables.notes:
             say(note)
-    parts, rows = [], []
+    parts, plain, rows = list[pd.DataFrame](), list[pd.DataFrame](), []
     for hospital in tables.hospitals:
         site = _cohort(tables, hospital, study, preprocessing)
-        parts.append(predict(learner, study, preprocessing, site, prepare(site, study, preprocessing), split=None))
+        cases = prepare(site, study, preprocessing)
+        embeddings = embed_cases(learner, cases)
+        parts.append(predict(learner, study, preprocessing, site, cases, None, embeddings))
         rows += _rows(parts[-1], site.cases, study, preprocessing, hospital)
+        if isinstance(learner.head, TextHead):
+            plain.append(predict(learner, study, preprocessing, site, cases, None, embeddings, temperature=False))
     everybody = pd.concat(parts, ignore_index=True)
     if say is not None:
         for note in (*_genes_note(tables, preprocessing), *_not_scored(tables, everybody, study, preprocessing)):
             say(note)
-    return rows + _rows(everybody, tables.cases, study, preprocessing, "all")
+    rows += _rows(everybody, tables.cases, study, preprocessing, "all")
+    if plain:
+        found = _rows(pd.concat(plain, ignore_index=True), tables.cases, study, preprocessing, "all", (HEADLINES,))
+        rows += [renamed(row, COSINE) for row in found]
+    return rows
 
 
 def _genes_note(tables: TcgaTables, preprocessing: Preprocessing) -> Iterator[str]:
@@ -73,7 +82,12 @@ def _genes_note(tables: TcgaTables, preprocessing: Preprocessing) -> Iterator[st
 
 
 def _rows(
-    table: pd.DataFrame, cases: pd.DataFrame, study: Study, preprocessing: Preprocessing, hospital: str
+    table: pd.DataFrame,
+    cases: pd.DataFrame,
+    study: Study,
+    preprocessing: Preprocessing,
+    hospital: str,
+    families: Families = (HEADLINES, FURTHER),
 ) -> list[dict[str, Any]]:
     return metric_rows(
         {task.name: [table] for task in study.tasks},
@@ -83,6 +97,7 @@ def _rows(
         hospital=hospital,
         seed=study.seed,
         censoring=Censoring.of_cases([cases]),
+        families=families,
     )
 
 

@@ -36,7 +36,7 @@ from modaltune.federation.study import AT_HORIZONS, FURTHER, HEADLINES, Study, T
 from modaltune.models.learner import Learner
 from modaltune.step import case_groups, device_of, precision_of
 from modaltune.tasks.hazards import hazard_risk
-from modaltune.tasks.head import HazardHeads
+from modaltune.tasks.head import HazardHeads, TextHead
 
 _OF_CLASSES: Mapping[str, Callable[[NDArray[np.int64], NDArray[np.int64], Floats], Floats]] = {
     "balanced_accuracy": balanced_accuracy,
@@ -48,6 +48,8 @@ _OF_PROBABILITIES: Mapping[str, Callable[[NDArray[np.int64], Floats, Floats], Fl
     "ece": calibration_error,
 }
 Families = Sequence[Mapping[str, Sequence[str]]]
+COSINE = "_cosine"
+"""Names of scores of the candidate texts without the learnt temperature end in it."""
 COLUMNS = ("hospital", "row", "task", "label", "probabilities", "time_months", "event", "risk")
 
 
@@ -71,9 +73,16 @@ def expected_risk(probabilities: Floats, space: TaskSpace) -> Floats:
 
 
 @torch.no_grad()
-def probabilities_of(learner: Learner, embeddings: Mapping[str, Tensor], task: str) -> Floats:
-    """Zero-shot probabilities ``[n, C]`` over the candidate texts of a task."""
-    out: Floats = learner.head(embeddings[task], task).softmax(dim=-1).double().cpu().numpy()
+def probabilities_of(
+    learner: Learner, embeddings: Mapping[str, Tensor], task: str, *, temperature: bool = True
+) -> Floats:
+    """Zero-shot probabilities ``[n, C]`` over the candidate texts of a task.
+
+    Args:
+        temperature: with the learnt scale of the task; without, of the cosines themselves (a head of texts only).
+    """
+    score = learner.head if temperature or not isinstance(learner.head, TextHead) else learner.head.cosines
+    out: Floats = score(embeddings[task], task).softmax(dim=-1).double().cpu().numpy()
     return out
 
 
@@ -129,6 +138,8 @@ def predict(
     cases: Sequence[CaseTensors],
     split: str | None = "test",
     embeddings: Mapping[str, Tensor] | None = None,
+    *,
+    temperature: bool = True,
 ) -> pd.DataFrame:
     """Predictions for a cohort's cases of one split (None = all), for every task of the study that the site labels.
 
@@ -137,6 +148,7 @@ def predict(
     Args:
         cases: all cases of the cohort, prepared, in the order of ``cohort.cases``.
         embeddings: of those of the split, where they are known already.
+        temperature: see :func:`probabilities_of`.
     """
     inside = np.ones(len(cohort.cases), dtype=bool) if split is None else (cohort.cases["split"] == split).to_numpy()
     frame = cohort.cases[inside]
@@ -148,7 +160,7 @@ def predict(
             cohort.site,
             task,
             preprocessing.tasks[task.name],
-            probabilities_of(learner, embeddings, task.name),
+            probabilities_of(learner, embeddings, task.name, temperature=temperature),
             risk_of(learner, embeddings, task.name),
         )
         for task in study.tasks
@@ -317,6 +329,11 @@ def metric_rows(
                 )
                 rows.append(row(method, spec.name, metric, hospital, score, seed))
     return rows
+
+
+def renamed(row: Mapping[str, Any], suffix: str) -> dict[str, Any]:
+    """A metric row under the name that scores of another kind have: ``auc_probe``, ``auc_cosine``."""
+    return {**row, "metric": f"{row['metric']}{suffix}"}
 
 
 def row(method: str, task: str, metric: str, hospital: str, score: Score, seed: int) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from modaltune.data.batch import CaseTensors, modalities_of, readable
@@ -27,6 +26,7 @@ from modaltune.models.learner import Learner
 from modaltune.prediction.distance import distance_of
 from modaltune.prediction.site import RESEARCH_ONLY, ModelAtSite
 from modaltune.storage import write_bytes
+from modaltune.tasks.head import TextHead
 
 Columns = dict[str, Any]
 
@@ -139,10 +139,9 @@ def median_months(alive: Floats, edges: Sequence[float]) -> Floats:
 @torch.no_grad()
 def _cosines(learner: Learner, embeddings: Tensor, task: str) -> Floats | None:
     """Cosine ``[n, C]`` to each candidate's text; None for a head that knows no texts."""
-    targets = getattr(learner.head, "targets", None)
-    if targets is None:
+    if not isinstance(learner.head, TextHead):
         return None
-    out: Floats = (F.normalize(embeddings, dim=-1) @ targets(task).T).double().cpu().numpy()
+    out: Floats = learner.head.cosines(embeddings, task).double().cpu().numpy()
     return out
 
 

@@ -43,6 +43,10 @@ class TextHead(nn.Module):
         targets: Tensor = self.candidates[task]
         return targets
 
+    def cosines(self, embeddings: Tensor, task: str) -> Tensor:
+        """``[Q, O] -> [Q, C]`` cosines to the candidate texts: logits without the learnt scale."""
+        return F.normalize(embeddings, dim=-1) @ self.targets(task).T
+
     def forward(self, embeddings: Tensor, task: str) -> Tensor:
         """``[Q, O] -> [Q, C]`` logits."""
         scale = self.scale[task].exp().clamp(max=LARGEST_SCALE)

@@ -41,6 +41,19 @@ def table(
     return predict(tiny_learner, tiny_study, tiny_preprocessing, tiny_cohort, tiny_cases)
 
 
+def test_without_temperature_the_scale_of_a_task_says_nothing(
+    tiny_learner: Learner, tiny_study: Study, tiny_cases: list[CaseTensors]
+) -> None:
+    embeddings = embed_cases(tiny_learner, tiny_cases)
+    learnt, plain = (probabilities_of(tiny_learner, embeddings, "stage", temperature=t) for t in (True, False))
+    scale = float(tiny_learner.head.scale["stage"].exp())
+    assert scale > 1
+    np.testing.assert_allclose(
+        np.log(learnt[:, 1:] / learnt[:, :1]), scale * np.log(plain[:, 1:] / plain[:, :1]), rtol=1e-4, atol=1e-5
+    )
+    assert (learnt.argmax(axis=1) == plain.argmax(axis=1)).all()
+
+
 def labelled_test_cases(cohort: Cohort, task: str) -> pd.DataFrame:
     test = cohort.cases[cohort.cases["split"] == "test"]
     return test.dropna(subset=["time_months", "event"] if task == "survival" else [task])

@@ -20,7 +20,7 @@ from modaltune.data.batch import CaseTensors, collate
 from modaltune.data.preprocessing import TaskSpace
 from modaltune.encoders.slide import Places, SlideEncoder
 from modaltune.evaluation.metrics import Floats
-from modaltune.evaluation.predictions import embed_cases, prediction_table
+from modaltune.evaluation.predictions import embed_cases, prediction_table, renamed
 from modaltune.evaluation.probes.fit import PENALIZER, C, Probe, ProbeSpec
 from modaltune.evaluation.probes.sums import SiteCases
 from modaltune.federation.study import TaskSpec
@@ -91,4 +91,4 @@ def probe_predictions(
 
 def as_probe_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of ``metrics.json`` under the name that probe scores have."""
-    return {**row, "metric": f"{row['metric']}{SUFFIX}"}
+    return renamed(row, SUFFIX)
