@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Sequence
 from itertools import groupby
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from modaltune.errors import ConfigError
+from modaltune.federation.label_names import labels_in_disguise
 from modaltune.federation.settings import (
     MOST_COEFFICIENTS,
     AggregationSpec,
@@ -47,13 +47,6 @@ FURTHER = {
 METRICS = {kind: HEADLINES[kind] + FURTHER[kind] for kind in HEADLINES}
 REPORTED = {kind: tuple(name for name in names if name not in AT_HORIZONS[kind]) for kind, names in METRICS.items()}
 """What leaves a hospital: at a horizon, a score can rest on a single death."""
-_STAGES = {"stage", "t_stage", "n_stage", "m_stage", "tumor_stage", "tumour_stage", "pathologic_stage", "ajcc_stage"}
-_LABELS = {
-    *("diagnosis", "primary_class", "project", "cohort", "tumor_type", "tumour_type", "cancer_type"),
-    *("grade", "subtype", "molecular_subtype", "histology", "histological_type"),
-    *("event", "time_months", "os_event", "os_months", "survival_months", "vital_status", "dead", "died"),
-    *("has_slide", "has_slides", "has_expression", "has_rna", "has_clinical"),
-}
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -69,10 +62,6 @@ class Label(Part):
     value: str
     text: str
     scale: str = ""
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.casefold()).strip("_")
 
 
 def _takes_text(template: str) -> bool:
@@ -309,12 +298,10 @@ class Study(Part):
 
     def _check_modalities(self) -> None:
         """Refuse labels in disguise."""
-        names = {_plain(task.name) for task in self.tasks}
-        never = names | _LABELS | (_STAGES if names & _STAGES else set())
+        tasks = [task.name for task in self.tasks]
         for modality in self.modalities:
-            for column in modality.columns:
-                if _plain(column) in never:
-                    raise ValueError(f"modality {modality.name}: {column} is a label in disguise and never an input")
+            for column in labels_in_disguise(modality.columns, tasks)[:1]:
+                raise ValueError(f"modality {modality.name}: {column} is a label in disguise and never an input")
 
     def _check_extrapolation(self) -> None:
         if self.aggregation.rule != "mean" or self.aggregation.optimiser != "none" or self.training.drift:

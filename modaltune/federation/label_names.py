@@ -1,0 +1,40 @@
+"""Names of columns that give a label away: never an input, however they are spelt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_STAGING = re.compile(r"(.*_)?[pc]?[tnm]|.*stage.*")
+_LABELS = re.compile(
+    "|".join(
+        (
+            *(r"(primary_)?diagnosis", r"primary_class", r"project(_.*)?", r"cohort", r"(tumou?r|cancer)_type.*"),
+            *(r".*grade.*", r".*subtype.*", r"pam50.*", r"m?hrd_high", r"histology", r"histological_type"),
+            *(r"event", r"time_months", r"survival_months", r"vital_status", r"dead", r"died"),
+            *(r"(cdr_)?(os|dss|pfi|dfi)(_.*)?", r"days_to_(death|last).*"),
+            *(r"has_.*", r".*_available", r"n_slides"),
+        )
+    )
+)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.casefold()).strip("_")
+
+
+def labels_in_disguise(columns: Iterable[str], tasks: Iterable[str]) -> list[str]:
+    """Columns that are a label under another name, or tell which modalities a case has.
+
+    Args:
+        columns: as they stand in a table.
+        tasks: of the study. T, N, M and stage are labels only where one of them is a task.
+    """
+    names = {_plain(task) for task in tasks}
+    staged = any(map(_STAGING.fullmatch, names))
+
+    def disguised(name: str) -> bool:
+        staging = staged and _STAGING.fullmatch(name) is not None
+        return name in names or staging or _LABELS.fullmatch(name) is not None
+
+    return [column for column in columns if disguised(_plain(column))]
