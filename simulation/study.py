@@ -146,7 +146,9 @@ def _slides(cohorts: Mapping[str, Cohort], settings: Mapping[str, Any]) -> Slide
     if options.get("standardise") == "position":
         bags = (bag for cohort in cohorts.values() for case in cohort.bags.values() for bag in case)
         options["rows"] = len(next(bags).features)
-    fields, in_width = SlideSpec.model_fields, width or _NO_SLIDES_WIDTH
-    sizes = {key: options.get(key, fields[key].default) for key in ("width", "depth")}
-    digest = encoder_digest(options.get("encoder", fields["encoder"].default), in_width=in_width, **sizes)
-    return SlideSpec(in_width=in_width, sha256=digest, **options)
+    try:
+        spec = SlideSpec(in_width=width or _NO_SLIDES_WIDTH, sha256="0" * 64, **options)
+    except ValidationError as error:
+        raise ConfigError(f"[slides] {problem(error, SlideSpec)}") from error
+    digest = encoder_digest(spec.encoder, in_width=spec.in_width, width=spec.width, depth=spec.depth)
+    return spec.model_copy(update={"sha256": digest})

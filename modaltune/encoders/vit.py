@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from modaltune import _torchvision
 from modaltune.encoders.positions import position_embedding
 from modaltune.encoders.slide import Places, SlideEncoder
+from modaltune.errors import ConfigError
 
 _HEAD_WIDTH = 64
 
@@ -32,6 +33,8 @@ class ViTSlideEncoder(SlideEncoder):
         self.patch_embed = nn.Linear(in_width, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         heads = max(1, width // _HEAD_WIDTH)
+        if width % heads:
+            raise ConfigError(f"slide encoder vit: width {width} must be divisible by its {heads} heads")
         self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 

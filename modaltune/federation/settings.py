@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from itertools import pairwise
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MOST_COEFFICIENTS = 2048
 """Of one probe: the answer of a site has half the square of it in numbers, here 17 MB."""
@@ -34,9 +35,9 @@ class ModelSpec(Part):
     Attributes:
         kind: ``modaltune``, or a baseline (docs/baselines.md), which reads ``width_scale`` and no other field.
         width_scale: hidden widths of a baseline, times its published ones.
-        groups: first and last layer of each group of frozen layers that shares an adapter; those before the first
-            group are computed once a case.
-        heads: of the adapters' attention.
+        groups: first and last layer of each group of frozen layers that shares an adapter, up to the encoder's last
+            one; those before the first group are computed once a case.
+        heads: of the adapters' attention; they divide the width inside an adapter.
         width_ratio: width inside an adapter, as a part of the slide encoder's.
         extra_extractors: further ones behind the last group.
         gamma: how strongly adapters change the frozen layers at the beginning; learnt from there.
@@ -59,26 +60,34 @@ class ModelSpec(Part):
 
     kind: Kind = "modaltune"
     width_scale: Annotated[float, Field(gt=0)] = 1.0
-    groups: tuple[tuple[int, int], ...] = ((0, 0), (1, 1))
-    heads: int = 4
-    width_ratio: float = 1.0
-    extra_extractors: int = 0
+    groups: Annotated[tuple[tuple[Annotated[int, Field(ge=0)], int], ...], Field(min_length=1)] = ((0, 0), (1, 1))
+    heads: Annotated[int, Field(gt=0)] = 4
+    width_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
+    extra_extractors: Annotated[int, Field(ge=0)] = 0
     gamma: float = 0.1
-    drop_path: float = 0.0
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     residual: Literal["single", "reference"] = "single"
-    output_width: int = 64
+    output_width: Annotated[int, Field(gt=0)] = 64
     head: Literal["text", "separate"] = "text"
     centre_texts: bool = True
     frozen_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     token_join: Literal["sum", "cat"] = "sum"
     task_pass: Literal["exact", "joint"] = "exact"
     gene_encoder: Literal["compact", "paper"] = "compact"
-    gene_latent: int = 64
+    gene_latent: Annotated[int, Field(ge=2)] = 64
     gene_depth: Annotated[int, Field(gt=0)] = 1
-    gene_tokens: int = 8
-    gene_dropout: float = 0.1
-    expression_dropout: float = 0.3
-    gene_minimum: int = 3
+    gene_tokens: Annotated[int, Field(gt=0)] = 8
+    gene_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    expression_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    gene_minimum: Annotated[int, Field(ge=1)] = 3
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        backwards = any(last < first for first, last in self.groups)
+        if backwards or any(after[0] != before[1] + 1 for before, after in pairwise(self.groups)):
+            found = [list(group) for group in self.groups]
+            raise ValueError(f"groups must be ranges of layers, each beginning where the one before ended; got {found}")
+        return self
 
     @property
     def needs(self) -> tuple[str, ...]:

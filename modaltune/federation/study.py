@@ -157,8 +157,8 @@ class SlideSpec(Part):
 
     encoder: Literal["small", "longnet", "titan", "vit"] = "small"
     in_width: Annotated[int, Field(gt=0)]
-    width: int = 64
-    depth: int = 2
+    width: Annotated[int, Field(gt=0, multiple_of=4)] = 64
+    depth: Annotated[int, Field(gt=0)] = 2
     sha256: Digest
     standardise: Literal["none", "feature", "position"] = "none"
     rows: Annotated[int, Field(ge=0)] = 0
@@ -276,6 +276,8 @@ class Study(Part):
                 " are computed once for each case"
             )
         baseline = self.model.kind != "modaltune"
+        if not baseline:
+            self._check_adapters()
         if baseline != (self.training.objective == "hazards") or (baseline and self.model.head != "separate"):
             raise ValueError(
                 'a baseline needs model.head = "separate" and training.objective = "hazards", and only a baseline has'
@@ -302,6 +304,21 @@ class Study(Part):
         for modality in self.modalities:
             for column in labels_in_disguise(modality.columns, tasks)[:1]:
                 raise ValueError(f"modality {modality.name}: {column} is a label in disguise and never an input")
+
+    def _check_adapters(self) -> None:
+        """Whether adapters of these sizes fit the frozen encoder."""
+        model, last = self.model, self.slides.depth - 1
+        if model.groups[-1][1] != last:
+            raise ValueError(
+                f"model.groups end at layer {model.groups[-1][1]}, but the last of slides.depth = {last + 1} layers is"
+                f" {last}; end the last group there"
+            )
+        inner = int(self.slides.width * model.width_ratio)
+        if inner == 0 or inner % model.heads:
+            raise ValueError(
+                f"model.heads {model.heads} does not divide the width inside an adapter, {inner} (slides.width"
+                f" {self.slides.width} times model.width_ratio {model.width_ratio:g}); change one of the three"
+            )
 
     def _check_extrapolation(self) -> None:
         if self.aggregation.rule != "mean" or self.aggregation.optimiser != "none" or self.training.drift:

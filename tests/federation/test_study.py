@@ -133,6 +133,19 @@ def test_defaults_need_not_be_written_down(tmp_path: Path) -> None:
             "inputs must be named once",
         ),
         *(
+            ("rounds = 3", f"rounds = 3\n[model]\n{line}", f"model.*{line.split()[0]}")
+            for line in (
+                *("heads = 0", "heads = 3", "output_width = 0", "output_width = -4", "width_ratio = 0.01"),
+                *("width_ratio = 1.5", "groups = []", "groups = [[0, 0]]", "groups = [[0, 2]]", "groups = [[-1, 1]]"),
+                *("groups = [[1, 0]]", "groups = [[1, 1], [0, 0]]", "extra_extractors = -1", "drop_path = 1.0"),
+                *("gene_tokens = 0", "gene_latent = 0", "gene_dropout = 1.0", "expression_dropout = -0.1"),
+                "gene_minimum = 0",
+            )
+        ),
+        ("in_width = 8", "in_width = 8\nwidth = 0", "slides.width: "),
+        ("in_width = 8", "in_width = 8\nwidth = 66", "slides.width: .*multiple of 4"),
+        ("in_width = 8", "in_width = 8\ndepth = 0", "slides.depth: "),
+        *(
             ("rounds = 3", f'rounds = 3\n[[modalities]]\nname = "m"\nwidth = 1\ncolumns = ["{column}"]', "in disguise")
             for column in ("Survival", "event", "OS months", "tumor.type", "has_slides")
         ),
