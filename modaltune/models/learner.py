@@ -16,7 +16,7 @@ from modaltune.encoders.gene import GeneEncoderConfig, set_indices
 from modaltune.encoders.registry import blank_slide_encoder, slide_encoder
 from modaltune.encoders.slide import SlideEncoder
 from modaltune.encoders.text import verified_text_encoder
-from modaltune.errors import ModelFileError
+from modaltune.errors import ConfigError, ModelFileError
 from modaltune.federation.study import Study
 from modaltune.models.adapters import AdapterConfig
 from modaltune.models.baselines.base import Baseline, Inputs
@@ -239,8 +239,38 @@ def load_model(folder: Path, public_pem: str | None = None) -> tuple[Learner, St
         if not (folder / name).is_file():
             raise ModelFileError(f"{folder}: no {name}; expected the model/ folder of a finished run")
     study = Study.load(folder / "study.json")
-    preprocessing = Preprocessing.from_json((folder / "preprocessing.json").read_text(encoding="utf-8"))
-    targets = load_state(folder / "label_targets.safetensors") if study.model.head == "text" else None
+    preprocessing = _preprocessing_of(folder, study)
+    targets = _targets_of(folder, study, preprocessing) if study.model.head == "text" else None
     learner = build_learner(study, preprocessing, targets)
     load_trainable(learner, load_state(folder / "weights.safetensors"))
     return learner.eval(), study, preprocessing
+
+
+def _preprocessing_of(folder: Path, study: Study) -> Preprocessing:
+    path = folder / "preprocessing.json"
+    try:
+        found = Preprocessing.from_json(path.read_text(encoding="utf-8"))
+    except (ConfigError, UnicodeDecodeError):
+        raise ModelFileError(f"{path}: not a preprocessing; copy or export the model again") from None
+    if found.study != study.digest:
+        raise ModelFileError(
+            f"{path}: belongs to study {found.study[:12]}..., but study.json beside it is {study.digest[:12]}...; copy"
+            " the model/ folder of one run"
+        )
+    if lacking := [task.name for task in study.tasks if task.name not in found.tasks]:
+        raise ModelFileError(f"{path}: lacks task {lacking[0]} of the study; copy or export the model again")
+    return found
+
+
+def _targets_of(folder: Path, study: Study, preprocessing: Preprocessing) -> dict[str, Tensor]:
+    path = folder / "label_targets.safetensors"
+    found = load_state(path)
+    wanted = {name: (count, study.model.output_width) for name, count in _classes(study, preprocessing).items()}
+    for name in sorted(set(found) | set(wanted)):
+        shape = tuple(found[name].shape) if name in found else None
+        if shape != wanted.get(name):
+            raise ModelFileError(
+                f"{path}: targets of task {name} are {shape or 'absent'}, the study has {wanted.get(name) or 'none'};"
+                " copy or export the model again"
+            )
+    return found

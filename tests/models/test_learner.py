@@ -24,7 +24,7 @@ from modaltune.models.learner import (
 )
 from modaltune.models.modaltune import trainable_state
 from modaltune.step import accumulate_gradients
-from modaltune.storage import digest_state
+from modaltune.storage import digest_state, save_state
 
 Targets = dict[str, Tensor]
 
@@ -89,7 +89,7 @@ def test_separate_heads_survive_saving_without_a_text_encoder(
     monkeypatch.delattr(module, "verified_text_encoder")
     study = tiny_study.model_copy(update={"model": tiny_study.model.model_copy(update={"head": "separate"})})
     learner = build_learner(study, tiny_preprocessing)
-    save_model(tmp_path, learner, study, tiny_preprocessing)
+    save_model(tmp_path, learner, study, tiny_preprocessing.model_copy(update={"study": study.digest}))
     expected, found = embed_cases(learner, tiny_cases), embed_cases(load_model(tmp_path)[0], tiny_cases)
     assert all(torch.equal(found[task], expected[task]) for task in expected)
 
@@ -141,10 +141,43 @@ def test_an_absent_file_of_a_model_is_named(name: str, saved: Path) -> None:
         load_model(saved)
 
 
-@pytest.mark.parametrize("name", ["preprocessing.json", "study.json"])
-def test_a_damaged_description_of_a_model_is_refused(name: str, saved: Path) -> None:
-    (saved / name).write_text("{")
-    with pytest.raises(ConfigError, match=name):
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b"[]"])
+@pytest.mark.parametrize(("name", "kind"), [("preprocessing.json", ModelFileError), ("study.json", ConfigError)])
+def test_a_damaged_description_of_a_model_is_refused(
+    name: str, kind: type[Exception], content: bytes, saved: Path
+) -> None:
+    (saved / name).write_bytes(content)
+    with pytest.raises(kind, match=name):
+        load_model(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"study": "f" * 64}, "belongs to study ffffffffffff"), ({"tasks": {}}, "lacks task diagnosis")],
+)
+def test_preprocessing_that_is_not_of_the_study_is_refused(
+    change: dict[str, object], message: str, saved: Path, tiny_preprocessing: Preprocessing
+) -> None:
+    (saved / "preprocessing.json").write_text(tiny_preprocessing.model_copy(update=change).to_json())
+    with pytest.raises(ModelFileError, match=f"preprocessing.json: {message}"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize(
+    ("task", "target", "message"),
+    [
+        ("diagnosis", torch.zeros(3, 7), r"are \(3, 7\), the study has \(3, 8\)"),
+        ("diagnosis", torch.zeros(2, 8), r"are \(2, 8\), the study has \(3, 8\)"),
+        ("diagnosis", None, r"are absent, the study has \(3, 8\)"),
+        ("grade", torch.zeros(2, 8), r"are \(2, 8\), the study has none"),
+    ],
+)
+def test_label_targets_that_do_not_fit_the_study_are_refused(
+    task: str, target: Tensor | None, message: str, saved: Path, tiny_targets: Targets
+) -> None:
+    targets = {name: value for name, value in tiny_targets.items() if name != task}
+    save_state(saved / "label_targets.safetensors", targets | ({} if target is None else {task: target}))
+    with pytest.raises(ModelFileError, match=f"targets of task {task} {message}"):
         load_model(saved)
 
 

@@ -27,7 +27,7 @@ class Released:
 def release(
     folder: Path, learner: Learner, study: Study, preprocessing: Preprocessing, cohort: Cohort, min_cell: int = 3
 ) -> Released:
-    save_model(folder / "model", learner, study, preprocessing)
+    save_model(folder / "model", learner, study, preprocessing.model_copy(update={"study": study.digest}))
     write_site(
         folder / "H1",
         name="H1",

@@ -181,7 +181,9 @@ def test_a_saved_baseline_scores_as_before(
     with torch.no_grad():
         for parameter in trainable_state(learner).values():
             parameter.mul_(1.01)
-    save_model(tmp_path / "model", learner, narrow_study("mcat"), tiny_preprocessing)
+    baseline = narrow_study("mcat")
+    own = tiny_preprocessing.model_copy(update={"study": baseline.digest})
+    save_model(tmp_path / "model", learner, baseline, own)
     loaded, study, _ = load_model(tmp_path / "model")
     assert study.model.kind == "mcat"
     cases = complete(tiny_cases)
