@@ -34,7 +34,7 @@ class Kernel:
     """``forward(q, k, v, mask) -> (out, lse)`` and ``backward(grad, q, k, v, out, lse, mask) -> (dq, dk, dv)``.
 
     ``q [B, H, M, d]``, ``k, v [B, H, S, d]``, additive ``mask [B, 1, 1, S]`` or None, ``lse [B, H, M]``. A kernel with
-    ``half`` computes in fp16 or bf16 only.
+    ``half`` computes in fp16 or bf16 only and takes no mask.
     """
 
     name: str
@@ -113,12 +113,7 @@ def _cuda_flash_backward(
 
 
 def _flash_attn_package() -> Any:
-    try:
-        return importlib.import_module("flash_attn.flash_attn_interface")
-    except ImportError:
-        raise ConfigError(
-            "attention kernel 'flash_attn' needs the package flash-attn: install the extra 'gpu', or choose 'auto'"
-        ) from None
+    return importlib.import_module("flash_attn.flash_attn_interface")
 
 
 def _heads_inside(*parts: Tensor) -> list[Tensor]:
@@ -139,10 +134,9 @@ def _flash_attn_settings(q: Tensor) -> dict[str, object]:
 
 
 def _flash_attn(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    package = _flash_attn_package()
-    if mask is not None:
-        raise ConfigError("attention kernel 'flash_attn' takes no padded batch; choose 'auto' or one case a pass")
-    out, lse, *_ = package._flash_attn_forward(*_heads_inside(q, k, v), **_flash_attn_settings(q), return_softmax=False)
+    out, lse, *_ = _flash_attn_package()._flash_attn_forward(
+        *_heads_inside(q, k, v), **_flash_attn_settings(q), return_softmax=False
+    )
     return out.transpose(1, 2), lse
 
 
@@ -183,23 +177,39 @@ def preferred_kernel() -> str:
 
 
 def check_kernel(name: str) -> None:
-    """Refuse an unknown kernel name."""
-    if name != "auto" and name not in KERNELS:
+    """Refuse a kernel that is unknown or does not run on this machine."""
+    here = ("auto", *available_kernels())
+    if name in here:
+        return
+    if name not in KERNELS:
         raise ConfigError(f"unknown attention kernel {name!r}; choose from auto, {', '.join(sorted(KERNELS))}")
+    package = " and the package flash-attn (extra 'gpu')" if name == "flash_attn" else ""
+    raise ConfigError(
+        f"attention kernel {name!r} needs a GPU{package}, which this machine lacks; choose from {', '.join(here)}"
+        " (MODALTUNE_ATTENTION)"
+    )
 
 
 def kernel_for(name: str, q: Tensor, *, masked: bool) -> Kernel:
     """The kernel called ``name``; ``auto`` takes the fastest that handles the device, the type and a mask."""
-    check_kernel(name)
-    return KERNELS[automatic(q.device.type, q.dtype, masked=masked) if name == "auto" else name]
+    return _chosen(name, q.device.type, q.dtype, masked=masked)
 
 
 @cache
+def _chosen(name: str, device: str, dtype: torch.dtype, *, masked: bool) -> Kernel:
+    """Logged when it is first chosen."""
+    kernel = KERNELS[automatic(device, dtype, masked=masked) if name == "auto" else name]
+    if kernel.name.startswith("cuda") and device != "cuda":
+        raise ConfigError(f"attention kernel {name!r} runs on a GPU only, but the model is on {device}; choose 'auto'")
+    if kernel.half and masked:
+        raise ConfigError(f"attention kernel {name!r} takes no padded batch; choose 'auto' or one case a pass")
+    _log.info("attention kernel %s for %s on %s%s", kernel.name, dtype, device, ", with padding" if masked else "")
+    return kernel
+
+
 def automatic(device: str, dtype: torch.dtype, *, masked: bool) -> str:
-    """The kernel that ``auto`` stands for; logged when it is first chosen."""
-    half = dtype in (torch.float16, torch.bfloat16)
-    chosen = {"cpu": "cpu_flash", "cuda": "cuda_flash" if half and not masked else "cuda_efficient"}.get(
-        device, "naive"
-    )
-    _log.info("attention kernel %s for %s on %s%s", chosen, dtype, device, ", with padding" if masked else "")
-    return chosen
+    """The kernel that ``auto`` stands for."""
+    if device == "cuda":
+        half = dtype in (torch.float16, torch.bfloat16)
+        return "cuda_flash" if half and not masked else "cuda_efficient"
+    return "cpu_flash" if device == "cpu" else "naive"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modaltune.encoders.attention_kernels import automatic, available_kernels, kernel_for
+from modaltune.encoders.attention_kernels import _chosen, automatic, available_kernels, kernel_for
 from modaltune.encoders.dilated_attention import DilatedConfig, dilated_attention
 from modaltune.errors import ConfigError
 
@@ -143,8 +143,9 @@ def test_the_flash_attn_package_is_called_in_its_own_layout(tmp_path: Path, monk
     generator = torch.Generator().manual_seed(0)
     inputs = tuple(torch.randn(1, 8, 61, 16, generator=generator).requires_grad_() for _ in range(3))
     expected = dilated_attention(inputs[0], inputs[1], inputs[2], config)
-    with pytest.raises(ConfigError, match="'flash_attn' needs the package flash-attn: install the extra 'gpu'"):
-        dilated_attention(inputs[0], inputs[1], inputs[2], with_kernel(config, "flash_attn"))
+    with pytest.raises(ConfigError, match=r"'flash_attn' needs a GPU and the package flash-attn \(extra 'gpu'\)"):
+        with_kernel(config, "flash_attn")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     (tmp_path / "flash_attn").mkdir()
     (tmp_path / "flash_attn" / "__init__.py").write_text("")
     (tmp_path / "flash_attn" / "flash_attn_interface.py").write_text(FLASH_ATTN)
@@ -258,6 +259,35 @@ def test_a_machine_may_choose_its_kernel(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("MODALTUNE_ATTENTION", "quick")
     with pytest.raises(ConfigError, match="unknown attention kernel 'quick'"):
         DilatedConfig()
+
+
+@pytest.mark.parametrize("kernel", ["cuda_flash", "cuda_efficient"])
+def test_a_kernel_that_this_machine_lacks_is_refused(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("MODALTUNE_ATTENTION", kernel)
+    with pytest.raises(ConfigError, match=f"'{kernel}' needs a GPU, which this machine lacks; choose from auto, naive"):
+        DilatedConfig()
+
+
+def test_a_gpu_kernel_for_a_model_on_the_cpu_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'cuda_efficient' runs on a GPU only, but the model is on cpu"):
+        kernel_for("cuda_efficient", torch.empty(0), masked=False)
+
+
+def test_a_kernel_that_takes_no_mask_is_refused_for_a_padded_batch() -> None:
+    with pytest.raises(ConfigError, match="'flash_attn' takes no padded batch"):
+        kernel_for("flash_attn", torch.empty(0), masked=True)
+
+
+@pytest.mark.parametrize("name", ["auto", "naive"])
+def test_the_kernel_is_logged_once_however_it_was_chosen(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    _chosen.cache_clear()
+    with caplog.at_level("INFO", logger="modaltune"):
+        for _ in range(2):
+            kernel = kernel_for(name, torch.empty(0), masked=False)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"attention kernel {kernel.name} for torch.float32 on cpu"
+    ]
 
 
 def test_auto_takes_the_fast_kernel_of_the_device() -> None:
