@@ -73,14 +73,23 @@ class TextEncoder:
 def _opener(folder: Path) -> Callable[[Path], Encode]:
     """How the model in a folder is opened, found by its files."""
     if (folder / "config.json").is_file():
-        own_code = "auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return _own_code if own_code else _transformers
+        return _own_code if "auto_map" in _config(folder) else _transformers
     if (folder / "pytorch_model.bin").is_file():
         return _conch
     raise ModelFileError(
         f"text encoder {folder.name}: no model in {folder}; expected a transformers model folder (config.json,"
         " model.safetensors and its tokenizer) or CONCH's pytorch_model.bin"
     )
+
+
+def _config(folder: Path) -> dict[str, object]:
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError:  # neither text nor JSON
+        content = None
+    if not isinstance(content, dict):
+        raise ModelFileError(f"text encoder {folder.name}: config.json is not a JSON object; download it again")
+    return content
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -99,8 +99,12 @@ class TaskSpec(Part):
             raise ValueError(f"task {self.name}: labels must differ by more than upper and lower case")
         if self.kind != "survival" and len(self.labels) < 2:
             raise ValueError(f"task {self.name}: needs at least two labels")
-        if self.kind == "ordinal" and not set(self.positive) < {label.value for label in self.labels}:
-            raise ValueError(f"task {self.name}: positive must name some of its labels")
+        if len({label.text for label in self.labels}) < len(self.labels):
+            raise ValueError(f"task {self.name}: two labels have the same text; nothing could tell them apart")
+        if self.kind == "survival" and self.labels:
+            raise ValueError(f"task {self.name}: a survival task has bins, not labels; leave labels out")
+        if self.kind == "ordinal" and not set() < set(self.positive) < {label.value for label in self.labels}:
+            raise ValueError(f"task {self.name}: positive must name some of its labels, and not all")
         scales = [label.scale for label in self.labels]
         if len(list(groupby(scales))) > len(set(scales)):
             raise ValueError(f"task {self.name}: the labels of a scale must stand one after the other")

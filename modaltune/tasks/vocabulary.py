@@ -37,16 +37,22 @@ def load_vocabulary(path: Path, tasks: Sequence[str] | None = None) -> tuple[Tas
         raise ConfigError(f"{path.name}: no such label vocabulary; known in {path.parent.name}/: {known}")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path.name}: not UTF-8 text; save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path.name}: not valid TOML: {error}") from error
     tables = content.get("tasks", {})
+    if not isinstance(tables, dict):
+        raise ConfigError(f"{path.name}: tasks must be tables [tasks.NAME], found a value")
     unknown = [task for task in tasks or () if task not in tables]
     if unknown:
         raise ConfigError(f"{path.name}: unknown task {unknown[0]!r}; this vocabulary has {', '.join(tables)}")
     return tuple(_task(path, name, tables[name]) for name in tables if tasks is None or name in tasks)
 
 
-def _task(path: Path, name: str, table: dict[str, object]) -> TaskSpec:
+def _task(path: Path, name: str, table: object) -> TaskSpec:
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path.name}: [tasks] {name} must be a table [tasks.{name}], found a value")
     labels = table.pop("labels", {})
     if not isinstance(labels, dict):
         raise ConfigError(f"{path.name}: [tasks.{name}.labels] must be a table of value = text")

@@ -89,6 +89,13 @@ def test_an_incomplete_transformers_folder_is_refused(folder: Path) -> None:
         TextEncoder(folder).embed(["one"])
 
 
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[]"])
+def test_a_damaged_config_is_refused(content: bytes, folder: Path) -> None:
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(ModelFileError, match=r"text encoder model: config\.json is not a JSON object"):
+        TextEncoder(folder)
+
+
 def test_another_tokenizer_is_another_encoder(folder: Path) -> None:
     before = TextEncoder(folder).sha256
     (folder / "tokenizer.json").write_text("{}")

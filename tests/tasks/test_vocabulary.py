@@ -80,6 +80,11 @@ def test_an_unknown_task_lists_the_known_ones(path: Path) -> None:
         ("{text}", "text", r"template must contain \{text\}"),
         ('positive = ["high"]', 'positive = ["highest"]', "positive must name some of its labels"),
         ('positive = ["high"]', 'positive = ["high", "low"]', "positive must name some of its labels"),
+        ('positive = ["high"]', "", "positive must name some of its labels, and not all"),
+        ('positive = ["high"]', "positive = []", "positive must name some of its labels, and not all"),
+        ('low = "calm"', 'low = "wild"', "two labels have the same text"),
+        (TASK, 'tasks = "x"', r"tasks must be tables \[tasks.NAME\]"),
+        (TASK, "[tasks]\na = 1", r"\[tasks\] a must be a table \[tasks.a\]"),
         ('low = "calm"', "", "needs at least two labels"),
         ("positive", "positives", "positives: Extra inputs"),
         ("[tasks.grade.labels]", "labels = 3\n[other]", "must be a table of value = text"),
@@ -91,6 +96,19 @@ def test_a_malformed_vocabulary_is_one_clear_line(old: str, new: str, message: s
         load_vocabulary(path)
     assert str(caught.value).startswith("v.toml: ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_vocabulary_that_is_not_utf_8_is_refused(path: Path) -> None:
+    path.write_bytes(TASK.replace("calm", "ruhig, gutmütig").encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"v\.toml: not UTF-8 text"):
+        load_vocabulary(path)
+
+
+def test_a_survival_task_has_no_labels(path: Path) -> None:
+    bins = '[tasks.survival]\nkind = "survival"\ntemplate = "{text}"\nbins = ["bad", "good"]\n'
+    path.write_text(f'{bins}[tasks.survival.labels]\ndead = "dead"\n')
+    with pytest.raises(ConfigError, match="a survival task has bins, not labels"):
+        load_vocabulary(path)
 
 
 def test_a_survival_task_needs_bins(path: Path) -> None:
