@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
 from modaltune.benchmarks.aggregate import bench_aggregate
 from modaltune.benchmarks.bags import bench_bags
-from modaltune.benchmarks.full import GENES, gene_indices
+from modaltune.benchmarks.full import GENES, full_model, gene_indices
 from modaltune.benchmarks.memory import in_own_process
 from modaltune.benchmarks.parts import bench_genes
 from modaltune.benchmarks.reference import index_gather_attention, sequential_step
@@ -15,7 +16,9 @@ from modaltune.benchmarks.wire import bench_wire
 from modaltune.data.batch import CaseTensors
 from modaltune.encoders.dilated_attention import DilatedConfig, dilated_attention
 from modaltune.errors import RunFailed
+from modaltune.federation.wire import FORMS, SEALED, pack, seal
 from modaltune.models.learner import Learner
+from modaltune.models.modaltune import trainable_state
 from modaltune.step import accumulate_gradients
 
 D, E, H, T = 768, 192, 64, 64  # model width, bottleneck, gene latent, gene tokens
@@ -50,6 +53,14 @@ def wire() -> dict[str, float]:
 
 def test_the_message_of_the_full_configuration_has_the_parameters_counted_by_hand(wire: dict[str, float]) -> None:
     assert wire["parameters"] == full_configuration()
+
+
+def test_megabytes_are_those_of_the_one_file_that_travels(wire: dict[str, float]) -> None:
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in trainable_state(full_model(3)).items()}
+    for form in FORMS:
+        zeros = {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}
+        assert wire[f"mb_{form}"] == len(seal(pack(form, zeros))[SEALED]) / 1e6
 
 
 def test_megabytes_follow_from_the_parameters(wire: dict[str, float]) -> None:

@@ -1,18 +1,15 @@
-"""Size of one message at the full configuration, and what rounding does to the weights."""
+"""Size of the one file that travels at the full configuration, and what rounding does to the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from modaltune.benchmarks.full import full_model
 from modaltune.federation.average import State
-from modaltune.federation.wire import FORMS, pack, unpack
+from modaltune.federation.wire import FORMS, SEALED, pack, seal, unpack
 from modaltune.models.modaltune import trainable_state
 from modaltune.seeds import numpy_generator
 
@@ -29,19 +26,9 @@ def bench_wire() -> dict[str, Any]:
     out: dict[str, Any] = {"parameters": sum(value.size for value in values.values())}
     for form in FORMS:
         packed = pack(form, values)
-        out[f"mb_{form}"] = serialised_bytes(packed) / 1e6
+        out[f"mb_{form}"] = seal(packed)[SEALED].nbytes / 1e6
         back = unpack(form, packed, shapes)
         out[f"error_{form}"] = max(
             float(np.linalg.norm(back[name] - value) / np.linalg.norm(value)) for name, value in values.items()
         )
     return out
-
-
-def serialised_bytes(arrays: Mapping[str, NDArray[np.generic]]) -> int:
-    """Bytes of a record of arrays as Flower sends it: each array in numpy's format, under its name."""
-    total = 0
-    for name, value in arrays.items():
-        buffer = BytesIO()
-        np.save(buffer, value)
-        total += len(name.encode()) + len(buffer.getvalue())
-    return total
