@@ -23,39 +23,20 @@ from modaltune.encoders.attention_kernels import KERNELS, available_kernels
 from modaltune.encoders.dilated_attention import DilatedConfig, dilated_attention, sparse_branches
 from modaltune.encoders.gene import GeneEncoderConfig, PaperGeneEncoder
 from modaltune.encoders.longnet import LongNetConfig, LongNetViT
+from modaltune.encoders.positions import position_embedding
 from modaltune.errors import ConfigError
 from modaltune.models.adapters import AdapterConfig, Extractor, Injector, Interaction, TokenSelfAttention
 from modaltune.models.modaltune import ModalTune, ModalTuneConfig
 from modaltune.models.published import from_published, to_published
 from modaltune.storage import load_state
 from modaltune.tasks.projector import TextProjector
-
-Result = tuple[str, float]  # what was compared, error as a share of what is allowed
-
-
-def _activation(name: str, ours: Tensor, golden: Tensor) -> Result:
-    allowed = max(2e-5, 2e-6 * float(golden.abs().max())) + 1e-4 * golden.abs()
-    return name, float(((ours.detach() - golden).abs() / allowed).max())
+from tests.golden_tensors import GoldenTensors, Result, compare_activation, compare_gradients
 
 
-def _gradient(name: str, ours: Tensor | None, golden: Tensor, largest: float) -> Result:
-    ours = torch.zeros_like(golden) if ours is None else ours
-    return name, float(((ours.detach() - golden).abs() / (1e-5 * largest + 1e-3 * golden.abs())).max())
-
-
-def _gradients(ours: Mapping[str, Tensor | None], golden: Mapping[str, Tensor]) -> Iterator[Result]:
-    largest = max(float(value.abs().max()) for value in golden.values())
-    for name, value in golden.items():
-        yield _gradient(name, ours[name], value, largest)
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def check_dilated_attention(tensors: Mapping[str, Tensor], info: Any, kernel: str, folder: Path) -> Iterator[Result]:
+def check_dilated_attention(tensors: GoldenTensors, info: Any, kernel: str, folder: Path) -> Iterator[Result]:
     for case, spec in info.items():
         if spec["misaligned_quirk"]:
+            tensors.unused(f"{case}.")
             yield from _refused(case, spec, kernel)
             continue
         config = DilatedConfig(
@@ -65,10 +46,10 @@ def check_dilated_attention(tensors: Mapping[str, Tensor], info: Any, kernel: st
         split = [x.unflatten(-1, (spec["heads"], -1)).transpose(1, 2) for x in inputs]
         yield from _branches(case, tensors, split, config)
         out = dilated_attention(split[0], split[1], split[2], config).transpose(1, 2).flatten(2)
-        yield _activation(f"{case}.out", out, tensors[f"{case}.out"])
+        yield compare_activation(f"{case}.out", out, tensors[f"{case}.out"])
         (out * tensors[f"{case}.cotangent"]).sum().backward()
         ours = {name: x.grad for name, x in zip("qkv", inputs, strict=True)}
-        yield from _gradients(ours, _part(tensors, f"{case}.grad_"))
+        yield from compare_gradients(ours, tensors.part(f"{case}.grad_"))
 
 
 def _refused(case: str, spec: Any, kernel: str) -> Iterator[Result]:
@@ -83,7 +64,7 @@ def _refused(case: str, spec: Any, kernel: str) -> Iterator[Result]:
         yield f"{case} (should be refused)", math.inf
 
 
-def _branches(case: str, tensors: Mapping[str, Tensor], qkv: list[Tensor], config: DilatedConfig) -> Iterator[Result]:
+def _branches(case: str, tensors: GoldenTensors, qkv: list[Tensor], config: DilatedConfig) -> Iterator[Result]:
     """Sparse output and log-sum-exp of every branch, where segments hold a real token."""
     heads = qkv[0].shape[1]
     pieces: dict[int, list[tuple[Tensor, Tensor]]] = {}
@@ -99,12 +80,12 @@ def _branches(case: str, tensors: Mapping[str, Tensor], qkv: list[Tensor], confi
         for out, lse in parts:
             count, kept = len(out) // batch, out.shape[2]
             span = slice(start, start + count)
-            yield _activation(f"{name}.sparse_out", out, rows_out[:, span, :, :kept].flatten(0, 1))
-            yield _activation(f"{name}.sparse_lse", lse, rows_lse[:, span, :, :kept].flatten(0, 1))
+            yield compare_activation(f"{name}.sparse_out", out, rows_out[:, span, :, :kept].flatten(0, 1))
+            yield compare_activation(f"{name}.sparse_lse", lse, rows_lse[:, span, :, :kept].flatten(0, 1))
             start += count
 
 
-def check_adapters(tensors: Mapping[str, Tensor], info: Any, kernel: str, folder: Path) -> Iterator[Result]:
+def check_adapters(tensors: GoldenTensors, info: Any, kernel: str, folder: Path) -> Iterator[Result]:
     for case in sorted({name.split(".")[0] for name in tensors}):
         config = AdapterConfig(
             groups=((0, 0),),
@@ -116,33 +97,33 @@ def check_adapters(tensors: Mapping[str, Tensor], info: Any, kernel: str, folder
         )
         kind = {"injector": Injector, "extractor": Extractor, "self_attention": TokenSelfAttention}
         module: nn.Module = kind[case.removesuffix("_nocffn")](info[case]["dim"], config)
-        module.load_state_dict(_part(tensors, f"{case}.weights."), strict=True)
-        inputs = {name: x.clone().requires_grad_() for name, x in _part(tensors, f"{case}.in.").items()}
+        module.load_state_dict(tensors.part(f"{case}.weights."), strict=True)
+        inputs = {name: x.clone().requires_grad_() for name, x in tensors.part(f"{case}.in.").items()}
         order = ("tgt", "query_pos") if "tgt" in inputs else ("query", "feat", "pos")
         out = module(*(inputs[name] for name in order))
-        yield _activation(f"{case}.out", out, tensors[f"{case}.out"])
+        yield compare_activation(f"{case}.out", out, tensors[f"{case}.out"])
         (out * tensors[f"{case}.cotangent"]).sum().backward()
         ours: dict[str, Tensor | None] = {name: x.grad for name, x in inputs.items()}
         ours |= {f"weights.{name}": p.grad for name, p in module.named_parameters()}
-        yield from _gradients(ours, _part(tensors, f"{case}.grad."))
+        yield from compare_gradients(ours, tensors.part(f"{case}.grad."))
 
 
-def check_gene_encoder(tensors: Mapping[str, Tensor], info: Any, kernel: str, folder: Path) -> Iterator[Result]:
+def check_gene_encoder(tensors: GoldenTensors, info: Any, kernel: str, folder: Path) -> Iterator[Result]:
     for case, spec in info.items():
-        inputs = _part(tensors, f"{case}.in.")
+        inputs = tensors.part(f"{case}.in.")
         sets = [inputs[str(index)] for index in range(len(inputs))]
-        weights = _part(tensors, f"{case}.weights.")
+        weights = tensors.part(f"{case}.weights.")
         module = PaperGeneEncoder(_spans([x.shape[1] for x in sets]), spec["output_dim"], _gene_config(spec)).eval()
         module.load_state_dict(weights, strict=True)
         expression = torch.cat(sets, dim=1).requires_grad_()
         out = module(expression)
-        yield _activation(f"{case}.out", out, tensors[f"{case}.out"])
+        yield compare_activation(f"{case}.out", out, tensors[f"{case}.out"])
         (out * tensors[f"{case}.cotangent"]).sum().backward()
         ours: dict[str, Tensor | None] = {f"weights.{name}": g for name, g in _gene_gradients(module).items()}
         assert expression.grad is not None
         for index, span in enumerate(_spans([x.shape[1] for x in sets])):
             ours[f"in.{index}"] = expression.grad[:, list(span)]
-        yield from _gradients(ours, _part(tensors, f"{case}.grad."))
+        yield from compare_gradients(ours, tensors.part(f"{case}.grad."))
 
 
 def _spans(sizes: list[int]) -> tuple[tuple[int, ...], ...]:
@@ -167,14 +148,14 @@ def _gene_config(spec: Any) -> GeneEncoderConfig:
     )
 
 
-def check_projection(tensors: Mapping[str, Tensor], info: Any, kernel: str, folder: Path) -> Iterator[Result]:
+def check_projection(tensors: GoldenTensors, info: Any, kernel: str, folder: Path) -> Iterator[Result]:
     out = _projector(tensors)(tensors["in.text"])
-    yield _activation("out", out, tensors["out"])
-    yield _activation("out_l2", F.normalize(out, dim=-1), tensors["out_l2"])
+    yield compare_activation("out", out, tensors["out"])
+    yield compare_activation("out_l2", F.normalize(out, dim=-1), tensors["out_l2"])
 
 
-def _projector(tensors: Mapping[str, Tensor]) -> TextProjector:
-    weights = {name.removeprefix("conv1."): value.squeeze() for name, value in _part(tensors, "weights.").items()}
+def _projector(tensors: GoldenTensors) -> TextProjector:
+    weights = {name.removeprefix("conv1."): value.squeeze() for name, value in tensors.part("weights.").items()}
     width, text_width = weights["0.weight"].shape
     projector = TextProjector(text_width, width)
     projector.load_state_dict({f"layers.{name}": value for name, value in weights.items()}, strict=True)
@@ -197,31 +178,37 @@ def _longnet(weights: Mapping[str, Tensor], config: Any, attention: Any, kernel:
     ).eval()
 
 
-def check_longnet(tensors: Mapping[str, Tensor], info: Any, kernel: str, folder: Path) -> Iterator[Result]:
+def check_longnet(tensors: GoldenTensors, info: Any, kernel: str, folder: Path) -> Iterator[Result]:
     config = info.get("config", info)
-    model = _longnet(_part(tensors, "weights."), config, {**config, **info}, kernel)
-    model.load_state_dict(_part(tensors, "weights."), strict=True)
+    model = _longnet(tensors.part("weights."), config, {**config, **info}, kernel)
+    model.load_state_dict(tensors.part("weights."), strict=True)
     for length in sorted({int(name[1:].split(".")[0]) for name in tensors if name[0] == "L"}):
-        golden = _part(tensors, f"L{length}.")
+        golden = tensors.part(f"L{length}.")
         patches = golden["in.x"].clone().requires_grad_()
         cells = (golden["in.coords"] // config["tile_size"]).long()
         states = model.hidden_states(patches, cells)
-        for index, state in enumerate(states):
-            yield _activation(f"L{length}.hidden.{index}", state, golden[f"hidden.{index}"])
-        out = model.encoder.layer_norm(states[-1])
-        yield _activation(f"L{length}.encoder_out", out, golden["encoder_out"])
-        yield _activation(f"L{length}.out.cls", model.norm(out)[:, 0], golden["out.cls"])
-        yield _activation(f"L{length}.out.pool", model.norm(out[:, 1:].mean(dim=1)), golden["out.pool"])
-        gradients = _part(golden, "grad.")
-        if gradients:
+        out, layers = model.encoder.layer_norm(states[-1]), torch.stack(states)
+        found = {f"hidden.{index}": state for index, state in enumerate(states)} | {
+            "pos_index": cells[..., 0] * config["slide_ngrids"] + cells[..., 1] + 1,
+            "pos_embed": position_embedding(cells, config["embed_dim"])[0],
+            "encoder_out": out,
+            "out.cls": model.norm(out)[:, 0],
+            "out.pool": model.norm(out[:, 1:].mean(dim=1)),
+            "out_all_layers.cls": model.norm(layers[:, :, 0]),
+            "out_all_layers.pool": model.norm(layers[:, :, 1:].mean(dim=2)),
+        }
+        for name, ours in found.items():
+            yield compare_activation(f"L{length}.{name}", ours, golden[name])
+        if "grad.x" in golden:
+            gradients = dict(golden.part("grad."))
             model.zero_grad()
             (out * gradients.pop("cotangent_encoder_out")).sum().backward()
-            ours: dict[str, Tensor | None] = {name: p.grad for name, p in model.named_parameters()}
-            yield from _gradients({**ours, "x": patches.grad}, gradients)
+            slopes: dict[str, Tensor | None] = {name: p.grad for name, p in model.named_parameters()}
+            yield from compare_gradients({**slopes, "x": patches.grad}, gradients)
 
 
-def _modaltune(tensors: Mapping[str, Tensor], info: Any, kernel: str) -> ModalTune:
-    weights, config = _part(tensors, "weights."), info["config"]
+def _modaltune(tensors: GoldenTensors, info: Any, kernel: str) -> ModalTune:
+    weights, config = tensors.part("weights."), info["config"]
     tasks = tuple(f"task{index}" for index in range(info["num_tasks"]))
     clinical = "clinical" in info["model"]
     model = ModalTune(
@@ -248,10 +235,11 @@ def _modaltune(tensors: Mapping[str, Tensor], info: Any, kernel: str) -> ModalTu
     return model
 
 
-def check_modaltune(tensors: Mapping[str, Tensor], info: Any, kernel: str, folder: Path) -> Iterator[Result]:
+def check_modaltune(tensors: GoldenTensors, info: Any, kernel: str, folder: Path) -> Iterator[Result]:
     model = _modaltune(tensors, info, kernel)
+    tensors.unused("in.clinical", "in.text")  # without a clinical token, without the projector's file
     tasks = model.config.tasks
-    genes = _part(tensors, "in.genes.")
+    genes = tensors.part("in.genes.")
     batch = Batch(
         patches=tensors["in.x"],
         cells=(tensors["in.coords"] // info["config"]["tile_size"]).long(),
@@ -260,37 +248,36 @@ def check_modaltune(tensors: Mapping[str, Tensor], info: Any, kernel: str, folde
         has_expression=torch.tensor([True]),
         clinical=tensors["in.clinical"] if model.clinical_encoder is not None else torch.zeros(1, 0),
     )
-    yield _activation("out.gene_embedding", model.modality_tokens(batch)[-1], tensors["out.gene_embedding"])
+    yield compare_activation("out.gene_embedding", model.modality_tokens(batch)[-1], tensors["out.gene_embedding"])
     seen = _watch(model)
     logits = model.embed(batch, tasks)[0]
-    for name, golden in tensors.items():
-        if name.startswith("mid."):
-            _, task, block, part = name.split(".")
-            ours = seen[f"{block}.{part}"][int(task.removeprefix("task"))]
-            yield _activation(name, ours, golden[0])
-    yield _activation("out.logits", logits, tensors["out.logits"])
+    for name, golden in tensors.part("mid.").items():
+        task, block, part = name.split(".")
+        ours = seen[f"{block}.{part}"][int(task.removeprefix("task"))]
+        yield compare_activation(f"mid.{name}", ours, golden[0])
+    yield compare_activation("out.logits", logits, tensors["out.logits"])
     z = F.normalize(logits, dim=-1)
-    yield _activation("out.logits_l2", z, tensors["out.logits_l2"])
+    yield compare_activation("out.logits_l2", z, tensors["out.logits_l2"])
     target = _targets(tensors, info, folder)
-    yield _activation("out.text_target_l2", target, tensors["out.text_target_l2"])
+    yield compare_activation("out.text_target_l2", target, tensors["out.text_target_l2"])
     wanted = target[info["text_rows"]]
     temperature = info["temperature"]
     divergence = F.kl_div((z / temperature).log_softmax(-1), (wanted / temperature).softmax(-1), reduction="sum")
     loss = info["loss_scale"] * temperature**2 * divergence
-    yield _activation("out.loss", loss, tensors["out.loss"])
+    yield compare_activation("out.loss", loss, tensors["out.loss"])
     loss.backward()
     grads = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
     assert isinstance(model.gene_encoder, PaperGeneEncoder)
     grads = model.gene_encoder.published(grads, "gene_encoder.")
     found: dict[str, Tensor | None] = {**to_published(grads, tasks)}
-    yield from _gradients(found, _part(tensors, "grad."))
+    yield from compare_gradients(found, tensors.part("grad."))
 
 
-def _targets(tensors: Mapping[str, Tensor], info: Any, folder: Path) -> Tensor:
+def _targets(tensors: GoldenTensors, info: Any, folder: Path) -> Tensor:
     projector = folder / info["projector"]
     if not projector.is_file():
         return tensors["out.text_target_l2"]
-    return F.normalize(_projector(load_state(projector))(tensors["in.text"]), dim=-1)
+    return F.normalize(_projector(GoldenTensors(load_state(projector)))(tensors["in.text"]), dim=-1)
 
 
 def _watch(model: ModalTune) -> dict[str, Tensor]:
@@ -311,7 +298,7 @@ def _watch(model: ModalTune) -> dict[str, Tensor]:
     return seen
 
 
-Check = Callable[[Mapping[str, Tensor], Any, str, Path], Iterator[Result]]
+Check = Callable[[GoldenTensors, Any, str, Path], Iterator[Result]]
 CHECKS: dict[str, Check] = {
     "dilated_attention": check_dilated_attention,
     "adapters": check_adapters,
@@ -344,10 +331,12 @@ def check_file(folder: Path, stem: str, kernel: str) -> list[Result]:
     check = check_of(stem)
     assert check is not None, stem
     device = torch.device("cuda" if kernel.startswith("cuda") else "cpu")
-    tensors = {name: value.to(device) for name, value in load_state(folder / f"{stem}.safetensors").items()}
+    stored = load_state(folder / f"{stem}.safetensors")
+    tensors = GoldenTensors({name: value.to(device) for name, value in stored.items()})
     info = json.loads((folder / f"{stem}.json").read_text(encoding="utf-8"))
     with device:
-        return list(check(tensors, info, kernel, folder))
+        results = list(check(tensors, info, kernel, folder))
+    return results + [(f"{name} (no check reads it)", math.inf) for name in tensors.unread()]
 
 
 def full_precision_kernels() -> list[str]:

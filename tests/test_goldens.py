@@ -47,6 +47,26 @@ def test_a_wrong_number_fails_the_file(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out.startswith("projection: FAILED")
 
 
+@pytest.mark.parametrize(
+    "name", ["L7.pos_index", "L7.pos_embed", "L7.out_all_layers.cls", "L7.out_all_layers.pool", "L7.hidden.0"]
+)
+def test_every_stored_tensor_is_compared(name: str, tmp_path: Path) -> None:
+    tensors = load_state(golden("longnet_small_h4"))
+    tensors[name] = tensors[name] + 1
+    save_state(tmp_path / "longnet_small_h4.safetensors", tensors)
+    shutil.copy(golden("longnet_small_h4").with_suffix(".json"), tmp_path)
+    worst, error = max(check_file(tmp_path, "longnet_small_h4", "naive"), key=lambda result: result[1])
+    assert worst == name
+    assert error > 1
+
+
+def test_a_tensor_that_no_check_reads_fails_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_state(tmp_path / "projection.safetensors", load_state(golden("projection")) | {"mid.extra": torch.zeros(3)})
+    shutil.copy(golden("projection").with_suffix(".json"), tmp_path)
+    assert not check_folder(tmp_path)
+    assert "mid.extra (no check reads it)" in capsys.readouterr().out
+
+
 def test_a_tensor_too_many_fails_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tensors = load_state(golden("modaltune_small_cat"))
     tensors["weights.final_norm.extra"] = torch.zeros(3)
