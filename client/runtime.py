@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +18,7 @@ from modaltune.data.batch import CaseTensors
 from modaltune.data.cohort import Cohort
 from modaltune.data.fewer_patches import fewer, with_fewer_patches
 from modaltune.data.preprocessing import Preprocessing, prepare
-from modaltune.data.site import STATE_FOLDER, load_site, read_site_config
+from modaltune.data.site import load_site, read_site_config, state_folder
 from modaltune.drift import Drift
 from modaltune.errors import FeatureFileError, FederationError, ProbeError
 from modaltune.evaluation.federated import site_counts
@@ -79,7 +78,7 @@ class Site:
     def __init__(self, folder: Path, study: Study) -> None:
         self.config = read_site_config(folder)
         self.study = study
-        self.state_folder = Path(os.environ.get("MODALTUNE_STATE") or folder / STATE_FOLDER)
+        self.state_folder = state_folder(folder)
         self.memory = RoundMemory(self.state_folder / study.digest)
         self.probe_memory = ProbeMemory(self.state_folder / study.digest / "probes")
         self._cases: dict[str, list[CaseTensors]] = {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,14 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modaltune.data.batch import CaseTensors
 from modaltune.data.preprocessing import Preprocessing, prepare
-from modaltune.data.site import load_site
+from modaltune.data.site import load_site, read_site_config, state_folder
 from modaltune.errors import ConfigError, DataError
 from modaltune.federation.capability import check_coverage
 from modaltune.federation.statistics import pooled_preprocessing, site_statistics
 from modaltune.federation.study import Study
 from modaltune.models.learner import Learner, build_learner, load_trainable, save_model
 from modaltune.models.modaltune import trainable_state
+from modaltune.models.prefix import with_cached_prefix
 from modaltune.seeds import derive_seed
 from modaltune.step import loss_of
 from modaltune.storage import append_json_line, load_state, save_state, write_text
@@ -75,6 +77,9 @@ class LocalTraining:
 
     def __init__(self, study: Study, site: Path, out: Path, *, checks: int = 24, patience: int | None = None) -> None:
         self.out, self.patience, self.peers = out, patience, workers()
+        alone = self.peers.count == 1  # several processes have a GPU each
+        self.device = training_device(read_site_config(site).compute.device if alone else "auto")
+        self.prefix_folder = state_folder(site) / "prefix"
         labels = {task.name: task.values for task in study.tasks if task.kind != "survival"}
         self.cohort = load_site(site, split_salt=study.digest, labels=labels)
         held = tuple(task for task in study.tasks if task.name in self.cohort.tasks)
@@ -99,7 +104,8 @@ class LocalTraining:
 
     def run(self, say: Say | None = None) -> Learner:
         """Train, or go on from the checkpoint in ``out``, and write the best model."""
-        learner = build_learner(self.study, self.preprocessing).to(training_device())
+        learner = build_learner(self.study, self.preprocessing).to(self.device)
+        train, validation = self._cached(learner, self.train), self._cached(learner, self.validation)
         optimiser = make_optimiser(learner, self.study.training)
         resumed = self._resume(learner, optimiser)
         started = time.monotonic()
@@ -108,7 +114,7 @@ class LocalTraining:
             self.numbers.step = step
             if step % self.interval and step != self.steps:
                 return
-            row = self._check(learner, step, time.monotonic() - started)
+            row = self._check(learner, validation, step, time.monotonic() - started)
             self._save(learner, optimiser)
             if self.peers.first:
                 append_json_line(self.out / _LOG, row)
@@ -122,7 +128,7 @@ class LocalTraining:
             with suppress(_Stop):
                 fit(
                     learner,
-                    self.train,
+                    train,
                     self.study.training,
                     steps=self.steps,
                     seed=seed,
@@ -137,11 +143,17 @@ class LocalTraining:
         self.peers.wait()
         return learner.eval()
 
-    def _check(self, learner: Learner, step: int, seconds: float) -> dict[str, Any]:
+    def _cached(self, learner: Learner, cases: Sequence[CaseTensors]) -> list[CaseTensors]:
+        spec = self.study.slides
+        return with_cached_prefix(
+            learner.modaltune, spec.sha256, cases, self.prefix_folder, embedding=spec.cache_embedding
+        )
+
+    def _check(self, learner: Learner, validation: Sequence[CaseTensors], step: int, seconds: float) -> dict[str, Any]:
         numbers, loss = self.numbers, None
-        if self.validation:
+        if validation:
             learner.eval()
-            loss = loss_of(learner, self.validation, self.study.training.objective)
+            loss = loss_of(learner, validation, self.study.training.objective)
             learner.train()
             numbers.since_best += 1
             if math.isfinite(loss) and loss < numbers.best_loss:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from modaltune.errors import ConfigError, DataError, ModelFileError
+from modaltune.errors import ConfigError, DataError, DeviceError, ModelFileError
 from modaltune.federation.study import Study
 from modaltune.local import LocalTraining
 from modaltune.models.learner import load_model
@@ -131,6 +131,31 @@ def test_a_truncated_checkpoint_is_one_clear_line(study: Study, site: Path, tmp_
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ModelFileError, match="not a complete safetensors file"):
         LocalTraining(study, site, tmp_path).run()
+
+
+def test_the_device_of_the_site_is_taken(
+    study: Study, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    own = shutil.copytree(site, tmp_path / "site")
+    with (own / "site.toml").open("a") as file:
+        file.write('[compute]\ndevice = "cuda"\n')
+    with pytest.raises(DeviceError, match="device 'cuda': this machine has 0 GPU"):
+        LocalTraining(study, own, tmp_path / "out")
+
+
+def test_the_frozen_beginning_is_computed_once_and_kept_at_the_site(study: Study, site: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(site, tmp_path / "site")
+    late = study.model_copy(
+        update={
+            "model": study.model.model_copy(update={"groups": ((1, 1),)}),
+            "training": study.training.model_copy(update={"rounds": 1}),
+        }
+    )
+    training = LocalTraining(late, own, tmp_path / "out", checks=1)
+    training.run()
+    with_slides = [case for case in (*training.train, *training.validation) if case.patch_count]
+    assert len(list((own / ".state" / "prefix").iterdir())) == len(with_slides) > 0
 
 
 def test_a_finished_training_is_not_overwritten(whole: tuple[Path, LocalTraining], study: Study, site: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -156,6 +157,11 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "policy": SitePolicy,
     "compute": SiteCompute,
 }
+
+
+def state_folder(folder: Path) -> Path:
+    """Where a site keeps what it computes: ``$MODALTUNE_STATE``, or ``.state`` in its folder."""
+    return Path(os.environ.get("MODALTUNE_STATE") or folder / STATE_FOLDER)
 
 
 def read_site_config(folder: Path) -> SiteConfig:
