@@ -101,6 +101,8 @@ class TrainingSpec(Part):
     Attributes:
         objective: ``contrastive`` (cross-entropy over candidate texts) or ``distillation`` (the paper's); ``hazards``
             belongs to baselines.
+        temperature: of the softmaxes of ``distillation``, whose loss is multiplied by its square; below 1 it tells
+            texts apart that are alike. Published: 1.
         rounds: exchanges of weights.
         local_epochs: passes over a hospital's cases in a round; a part of one, e.g. 0.34, makes rounds shorter.
         keep: the weights that a run ends with: of the ``last`` round, or the ``best`` by the loss over all hospitals'
@@ -121,6 +123,7 @@ class TrainingSpec(Part):
     """
 
     objective: Literal["contrastive", "distillation", "hazards"] = "contrastive"
+    temperature: Annotated[float, Field(gt=0)] = 1.0
     rounds: Annotated[int, Field(gt=0)] = 32
     local_epochs: Annotated[float, Field(gt=0)] = 1.0
     keep: Literal["last", "best"] = "last"

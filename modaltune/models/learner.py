@@ -161,7 +161,10 @@ def build_learner(
         targets = label_targets(study, preprocessing)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(study.seed, "initial-weights"))
-        head = SeparateHeads(classes, spec.output_width) if spec.head == "separate" else TextHead(targets or {})
+        if spec.head == "separate":
+            head: SeparateHeads | TextHead = SeparateHeads(classes, spec.output_width)
+        else:
+            head = TextHead(targets or {}, temperature=study.training.temperature)
         model = ModalTune(encoder, config)
     return Learner(model, head, {task.name: task.kind for task in study.tasks}, _scales(study, preprocessing))
 

@@ -29,10 +29,16 @@ def candidate_targets(texts: Tensor, *, centre: bool) -> Tensor:
 
 
 class TextHead(nn.Module):
-    """One space for all tasks: cosine to the task's candidate texts, times a learnt scale per task."""
+    """One space for all tasks: cosine to the task's candidate texts, times a learnt scale per task.
 
-    def __init__(self, candidates: Mapping[str, Tensor]) -> None:
+    Args:
+        candidates: unit targets ``[C, O]`` of each task.
+        temperature: of distillation.
+    """
+
+    def __init__(self, candidates: Mapping[str, Tensor], *, temperature: float = 1.0) -> None:
         super().__init__()
+        self.temperature = temperature
         self.candidates = nn.ParameterDict(
             {task: nn.Parameter(value.clone(), requires_grad=False) for task, value in candidates.items()}
         )

@@ -105,15 +105,18 @@ def distillation(
 ) -> Tensor:
     """The published loss: KL between softmaxed unit embeddings and softmaxed text targets, times 10.
 
+    Both are divided by the head's temperature first, and the loss is multiplied by its square.
+
     A censored case aims at the mean of the bins that are still possible; where all are, nothing is known of it.
     """
     if not isinstance(head, TextHead):
         raise ConfigError("training.objective 'distillation' needs model.head = 'text'")
     targets = head.targets(task)
     possible = possible_candidates(index, observed, len(targets)).float()
-    wanted = F.normalize(possible @ targets, dim=-1).softmax(-1)
-    distances = F.kl_div(F.normalize(embeddings, dim=-1).log_softmax(-1), wanted, reduction="none").sum(dim=-1)
-    return 10 * (distances * (possible.sum(dim=-1) < len(targets))).mean()
+    wanted = (F.normalize(possible @ targets, dim=-1) / head.temperature).softmax(-1)
+    given = (F.normalize(embeddings, dim=-1) / head.temperature).log_softmax(-1)
+    distances = F.kl_div(given, wanted, reduction="none").sum(dim=-1)
+    return 10 * head.temperature**2 * (distances * (possible.sum(dim=-1) < len(targets))).mean()
 
 
 def hazards(

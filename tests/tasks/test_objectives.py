@@ -33,9 +33,9 @@ def loss_of(probabilities: list[float], label: int, *, observed: bool = True, ki
     return float(contrastive(AsLogits(), logits, "task", kind, torch.tensor([label]), torch.tensor([observed])))
 
 
-def a_text_head(candidates: int = 4, width: int = 6) -> TextHead:
+def a_text_head(candidates: int = 4, width: int = 6, temperature: float = 1.0) -> TextHead:
     texts = torch.randn(candidates, width, generator=torch.Generator().manual_seed(0))
-    return TextHead({"task": candidate_targets(texts, centre=False)})
+    return TextHead({"task": candidate_targets(texts, centre=False)}, temperature=temperature)
 
 
 def some_embeddings(cases: int = 5, width: int = 6) -> Tensor:
@@ -173,14 +173,15 @@ def test_what_stays_possible_is_the_label_or_after_censoring_everything_later() 
     assert possible.int().tolist() == [[0, 1, 0, 0], [0, 1, 1, 1], [0, 0, 0, 1]]
 
 
-def test_distillation_is_the_published_loss_on_observed_cases() -> None:
-    head, embeddings, index = a_text_head(), some_embeddings(), torch.tensor([0, 3, 1, 1, 2])
+@pytest.mark.parametrize("temperature", [1.0, 0.2])
+def test_distillation_is_the_published_loss_on_observed_cases(temperature: float) -> None:
+    head, embeddings, index = a_text_head(temperature=temperature), some_embeddings(), torch.tensor([0, 3, 1, 1, 2])
     ours = distillation(head, embeddings, "task", "nominal", index, torch.ones(5, dtype=torch.bool))
     total = 0.0
     for row, label in zip(embeddings.double(), index.tolist(), strict=True):
-        z, u = row / row.norm(), head.targets("task")[label].double()
+        z, u = row / row.norm() / temperature, head.targets("task")[label].double() / temperature
         p, q = u.exp() / u.exp().sum(), z.exp() / z.exp().sum()
-        total += 10 * float((p * (p.log() - q.log())).sum())
+        total += 10 * temperature**2 * float((p * (p.log() - q.log())).sum())
     assert float(ours) == pytest.approx(total / 5, rel=1e-4)
 
 
