@@ -19,13 +19,14 @@ import torch
 from modaltune.data.batch import CaseTensors, readable
 from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing, TaskSpace, prepare
-from modaltune.data.site import load_site
+from modaltune.data.site import load_site, state_folder
 from modaltune.encoders.text import verified_text_encoder
 from modaltune.evaluation.linear import fit_linear
 from modaltune.evaluation.predictions import COLUMNS, predict, prediction_table
 from modaltune.federation.label_query import zero_shot
 from modaltune.federation.study import Study, TaskSpec
 from modaltune.models.learner import Learner, build_learner, load_trainable
+from modaltune.models.prefix import with_cached_prefix
 from modaltune.seeds import derive_seed
 from modaltune.storage import canonical_json, digest_text, load_state, write_bytes
 from modaltune.training import fit_and_average, fit_and_select, labelled, round_steps
@@ -93,7 +94,7 @@ class Hospitals:
     def __init__(self, scene: Scene) -> None:
         self.study = Study.from_json(scene.study)
         self.preprocessing = Preprocessing.from_json(scene.preprocessing)
-        self.weights, self.cancers = scene.weights, scene.cancers
+        self.weights, self.cancers, self.folders = scene.weights, scene.cancers, scene.sites
         self.cohorts = {site: self._load(folder) for site, folder in scene.sites.items()}
         self.cases = {site: self._prepare(cohort) for site, cohort in self.cohorts.items()}
         same = scene.truth == scene.sites
@@ -113,6 +114,12 @@ class Hospitals:
         """Prepared cases of one split of a hospital."""
         inside = self.cohorts[site].cases["split"] == split
         return [case for case, keep in zip(self.cases[site], inside, strict=True) if keep]
+
+    def shown(self, learner: Learner, site: str, split: str) -> list[CaseTensors]:
+        """The same, with cached tokens in place of patches where the hospital's client trains on those."""
+        spec, folder = self.study.slides, state_folder(self.folders[site]) / "prefix"
+        cases = self.split(site, split)
+        return with_cached_prefix(learner.modaltune, spec.sha256, cases, folder, embedding=spec.cache_embedding)
 
     def budget(self, needs: Sequence[str] = ()) -> int:
         """Optimiser steps of the federated run, summed over hospitals, for a model that needs some modalities."""
@@ -193,14 +200,14 @@ def _predicted(job: Job) -> Predicted:
     study, learner = data.study, build_learner(data.study, data.preprocessing)
     seed = derive_seed(study.seed, job.method, job.hospital)
     if job.method == "pooled":
-        everyone = [case for site in sorted(data.cohorts) for case in data.split(site, "train")]
+        everyone = [case for site in sorted(data.cohorts) for case in data.shown(learner, site, "train")]
         fit_and_average(learner, everyone, study.training, steps=job.steps, seed=seed)
     else:
         start = 0.0
         if job.method == "personalised" and data.weights is not None:
             load_trainable(learner, load_state(data.weights))
             start = 1 - PERSONAL_SHARE
-        train, validation = data.split(job.hospital, "train"), data.split(job.hospital, "val")
+        train, validation = (data.shown(learner, job.hospital, split) for split in ("train", "val"))
         fit_and_select(learner, train, validation, study.training, steps=job.steps, seed=seed, start=start)
     own = everybodys_test_cases(data, lambda site: predict_site(data, learner, site))
     if study.model.kind != "modaltune":

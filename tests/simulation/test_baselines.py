@@ -13,6 +13,7 @@ from modaltune.federation.settings import NEEDS
 from modaltune.federation.statistics import pooled_preprocessing, site_statistics
 from modaltune.federation.study import Study
 from modaltune.models.baselines.registry import ROWS
+from modaltune.models.learner import build_learner
 from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
 from simulation.baselines import NAMES, WAYS, baseline_methods, chosen_methods, remarks, run_baselines
 from simulation.compare import Hospitals, Scene
@@ -73,6 +74,17 @@ def test_comparisons_and_baselines_mix_and_each_row_comes_once() -> None:
         ConfigError, match=r"unknown 'resnet'; choose from pooled, .*, baselines, gigapath_lp, titan_lp, abmil"
     ):
         chosen_methods(["pooled", "resnet"], COMPARISONS)
+
+
+def test_models_to_compare_with_see_the_cached_tokens_that_the_federation_sees(half_with_slides: Scene) -> None:
+    study = Study.from_json(half_with_slides.study)
+    late = study.model_copy(update={"model": study.model.model_copy(update={"groups": ((1, 1),)})})
+    data = Hospitals(replace(half_with_slides, study=late.to_json()))
+    learner = build_learner(late, data.preprocessing)
+    cases = [case for case in data.shown(learner, "H1", "train") if case.patch_count]
+    kept = half_with_slides.sites["H1"] / ".state" / "prefix"
+    assert len(list(kept.glob("*.safetensors"))) == len(cases) > 0
+    assert all(case.tokens is not None and not len(case.patches) for case in cases)
 
 
 def test_a_baseline_whose_modality_nobody_has_is_a_row_without_value_and_says_why(genes_only: Scene) -> None:
