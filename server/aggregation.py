@@ -77,7 +77,11 @@ class Gathering:
         self._order = InOrder(names, self._spool, self._mean.add)
 
     def accept(self, site: str, update: Update) -> None:
-        """Count a checked update in."""
+        """Count a checked update in.
+
+        Raises:
+            OSError: the coordinator's disk, nothing of the site's.
+        """
         if not self.spec.keywise:
             update = replace(update, examples=dict.fromkeys(update.examples, max(update.examples.values(), default=0)))
         squares = squared_changes(update, self.previous)
@@ -85,13 +89,13 @@ class Gathering:
         if self.usual and self.spec.clip and size > self.spec.clip * self.usual:
             kept = self.spec.clip * self.usual / size
             update = shortened(update, self.previous, kept)
-        self._squares[site] = {key: square * kept**2 for key, square in squares.items()}
-        self.influence[site] = Influence(length=size, kept=kept)
-        self.examples[site] = update.examples
         if self.spec.rule == "mean":
             self._order.put(site, update)
         else:
             self._spool.put(site, update)
+        self._squares[site] = {key: square * kept**2 for key, square in squares.items()}
+        self.influence[site] = Influence(length=size, kept=kept)
+        self.examples[site] = update.examples
 
     def give_up(self, site: str) -> None:
         """Nothing will come from a site."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,7 @@ from modaltune.errors import FederationError, ModalTuneError, ReplyRefused, RunF
 from modaltune.evaluation.probes.fit import ProbeQuestion
 from modaltune.federation.average import State, Update
 from modaltune.federation.capability import Capability, check_panel, check_versions, gene_panel, versions
-from modaltune.federation.manifest import (
-    Manifest,
-    check_examples,
-    check_training,
-    statistics_manifest,
-)
+from modaltune.federation.manifest import Manifest, check_examples, check_training, statistics_manifest
 from modaltune.federation.probe_query import model_name
 from modaltune.federation.statistics import Sums, pooled_preprocessing
 from modaltune.federation.statistics_check import problem_with_statistics, problems_beside_others
@@ -44,6 +40,7 @@ from modaltune.models.learner import Learner, build_learner, load_trainable, sav
 from modaltune.models.modaltune import trainable_state
 from modaltune.storage import append_json_line, digest_folder, digest_state, write_json, write_text
 from server.aggregation import Gathering, ServerOptimiser
+from server.disk import own_disk
 from server.evaluation import Evaluation
 from server.exchange import Exchange, Round
 from server.probes import Prober, keep_probes, kept_probes, with_probes
@@ -104,17 +101,19 @@ class Federation:
             finish: what else belongs to the end; only then is the run over and the state for going on removed.
         Raises:
             FederationError: the sites do not fit the study.
-            RunFailed: a round fell below the quorum in every attempt.
+            RunFailed: a round fell below the quorum in every attempt, or the coordinator's disk failed.
         """
         self.state.begin()
         try:
-            result = self._run()
-            model = digest_folder(self.out / "model")
-            self._say(result.status, number=self.study.training.rounds, weights=result.weights_hash, model=model)
-            if finish is not None:
-                finish(result)
+            with own_disk(self.out):
+                result = self._run()
+                model = digest_folder(self.out / "model")
+                self._say(result.status, number=self.study.training.rounds, weights=result.weights_hash, model=model)
+                if finish is not None:
+                    finish(result)
         except Exception as error:
-            self._say("FAILED", reason=str(error) if isinstance(error, ModalTuneError) else type(error).__name__)
+            with suppress(OSError):  # a full disk may be why
+                self._say("FAILED", reason=str(error) if isinstance(error, ModalTuneError) else type(error).__name__)
             raise
         self.state.done()
         return result
@@ -245,9 +244,10 @@ class Federation:
             for site, reply in self._ask(this, "train", question):
                 with this.judging(site):
                     update, metrics[site] = self._update(site, reply, done.weights)
-                    gathering.accept(site, update)
                 if site in this.refused:
                     gathering.give_up(site)
+                else:
+                    gathering.accept(site, update)
                 del reply
             for outlier in gathering.outliers():
                 this.refuse(outlier.site, outlier.reason)

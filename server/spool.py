@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from modaltune.federation.average import Update
 
@@ -25,9 +25,13 @@ class Spool:
         folder.mkdir(parents=True)
 
     def put(self, site: str, update: Update) -> None:
-        """Keep an update."""
+        """Keep an update; one that could not be written is not counted.
+
+        Raises:
+            OSError: the disk is full, or broken.
+        """
+        self._path(site).write_bytes(save(update.arrays))  # save_file raises an error of its own for a full disk
         self.examples[site] = dict(update.examples)
-        save_file(update.arrays, self._path(site))
 
     def take(self, site: str) -> Update:
         """Give an update back and forget it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
-from modaltune.errors import ConfigError, FederationError, ModelFileError
+from modaltune.errors import ConfigError, FederationError, ModelFileError, RunFailed
+from modaltune.federation.settings import AggregationSpec
 from modaltune.federation.study import Study
 from server.app import admitted_nodes
 from server.finish import finish
@@ -112,6 +114,27 @@ def test_damaged_states_are_one_clear_error(three_rounds: Study, folders: dict[s
         path.write_bytes(b"")
     with pytest.raises(ModelFileError, match="no state in it matches its checksum"):
         Federation(LocalGrid(folders), three_rounds, tmp_path).run()
+
+
+def test_a_full_disk_of_the_coordinator_ends_the_run_and_refuses_nobody(
+    three_rounds: Study, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    study = three_rounds.model_copy(update={"aggregation": AggregationSpec(rule="median")})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(site: str, reply: Message) -> list[Message]:
+        if (site, reply.metadata.message_type) == (SITES[-1], "train"):  # every site has answered
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+        return [reply]
+
+    try:
+        with pytest.raises(RunFailed, match="File too large; it is the coordinator's own disk, no hospital's"):
+            Federation(LocalGrid(folders, fill), study, tmp_path).run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not any(row["refused"] for row in read_rounds(tmp_path))
+    assert "own disk" in json.loads((tmp_path / "status.json").read_text())["reason"]
+    assert Federation(LocalGrid(folders), study, tmp_path).run().status == "OK"
 
 
 def test_the_folder_of_another_study_is_refused(three_rounds: Study, folders: dict[str, Path], tmp_path: Path) -> None:

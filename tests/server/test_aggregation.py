@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,27 @@ def gather(study: Study, updates: dict[str, Update], order: Sequence[str], folde
 
 def same(a: State, b: State) -> bool:
     return set(a) == set(b) and all(np.array_equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in a)
+
+
+@pytest.mark.parametrize("rule", ["mean", "median"])
+def test_an_update_that_the_disk_does_not_take_is_not_counted(
+    rule: str, updates: dict[str, Update], tiny_study: Study, tmp_path: Path
+) -> None:
+    study = with_spec(tiny_study, rule=rule)
+    gathering = gather(study, {"C": updates["C"]}, ["C"], tmp_path / "spool")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            gathering.accept("B", updates["B"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    for site in ("A", "D", "E"):
+        gathering.accept(site, updates[site])
+    gathering.give_up("B")
+    assert set(gathering.examples) == set(gathering.report()) == set(updates) - {"B"}
+    others = {site: update for site, update in updates.items() if site != "B"}
+    assert same(gathering.finish(), gather(study, others, SITES, tmp_path / "others").finish())
 
 
 @given(order=st.permutations(SITES), silent=st.sampled_from(SITES), told=st.booleans())
