@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,9 @@ from modaltune.federation.average import State
 from modaltune.federation.study import Study
 from modaltune.storage import digest_file, load_state, save_state, write_json, write_text
 
+logger = logging.getLogger(__name__)
 _KEPT = 2
+_FACTS = {"round", "usual", "steps", "degraded", "lines", "best", "sha256"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +112,11 @@ class ServerState:
     def newest(self) -> Progress | None:
         """The last complete round, with the round log cut back to it; None when there is none."""
         for path in sorted(self.folder.glob("*.json"), reverse=True):
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            arrays = self._arrays(int(facts["round"]))
-            if arrays.is_file() and digest_file(arrays) == facts["sha256"]:
-                self._cut_log(int(facts["lines"]))
+            facts, arrays = _facts_in(path), path.with_suffix(".safetensors")
+            if facts is not None and arrays.is_file() and digest_file(arrays) == facts["sha256"]:
+                self._cut_log(int(str(facts["lines"])))
                 return _progress(facts, arrays)
+            logger.warning("%s: damaged, so the run goes on from an earlier round if there is one", path)
         if any(self.folder.glob("*.json")):
             raise ModelFileError(f"{self.folder}: no state in it matches its checksum; restore it from a backup")
         return None
@@ -137,6 +140,15 @@ class ServerState:
 
     def _facts(self, number: int) -> Path:
         return self.folder / f"{number:06d}.json"
+
+
+def _facts_in(path: Path) -> dict[str, Any] | None:
+    """The facts of a state; None when they are damaged, as after a power cut."""
+    try:
+        facts = json.loads(path.read_bytes())
+    except ValueError:
+        return None
+    return facts if isinstance(facts, dict) and set(facts) >= _FACTS else None
 
 
 def _progress(facts: Mapping[str, Any], arrays: Path) -> Progress:
