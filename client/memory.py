@@ -102,12 +102,29 @@ class RoundMemory:
             return None  # it can be computed again
         return TrainingReply(arrays=arrays, examples=text["examples"], metrics=text["metrics"])
 
+    @property
+    def most_patches(self) -> int | None:
+        """Patches of a case that the GPU has room for; None = no fewer than the study says."""
+        text = self._limit.read_text(encoding="utf-8") if self._limit.is_file() else ""
+        return int(text) if text.isdecimal() else None
+
+    def limit_patches(self, limit: int | None) -> None:
+        """Remember that the GPU has room for this many patches of a case, or forget it."""
+        if limit is None:
+            self._limit.unlink(missing_ok=True)
+        else:
+            write_text(self._limit, str(limit))
+
     def agree(self, round_number: int, digest: str) -> bool:
         """Whether a preprocessing digest is the one that this site saw first; a first round begins anew."""
         path = self.folder / "preprocessing.sha256"
         if round_number <= 1 or not path.is_file():
             write_text(path, digest)
         return path.read_text(encoding="utf-8") == digest
+
+    @property
+    def _limit(self) -> Path:
+        return self.folder / "patches"
 
     @property
     def _journal(self) -> Path:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from client.memory import Memory, ProbeMemory, RoundMemory, TrainingReply
+from client.prepared import PreparedCases
 from modaltune.data.batch import CaseTensors
 from modaltune.data.cohort import Cohort
-from modaltune.data.fewer_patches import fewer, with_fewer_patches
-from modaltune.data.preprocessing import Preprocessing, prepare
+from modaltune.data.fewer_patches import until_it_fits
+from modaltune.data.preprocessing import Preprocessing
 from modaltune.data.site import load_site, read_site_config, state_folder
 from modaltune.drift import Drift
 from modaltune.errors import FeatureFileError, FederationError, ProbeError
@@ -46,7 +48,6 @@ from modaltune.federation.study import FURTHER, HEADLINES, Study, TaskSpec
 from modaltune.federation.wire import Packed, decode_weights, encode_update, message_manifest
 from modaltune.models.learner import Learner, build_learner, load_trainable
 from modaltune.models.modaltune import trainable_state
-from modaltune.models.prefix import with_cached_prefix
 from modaltune.seeds import derive_seed
 from modaltune.storage import canonical_json, digest_state, digest_text
 from modaltune.suppression import has_small_group
@@ -62,6 +63,8 @@ from modaltune.training import (
 )
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+Prepared = list[CaseTensors]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +84,6 @@ class Site:
         self.state_folder = state_folder(folder)
         self.memory = RoundMemory(self.state_folder / study.digest)
         self.probe_memory = ProbeMemory(self.state_folder / study.digest / "probes")
-        self._cases: dict[str, list[CaseTensors]] = {}
         if self.config.name not in study.roster:
             raise FederationError(
                 f"site {self.config.name} is not in the roster of study {study.name} ({', '.join(study.roster)})"
@@ -89,6 +91,7 @@ class Site:
         self.device = training_device(self.config.compute.device)
         labels = {task.name: task.values for task in study.tasks if task.kind != "survival"}
         self.cohort: Cohort = load_site(folder, split_salt=study.digest, labels=labels)
+        self.prepared = PreparedCases(self.cohort, study, self.memory, self.state_folder / "prefix")
         width = self.cohort.patch_width
         if width is not None and width != study.slides.in_width:
             raise FeatureFileError(
@@ -149,21 +152,13 @@ class Site:
         if (known := self.memory.journalled(question)) is not None:
             logger.warning("round %s was trained before; its reply is sent again", round_number)
             return known
-        cases = self._prepared(self._learner(preprocessing, arrays), preprocessing)
-        limit = max((case.patch_count for case in cases), default=0)
-        while True:
-            try:
-                reply = self._train(self._learner(preprocessing, arrays), cases, round_number)
-                break
-            except torch.OutOfMemoryError:
-                limit = fewer(limit)
-            logger.warning("the GPU ran out of memory: round %s starts again, %s patches a case", round_number, limit)
-            torch.cuda.empty_cache()
-            cases = [with_fewer_patches(case, limit, self.study.seed) for case in cases]
+        if round_number == 1:
+            self.memory.limit_patches(None)
+        reply = self._fitting(preprocessing, arrays, lambda learner, cases: self._train(learner, cases, round_number))
         self.memory.journal(question, reply)
         return reply
 
-    def _train(self, learner: Learner, cases: list[CaseTensors], round_number: int) -> TrainingReply:
+    def _train(self, learner: Learner, cases: Prepared, round_number: int) -> TrainingReply:
         received = _weights(learner)
         spec = self.study.training
         validation = evaluation_loss(learner, self._split(cases, "val"), spec.objective)
@@ -222,10 +217,12 @@ class Site:
         """
         torch.set_num_threads(1)
         self._agree(preprocessing, self.study.training.rounds + 1)
-        learner = self._learner(preprocessing, arrays)
-        cases = self._prepared(learner, preprocessing)
-        embeddings = embed_cases(learner, self._split(cases, "test"))
-        table = predict(learner, self.study, preprocessing, self.cohort, cases, embeddings=embeddings)
+
+        def scored(learner: Learner, cases: Prepared) -> tuple[dict[str, Tensor], pd.DataFrame]:
+            found = embed_cases(learner, self._split(cases, "test"))
+            return found, predict(learner, self.study, preprocessing, self.cohort, cases, embeddings=found)
+
+        embeddings, table = self._fitting(preprocessing, arrays, scored)
         rows = self._rows(table, preprocessing)
         for name, optimum in (probes or {}).items():
             if name in self.cohort.tasks:
@@ -310,18 +307,22 @@ class Site:
         return digest_text(canonical_json([name, self.cohort.table_digest]))
 
     def _embedded(self, preprocessing: Preprocessing, arrays: Packed) -> dict[str, SiteCases]:
-        learner = self._learner(preprocessing, arrays)
-        cases = self._split(self._prepared(learner, preprocessing), "train")
-        frame, features = self.cohort.cases[self.cohort.cases["split"] == "train"], embedded(learner, cases)
-        return {task.name: labelled_cases(task, cases, frame, features[task.name]) for task in self.study.tasks}
+        def tallied(learner: Learner, cases: Prepared) -> dict[str, SiteCases]:
+            cases = self._split(cases, "train")
+            frame, features = self.cohort.cases[self.cohort.cases["split"] == "train"], embedded(learner, cases)
+            return {task.name: labelled_cases(task, cases, frame, features[task.name]) for task in self.study.tasks}
+
+        return self._fitting(preprocessing, arrays, tallied)
 
     def label_query(self, preprocessing: Preprocessing, arrays: Packed, query: LabelQuery) -> Answer:
         """How the candidate texts of a task that nobody labelled divide this site's cases."""
         torch.set_num_threads(1)
         self._agree(preprocessing, self.study.training.rounds + 1)
-        learner = self._learner(preprocessing, arrays)
-        cases = self._prepared(learner, preprocessing)
-        return site_answer(learner.eval(), self.study, cases, self.cohort, query, self.minimum)
+
+        def answer(learner: Learner, cases: Prepared) -> Answer:
+            return site_answer(learner.eval(), self.study, cases, self.cohort, query, self.minimum)
+
+        return self._fitting(preprocessing, arrays, answer)
 
     def _agree(self, preprocessing: Preprocessing, round_number: int) -> None:
         """Refuse a preprocessing of another study, or another one than this study's first round had."""
@@ -345,17 +346,19 @@ class Site:
         load_trainable(learner, {name: torch.from_numpy(value.copy()) for name, value in weights.items()})
         return learner.to(self.device)
 
-    def _prepared(self, learner: Learner, preprocessing: Preprocessing) -> list[CaseTensors]:
-        key = preprocessing.digest
-        if key not in self._cases:
-            cases = prepare(self.cohort, self.study, preprocessing)
-            cache = self.state_folder / "prefix"
-            spec = self.study.slides
-            cached = with_cached_prefix(learner.modaltune, spec.sha256, cases, cache, embedding=spec.cache_embedding)
-            self._cases = {key: cached}
-        return self._cases[key]
+    def _fitting(self, preprocessing: Preprocessing, arrays: Packed, work: Callable[[Learner, Prepared], T]) -> T:
+        """Work on the received model and all cases, of which the GPU may have room for fewer patches.
 
-    def _split(self, cases: list[CaseTensors], split: str) -> list[CaseTensors]:
+        That number is remembered: what was trained on fewer patches is evaluated on as many.
+        """
+
+        def attempt() -> T:
+            learner = self._learner(preprocessing, arrays)
+            return work(learner, self.prepared.of(learner, preprocessing))
+
+        return until_it_fits(attempt, self.prepared.with_fewer_patches)
+
+    def _split(self, cases: Prepared, split: str) -> Prepared:
         inside = self.cohort.cases["split"] == split
         return [case for case, keep in zip(cases, inside, strict=True) if keep]
 

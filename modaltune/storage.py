@@ -93,7 +93,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def _settle(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where its file system knows how: after a power cut, the file is there."""
+    """Bring the names in a folder to the disk, where its file system knows how: a power cut then takes none away."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -20,7 +20,7 @@ from modaltune.storage import digest_file, load_state, save_state, write_json, w
 
 logger = logging.getLogger(__name__)
 _KEPT = 2
-_FACTS = {"round", "usual", "steps", "degraded", "lines", "best", "sha256"}
+_FACTS = {"round", "usual", "steps", "degraded", "lines", "sha256"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,11 @@ The subset is drawn by a seed and stays the same, so that a round that is repeat
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,8 +18,10 @@ from modaltune.data.batch import CaseTensors, StoredPatches
 from modaltune.errors import DeviceError
 from modaltune.seeds import numpy_generator
 
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 FEWEST = 256
-"""Patches of a case below which training is given up."""
+"""Patches of a case below which it is given up."""
 
 
 def fewer(limit: int) -> int:
@@ -31,6 +36,19 @@ def fewer(limit: int) -> int:
             " training.batch_size, or [compute] device = 'cpu' in site.toml"
         )
     return limit // 2
+
+
+def until_it_fits(work: Callable[[], T], lower: Callable[[], int]) -> T:
+    """Do work on a GPU, again from the start while it runs out of memory.
+
+    Args:
+        lower: makes the work smaller, and returns the patches a case that it now has.
+    """
+    while True:
+        with suppress(torch.OutOfMemoryError):  # what the error holds of the GPU's memory is free after the block
+            return work()
+        logger.warning("the GPU ran out of memory: the work starts again, %s patches a case", lower())
+        torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)

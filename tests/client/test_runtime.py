@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from client import runtime
+from client import prepared, runtime
+from client.label_queries import LABEL, read_label_query
 from client.memory import TrainingReply
 from client.runtime import Site
 from modaltune.data import fewer_patches
@@ -95,7 +96,7 @@ def test_out_of_memory_halves_the_patches_and_starts_the_round_again(
     """The GPU is a stand-in: training fails while a case has more than half of the patches of the largest one."""
     honest, tried = runtime.fit, list[int]()
     largest = max(
-        case.patch_count for case in site._prepared(site._learner(*wanted(conversation)), wanted(conversation)[0])
+        case.patch_count for case in site.prepared.of(site._learner(*wanted(conversation)), wanted(conversation)[0])
     )
 
     def on_a_small_gpu(learner: Any, cases: Any, *arguments: Any, **options: Any) -> Any:
@@ -113,6 +114,63 @@ def test_out_of_memory_halves_the_patches_and_starts_the_round_again(
     assert f"{largest // 2} patches a case" in caplog.text
     shutil.rmtree(site.state_folder)
     assert_same(train(site, conversation), first)
+
+
+@pytest.mark.parametrize("asked", ["evaluate", "_embedded", "label_query"])
+def test_every_answer_is_given_on_fewer_patches_when_memory_runs_out_and_keeps_to_them(
+    asked: str, site: Site, conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU is a stand-in: frozen blocks and embeddings fail while a case has more than half of the patches."""
+    query = [read_label_query(conversation.message(LABEL), site.study)] if asked == "label_query" else []
+    whole = site.prepared.of(site._learner(*wanted(conversation)), wanted(conversation)[0])
+    largest, tried = max(case.patch_count for case in whole), dict[str, list[int]]()
+
+    def on_a_small_gpu(module: Any, name: str) -> Any:
+        honest = getattr(module, name)
+
+        def work(*given: Any, **options: Any) -> Any:
+            cases = next(value for value in given if isinstance(value, list))
+            tried.setdefault(name, []).append(max((case.patch_count for case in cases), default=0))
+            if max(case.patch_count for case in cases) > largest // 2:
+                raise torch.OutOfMemoryError
+            return honest(*given, **options)
+
+        return work
+
+    monkeypatch.setattr(prepared, "with_cached_prefix", on_a_small_gpu(prepared, "with_cached_prefix"))
+    for name in ("embed_cases", "embedded", "site_answer"):
+        monkeypatch.setattr(runtime, name, on_a_small_gpu(runtime, name))
+    monkeypatch.setattr(fewer_patches, "FEWEST", 4)
+    site = Site(site.state_folder.parent, site.study)
+    getattr(site, asked)(*wanted(conversation), *query)
+    assert tried["with_cached_prefix"] == [largest, largest // 2]
+    again = Site(site.state_folder.parent, site.study)
+    getattr(again, asked)(*wanted(conversation), *query)
+    assert tried["with_cached_prefix"][2:] == [largest // 2], "another process keeps to it"
+
+
+def test_a_site_that_trained_on_fewer_patches_is_evaluated_on_as_many(
+    site: Site, conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, seen, failures = runtime.embed_cases, list[int](), iter([True])
+    whole = site.prepared.of(site._learner(*wanted(conversation)), wanted(conversation)[0])
+    largest = max(case.patch_count for case in whole)
+
+    def once(*given: Any, _honest: Any = runtime.fit, **options: Any) -> Any:
+        if next(failures, False):
+            raise torch.OutOfMemoryError
+        return _honest(*given, **options)
+
+    def note(learner: Any, cases: Any) -> Any:
+        seen.append(max(case.patch_count for case in cases))
+        return honest(learner, cases)
+
+    monkeypatch.setattr(fewer_patches, "FEWEST", 4)
+    monkeypatch.setattr(runtime, "fit", once)
+    monkeypatch.setattr(runtime, "embed_cases", note)
+    train(site, conversation)
+    Site(site.state_folder.parent, site.study).evaluate(*wanted(conversation))
+    assert 0 < seen[0] <= largest // 2
 
 
 def wanted(conversation: Conversation) -> tuple[Any, Any]:
