@@ -192,11 +192,19 @@ def verify(home: HomeFolder = None, json: Json = False) -> None:
 def doctor(
     site: SiteFolder = None,
     study: StudyFile = None,
-    coordinator: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Check the way to it as well.")] = None,
-    root_certificates: Annotated[Path | None, typer.Option(help="PEM file that the coordinator gave out.")] = None,
+    coordinator: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Check the way to it; else to that of the home folder.")
+    ] = None,
+    root_certificates: Annotated[
+        Path | None, typer.Option(help="PEM file that the coordinator gave out; else that of the home folder.")
+    ] = None,
+    home: HomeFolder = None,
     json: Json = False,
 ) -> None:
     """The checks of modaltune doctor, and those of the network: name, port, certificate, clock, health."""
+    here = Home.find(home)
+    if home is not None or here.enrolled:
+        coordinator, root_certificates = coordinator or here.settings().coordinator, root_certificates or here.authority
     there = None if coordinator is None else network.Coordinator(coordinator, root_certificates)
     findings = examine(site, study)
     if there is not None:

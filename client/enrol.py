@@ -48,7 +48,7 @@ def enrol(home: Home, invitation: Invitation, site_folder: Path, out: Path, app_
             f"the invitation is for site {invitation.site}, but {site_folder / 'site.toml'} is of site {named}; rename"
             " it there, or ask for another invitation"
         )
-    if (home.folder / SETTINGS).exists():
+    if home.enrolled:
         raise ConfigError(f"{home.folder}: is a home folder already; name another one with --home")
     settings = Settings(
         site=invitation.site,

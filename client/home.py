@@ -91,6 +91,11 @@ class Home:
         return cls((given or Path(os.environ.get(VARIABLE) or "~/.modaltune/client")).expanduser().absolute())
 
     @property
+    def enrolled(self) -> bool:
+        """Whether ``modaltune-client init`` has made this home."""
+        return (self.folder / SETTINGS).exists()
+
+    @property
     def paused(self) -> bool:
         """Whether the coordinator's messages are left where they are."""
         return self.paused_file.exists()

@@ -152,6 +152,19 @@ def test_what_the_log_cannot_say_is_not_approved(
     assert not Approvals(home.approvals).all()
 
 
+def test_the_doctor_of_an_enrolled_hospital_checks_the_way_to_its_coordinator(
+    run: Run, home: Home, conversation: Conversation
+) -> None:
+    settings = home.folder / "client.toml"
+    settings.write_text(settings.read_text().replace("federation.example.org:8443", "localhost:1"))
+    code, said, _ = run("doctor", conversation.folder, "--json")
+    found = {finding["check"]: finding for finding in said["checks"]}
+    assert (code, found["dns"]["status"], found["tcp"]["status"]) == (2, "ok", "error")
+    assert {"tls", "health", "clock"} <= set(found)
+    shutil.rmtree(home.folder)
+    assert "dns" not in {finding["check"] for finding in run("doctor", conversation.folder, "--json")[1]["checks"]}
+
+
 @pytest.mark.parametrize("text", ["", '{"rounds": {'])
 def test_damaged_state_is_one_line_or_no_news(run: Run, home: Home, text: str) -> None:
     home.status.write_text(text)
