@@ -79,15 +79,18 @@ class Approvals:
         """Approve a study; an earlier approval of the same one is replaced."""
         write_text(self._path(approval.study.digest), approval.model_dump_json(indent=1) + "\n")
 
-    def withdraw(self, digest: str) -> str:
-        """Forget an approval, given its digest or the beginning of one; the whole digest."""
+    def withdraw(self, digest: str) -> None:
+        """Forget the approval of a study."""
+        self._path(digest).unlink(missing_ok=True)
+
+    def known(self, digest: str) -> str:
+        """The whole digest of an approved study, given the beginning of one."""
         found = [path for path in self._paths() if digest and path.stem.startswith(digest)]
         if len(found) != 1:
             known = ", ".join(path.stem[:12] for path in self._paths()) or "none"
             raise ConfigError(
                 f"{len(found)} approved studies have a digest that starts with {digest[:12]!r}; approved: {known}"
             )
-        found[0].unlink()
         return found[0].stem
 
     def all(self) -> list[Approval]:

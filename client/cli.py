@@ -118,8 +118,10 @@ def withdraw(
 
     here = Home.find(home)
     digest = Study.load(Path(study)).digest if Path(study).suffix in (".toml", ".json") else study
-    digest = Approvals(here.approvals).withdraw(digest)
+    approvals = Approvals(here.approvals)
+    digest = approvals.known(digest)
     here.open_audit().append("withdraw", study=digest)
+    approvals.withdraw(digest)
     _say({"withdrawn": digest}, json)
 
 
@@ -148,8 +150,8 @@ def pause(home: HomeFolder = None) -> None:
     """Leave the coordinator's messages where they are, from the next one on; the daemon keeps running."""
     here = Home.find(home)
     here.settings()
-    here.paused_file.touch()
     here.open_audit().append("pause")
+    here.paused_file.touch()
 
 
 @app.command()
@@ -157,8 +159,8 @@ def resume(home: HomeFolder = None) -> None:
     """Answer messages again."""
     here = Home.find(home)
     here.settings()
-    here.paused_file.unlink(missing_ok=True)
     here.open_audit().append("resume")
+    here.paused_file.unlink(missing_ok=True)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import ssl
 import sys
 from contextlib import suppress
 from importlib.metadata import version
@@ -94,6 +95,13 @@ def install(home: Home, audit: AuditLog) -> None:
     flower._pull_and_store_message, flower._push_messages = guard.pull, guard.push
 
 
+def why_refused(error: BaseException | None) -> str | None:
+    """What is wrong with the coordinator's certificate, in OpenSSL's words; None when something else ended Flower."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return None if error is None else error.verify_message
+
+
 @app.command()
 def run(home: Annotated[Path, typer.Option(help="Folder that modaltune-client init made.")]) -> None:
     """Run the daemon in the foreground."""
@@ -108,15 +116,18 @@ def run(home: Annotated[Path, typer.Option(help="Folder that modaltune-client in
     audit.append("daemon started", pid=os.getpid(), flwr=FLOWER)
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
-    sys.argv = arguments(here, settings)
+    sys.argv, refused = arguments(here, settings), None
     try:
         flower_supernode()
     except SystemExit:  # it was told to
         audit.append("daemon stopped", pid=os.getpid())
         raise
-    except BaseException:  # Flower ends a run with one that is no Exception; whatever it is, the daemon is over
+    except BaseException as error:  # Flower ends a run with one that is no Exception; whatever it is, this is the end
         logging.getLogger(__name__).exception("the daemon failed")
+        refused = why_refused(error)
     with suppress(OSError):  # a full disk may be why; Flower swallows some errors and returns
+        if refused is not None:
+            audit.append("coordinator certificate refused", coordinator=settings.coordinator, reason=refused)
         audit.append("daemon failed", pid=os.getpid())
     os._exit(1)  # Flower's threads would keep what is left of this process; the supervisor starts another
 

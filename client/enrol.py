@@ -17,6 +17,7 @@ from modaltune.errors import ConfigError
 from modaltune.invitation import Invitation
 from modaltune.storage import write_text
 from modaltune.trust.audit import AuditLog
+from modaltune.trust.certificates import certificate_fingerprint
 from modaltune.trust.keys import SigningKey, create_node_key, fingerprint, write_private
 
 _COMMENTS = {
@@ -71,7 +72,8 @@ def enrol(home: Home, invitation: Invitation, site_folder: Path, out: Path, app_
     write_text(out / f"{settings.site}.pub", public)
     for name, text in systemd_units(home, settings, getuser()).items():
         write_text(home.folder / "systemd" / name, text)
-    audit.append("init", site=settings.site, coordinator=settings.coordinator, node_key=fingerprint(public))
+    marks = {"node_key": fingerprint(public), "authority": certificate_fingerprint(invitation.ca)}
+    audit.append("init", site=settings.site, coordinator=settings.coordinator, **marks)
     _write_settings(home, settings)
     return fingerprint(public)
 

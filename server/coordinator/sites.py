@@ -65,14 +65,15 @@ def invite(home: Home, name: str, folder: Path) -> Path:
     if name in sites and sites[name].state == "admitted":
         raise ConfigError(f"site {name} is admitted already; revoke it first if it is to make new keys")
     path = folder / f"{name}.invite"
-    Invitation(
+    invitation = Invitation(
         site=name,
         coordinator=settings.address,
         ca=home.ca_certificate.read_text(encoding="ascii"),
         public_key=home.public_key.read_text(encoding="ascii"),
-    ).save(path)
-    _store(home, name, Site(invited=_now()))
+    )
     journal(home).append("site-invited", site=name)
+    invitation.save(path)
+    _store(home, name, Site(invited=_now()))
     return path
 
 
@@ -113,11 +114,14 @@ def revoke(home: Home, name: str) -> None:
     if name not in sites:
         raise ConfigError(f"no site {name}; known: {', '.join(sorted(sites)) or 'none'}")
     node = sites[name].node_id
-    if node is not None:
+    if node is None:
+        journal(home).append("site-revoked", site=name)
+    else:
         with connected(home) as link:
+            link.nodes()  # it answers: what the log says now can be done
+            journal(home).append("site-revoked", site=name)
             link.unregister(node)
     _store(home, name, sites[name].model_copy(update={"revoked": _now()}))
-    journal(home).append("site-revoked", site=name)
 
 
 def _require_name(name: str) -> None:

@@ -152,6 +152,28 @@ def test_what_the_log_cannot_say_is_not_approved(
     assert not Approvals(home.approvals).all()
 
 
+@pytest.mark.parametrize("command", ["withdraw", "resume", "pause"])
+def test_nothing_happens_that_the_log_cannot_say(
+    command: str, run: Run, home: Home, conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    Approvals(home.approvals).add(conversation.approval)
+    if command == "resume":
+        run("pause")
+    monkeypatch.setattr(AuditLog, "append", full)
+    more = [conversation.study.digest] if command == "withdraw" else []
+    assert_one_line(run(command, *more), "No space left on device")
+    assert len(Approvals(home.approvals).all()) == 1
+    assert home.paused == (command == "resume")
+
+
+def test_the_log_names_the_authority_from_the_first_line_on(home: Home, tmp_path: Path) -> None:
+    (line,) = home.audit.read_text().splitlines()
+    assert json.loads(line)["facts"]["authority"] == certificate_facts(tmp_path / "ca" / "ca.crt").sha256
+
+
 def test_the_doctor_of_an_enrolled_hospital_checks_the_way_to_its_coordinator(
     run: Run, home: Home, conversation: Conversation
 ) -> None:

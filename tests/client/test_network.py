@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import ipaddress
+import json
+import os
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,16 +16,24 @@ from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from client import network
+from client import daemon, network
+from client.daemon import why_refused
+from client.enrol import enrol
+from client.home import Home
 from client.network import Coordinator
 from modaltune.doctor.finding import Finding, run_checks
 from modaltune.errors import ConfigError
+from modaltune.invitation import Invitation
+from modaltune.trust.certificates import create_authority
+from modaltune.trust.keys import SigningKey
+from tests.client.conversation import Conversation
 
 Key = ec.EllipticCurvePrivateKey
 Start = Callable[..., str]
@@ -154,6 +166,42 @@ def test_an_unknown_root_is_refused_and_the_option_named(authority: Authority, s
     (tls,) = checked(start(authority.context()), None)["tls"]
     assert tls.status == "error"
     assert "--root-certificates" in tls.fix
+
+
+def test_the_daemon_tells_a_refused_certificate_from_other_trouble(authority: Authority, start: Start) -> None:
+    with pytest.raises(httpx.ConnectError) as refused:
+        httpx.get(f"https://{start(authority.context())}/health")
+    assert why_refused(refused.value) == "unable to get local issuer certificate"
+    assert why_refused(RuntimeError("something else")) is None
+
+
+def test_a_refused_certificate_is_an_event_in_the_log(
+    conversation: Conversation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_authority(tmp_path / "ca", "test", 30)
+    invitation = Invitation(
+        site="H1",
+        coordinator="localhost:8443",
+        ca=(tmp_path / "ca" / "ca.crt").read_text(),
+        public_key=SigningKey.create(tmp_path / "key").public_pem,
+    )
+    home = Home(tmp_path / "home")
+    enrol(home, invitation, conversation.folder, tmp_path)
+
+    def refuse() -> None:
+        error = ssl.SSLCertVerificationError()
+        error.verify_message = "certificate has expired"
+        raise httpx.ConnectError("refused") from error
+
+    monkeypatch.setattr(importlib.import_module("flwr.supernode.cli.flower_supernode"), "flower_supernode", refuse)
+    monkeypatch.setattr(daemon, "install", lambda *_: None)
+    monkeypatch.setattr(daemon.os, "_exit", lambda _: None)
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    daemon.run(home.folder)
+    said = [json.loads(line) for line in home.audit.read_text().splitlines()]
+    assert [line["event"] for line in said][-2:] == ["coordinator certificate refused", "daemon failed"]
+    assert said[-2]["facts"] == {"coordinator": "localhost:8443", "reason": "certificate has expired"}
 
 
 def test_certificates_that_end_soon_are_a_warning_each(tmp_path: Path, start: Start) -> None:

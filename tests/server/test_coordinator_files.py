@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import stat
 import subprocess
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from modaltune.errors import ConfigError, ModalTuneError
 from modaltune.invitation import Invitation
-from modaltune.trust.audit import verify_log
+from modaltune.trust.audit import AuditLog, verify_log
 from modaltune.trust.certificates import certificate_facts
 from modaltune.trust.keys import create_node_key
 from server.coordinator import sites
@@ -107,6 +109,28 @@ def test_an_invitation_holds_what_a_site_needs_and_no_secret(home: Home, tmp_pat
     assert "PRIVATE" not in path.read_text()
     assert sites.load_sites(home)["H1"].state == "invited"
     assert audited(home)["site-invited"] == 1
+
+
+def test_nobody_is_invited_or_revoked_whom_the_log_does_not_know(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    sites.invite(home, "H1", tmp_path)
+    unregistered: list[int] = []
+    services = SimpleNamespace(unregister=unregistered.append, nodes=list)
+    monkeypatch.setattr("server.coordinator.link.connected", lambda _: nullcontext(services))
+    sites._store(home, "H2", sites.Site(invited="then", node_id=7, admitted="then"))
+    monkeypatch.setattr(AuditLog, "append", full)
+    with pytest.raises(OSError, match="No space left"):
+        sites.invite(home, "H3", tmp_path)
+    for name in ("H1", "H2"):
+        with pytest.raises(OSError, match="No space left"):
+            sites.revoke(home, name)
+    assert {name: site.state for name, site in sites.load_sites(home).items()} == {"H1": "invited", "H2": "admitted"}
+    assert not (tmp_path / "H3.invite").exists()
+    assert not unregistered
 
 
 def test_a_damaged_invitation_is_one_line(home: Home, tmp_path: Path) -> None:
