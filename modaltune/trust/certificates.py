@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePrivateKey, generate_private_key
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
@@ -84,6 +85,25 @@ def renew_server(authority: Path, folder: Path, days: int) -> Path:
     names = certificate_facts(path).names
     write_bytes(path, _pem(_server_certificate(authority, _read_key(folder / "server.key"), names, days)))
     return path
+
+
+def check_server(authority: Path, folder: Path) -> CertificateFacts:
+    """Read the server's certificate and key, and whether they and the authority fit each other.
+
+    Raises:
+        CertificateError: a file is damaged or absent, or of another pair.
+    """
+    path = folder / "server.crt"
+    issuer, certificate, key = _read_certificate(authority / "ca.crt"), _read_certificate(path), folder / "server.key"
+    if certificate.public_key() != _read_key(key).public_key():
+        raise CertificateError(f"{path}: does not belong to {key.name}; issue it anew: modaltune-server renew")
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        raise CertificateError(
+            f"{path}: not issued by the authority in {authority}; issue it anew: modaltune-server renew"
+        ) from None
+    return certificate_facts(path)
 
 
 def certificate_facts(path: Path) -> CertificateFacts:
@@ -195,7 +215,10 @@ def _read_certificate(path: Path) -> x509.Certificate:
     except FileNotFoundError:
         raise CertificateError(f"{path}: no such certificate; `modaltune-server init` makes it") from None
     except ValueError:
-        raise CertificateError(f"{path}: not a certificate; expected PEM text (BEGIN CERTIFICATE)") from None
+        raise CertificateError(
+            f"{path}: not a certificate; expected PEM text (BEGIN CERTIFICATE). Put it back from a backup; that of the"
+            " server is issued anew by: modaltune-server renew"
+        ) from None
 
 
 def _read_key(path: Path) -> EllipticCurvePrivateKey:

@@ -6,9 +6,11 @@ import os
 import shutil
 import sys
 import time
+from datetime import UTC, datetime
 
-from modaltune.errors import ConfigError, FederationError
+from modaltune.errors import CertificateError, ConfigError, FederationError
 from modaltune.processes import Program, State, foreground, restart, send_signal, start, states, stop, write_config
+from modaltune.trust.certificates import check_server
 from server.coordinator.health import grpc_serving, https_healthy
 from server.coordinator.home import Home, installed_command
 from server.coordinator.journal import journal
@@ -53,16 +55,22 @@ def start_services(home: Home, *, in_foreground: bool) -> None:
     """Start everything and wait until it answers; in the foreground, stay until told to stop.
 
     Raises:
-        FederationError: a service did not come up.
+        CertificateError: certificates or keys are damaged, or over; nothing is started.
+        FederationError: a service did not come up; what was started is stopped again.
     """
     write_services(home, home.settings())
+    _check_certificate(home)
     config = write_config(home.folder, programs(home))
     if in_foreground:
         journal(home).append("services-started")
         foreground(config)
     start(config)
-    journal(home).append("services-started")
-    _await(home)
+    try:
+        journal(home).append("services-started")
+        _await(home)
+    except BaseException:
+        stop(home.supervisor)
+        raise
 
 
 def stop_services(home: Home) -> bool:
@@ -89,6 +97,15 @@ def reload_certificate(home: Home) -> list[str]:
     restart(home.supervisor, SUPERLINK)
     send_signal(home.supervisor, NGINX, "HUP")
     return [SUPERLINK, NGINX]
+
+
+def _check_certificate(home: Home) -> None:
+    ends = check_server(home.ca, home.tls).not_after
+    if ends < datetime.now(UTC):
+        raise CertificateError(
+            f"{home.certificate}: ended on {ends:%Y-%m-%d}, so no hospital would connect; issue it anew:"
+            " modaltune-server renew"
+        )
 
 
 def _await(home: Home) -> None:

@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 import tomlkit
 
 from modaltune import __version__
-from modaltune.errors import ConfigError
+from modaltune.errors import CertificateError, ConfigError
 from modaltune.storage import cache_folder, write_text
-from modaltune.trust.certificates import certificate_facts, create_authority, issue_server, renew_server
+from modaltune.trust.certificates import certificate_facts, check_server, create_authority, issue_server, renew_server
 from modaltune.trust.keys import SigningKey, write_private
 from server.coordinator.home import Home, Settings, make_private, write_settings
 from server.coordinator.journal import journal
@@ -66,7 +66,7 @@ def write_services(home: Home, settings: Settings) -> None:
 def renew(home: Home, days: int) -> str:
     """Issue the server certificate anew, for the hosts that ``coordinator.toml`` names now; returns its fingerprint."""
     names = _names(home.settings())
-    if home.certificate_key.exists() and set(certificate_facts(home.certificate).names) == set(names):
+    if home.certificate_key.exists() and _is_for(home, names):
         path = renew_server(home.ca, home.tls, days)
     else:
         with TemporaryDirectory(dir=home.tls) as made:  # nothing is taken away before all of it is there
@@ -78,6 +78,14 @@ def renew(home: Home, days: int) -> str:
     facts = certificate_facts(path)
     journal(home).append("certificate-renewed", certificate=facts.sha256, until=facts.not_after.isoformat())
     return facts.sha256
+
+
+def _is_for(home: Home, names: Sequence[str]) -> bool:
+    """Whether the certificate that is there can be read and is for these hosts."""
+    try:
+        return set(check_server(home.ca, home.tls).names) == set(names)
+    except CertificateError:
+        return False
 
 
 def _names(settings: Settings) -> Sequence[str]:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 import stat
 import subprocess
 from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock, patch
 
 import pytest
 
-from modaltune.errors import ConfigError, ModalTuneError
+from modaltune.errors import CertificateError, ConfigError, FederationError, ModalTuneError
 from modaltune.invitation import Invitation
+from modaltune.trust import certificates
 from modaltune.trust.audit import AuditLog, verify_log
-from modaltune.trust.certificates import certificate_facts
+from modaltune.trust.certificates import certificate_facts, check_server, issue_server
 from modaltune.trust.keys import create_node_key
-from server.coordinator import sites
+from server.coordinator import services, sites
 from server.coordinator.home import Home, Settings, make_settings
 from server.coordinator.nginx import nginx_conf
 from server.coordinator.setup import init, renew
@@ -211,6 +215,43 @@ def test_renewal_keeps_the_key_and_is_audited(home: Home) -> None:
     assert home.certificate_key.read_bytes() == key
     assert mark == certificate_facts(home.certificate).sha256 != before.sha256
     assert audited(home)["certificate-renewed"] == 1
+
+
+@pytest.mark.parametrize("name", ["server.crt", "server.key"])
+def test_a_damaged_certificate_starts_nothing_and_is_issued_anew(
+    name: str, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Path] = []
+    monkeypatch.setattr(services, "start", started.append)
+    (home.tls / name).write_bytes(b"\0" * 100)
+    with pytest.raises(CertificateError, match=re.escape(name)):
+        services.start_services(home, in_foreground=False)
+    assert not started
+    renew(home, days=30)
+    assert check_server(home.ca, home.tls).names == ("coordinator.example.org", "127.0.0.1", "localhost")
+
+
+def test_a_certificate_that_is_over_or_of_another_pair_is_one_line(home: Home, tmp_path: Path) -> None:
+    other = issue_server(home.ca, tmp_path / "other", ["localhost"], 30)
+    shutil.copy(other, home.certificate)
+    with pytest.raises(CertificateError, match=r"belong to server\.key; issue it anew: modaltune-server renew"):
+        services.start_services(home, in_foreground=False)
+    past = Mock(wraps=datetime, now=lambda zone=UTC: datetime.now(UTC) - timedelta(days=400))
+    with patch.object(certificates, "datetime", past):
+        renew(home, days=30)
+    with pytest.raises(CertificateError, match="no hospital would connect; issue it anew"):
+        services.start_services(home, in_foreground=False)
+
+
+def test_what_was_started_is_stopped_when_it_does_not_come_up(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped: list[Path] = []
+    monkeypatch.setattr(services, "nginx_command", lambda: "nginx")
+    monkeypatch.setattr(services, "start", lambda _: None)
+    monkeypatch.setattr(services, "stop", stopped.append)
+    monkeypatch.setattr(services, "_START_SECONDS", 0.0)
+    with pytest.raises(FederationError, match="did not come up"):
+        services.start_services(home, in_foreground=False)
+    assert stopped == [home.supervisor]
 
 
 def test_a_renewal_that_cannot_be_issued_takes_nothing_away(home: Home) -> None:
