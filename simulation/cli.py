@@ -32,7 +32,7 @@ from simulation.runs import Plan, simulate
 from simulation.sites import check_overrides, disjoint_tasks, require_known
 from simulation.studies.command import study
 from simulation.study import TABLES
-from simulation.synthetic import HOMOGENEOUS, HOSPITAL_SHARES, TASKS, build_synthetic
+from simulation.synthetic import HOSPITAL_SHARES, TASKS, build_synthetic
 from simulation.tcga import build_tcga
 from simulation.words import OWN_WORDS, in_own_words, own_words, words_vocabulary
 
@@ -76,11 +76,8 @@ def demo(
     check_overrides(tuple(HOSPITAL_SHARES), TASKS, overrides, lacks)
 
     def build(folder: Path, number: int, everything: bool) -> Sequence[Path]:
-        if everything:
-            missing = {"H3": ("slides",), "H4": ("expression",)} | lacks
-            return build_synthetic(folder, seed=number, layout=HOMOGENEOUS, without=missing)
-        held = {"H5": TASKS} | overrides if overrides else {}
-        return build_synthetic(folder, seed=number, tasks=held, without=lacks)
+        labelled = dict.fromkeys(HOSPITAL_SHARES, TASKS) if everything else overrides
+        return build_synthetic(folder, seed=number, tasks=labelled, without=lacks)
 
     plan = Plan(
         name="demo",
@@ -349,7 +346,9 @@ def _labelled(
         worded = in_own_words(tables)
         return worded, own_words(chosen, worded.tasks)
     held = _overrides(tasks, tables.hospitals, tables.tasks)
-    return tables, {name: value for name, value in held.items() if name in chosen or tasks != ["disjoint"]}
+    if tasks == ["disjoint"]:  # who labels everything labels what it has
+        held = {name: value for name, value in held.items() if name in chosen and value != tables.tasks}
+    return tables, held
 
 
 def _run(plan: Plan, out: Path, seeds: Sequence[int], json: bool) -> None:

@@ -126,13 +126,14 @@ def require_known(what: str, names: Iterable[str], known: Collection[str]) -> No
 
 
 def disjoint_tasks(hospitals: Collection[str], tasks: Collection[str]) -> dict[str, tuple[str, ...]]:
-    """The layout ``DISJOINT`` for a cohort; its third task takes the place of ``stage``."""
+    """The layout ``DISJOINT`` for all hospitals of a cohort; its third task takes the place of ``stage``."""
     if absent := [name for name in DISJOINT if name not in hospitals]:
         raise ConfigError(f"disjoint tasks need hospitals H1 to H4; {absent[0]} is absent")
     level = next((task for task in tasks if task not in ("diagnosis", "survival")), None)
     if level is None:
         raise ConfigError("disjoint tasks need a cohort with diagnosis, survival and a third task")
-    return {name: tuple(level if task == "stage" else task for task in held) for name, held in DISJOINT.items()}
+    layout = {name: tuple(level if task == "stage" else task for task in held) for name, held in DISJOINT.items()}
+    return {name: layout.get(name, tuple(tasks)) for name in hospitals}
 
 
 def check_overrides(

@@ -114,19 +114,20 @@ def build_synthetic(
         cases: patients over all hospitals.
         layout: tasks and missing modalities per hospital, ``HETEROGENEOUS`` or ``HOMOGENEOUS``.
         tasks: hospital -> tasks, instead of the layout's.
-        without: hospital -> missing modalities, instead of the layout's.
+        without: hospital -> missing modalities, beside the layout's.
     Returns:
         The five site folders.
     Raises:
         ConfigError: too few cases, or an unknown hospital, task or modality.
     """
-    tasks, without = tasks or {}, without or {}
+    tasks, without = tasks or {}, dict(without or {})
+    without |= {name: {*held.without, *without.get(name, ())} for name, held in layout.items()}
     check_overrides(tuple(HOSPITAL_SHARES), TASKS, tasks, without)
     hospitals = draw_hospitals(seed, cases)
     write_gmt(out / "gene_sets.gmt", gene_sets())
     folders = []
     for name, drawn in hospitals.items():
-        lacks = without.get(name, layout[name].without)
+        lacks = without[name]
         folder = write_site(
             out / name,
             name=name,

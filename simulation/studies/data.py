@@ -171,7 +171,7 @@ def _disjoint(shares: Sequence[Share], tasks: Sequence[TaskSpec]) -> dict[str, t
         prefix = f"{cohort}-" if len(cohorts) > 1 else ""
         has = [task.name for task in tasks if any(share.labels(task.name) for share in inside)]
         layout = disjoint_tasks([share.name.removeprefix(prefix) for share in inside], has)
-        held |= {f"{prefix}{hospital}": names for hospital, names in layout.items()}
+        held |= {f"{prefix}{hospital}": names for hospital, names in layout.items() if names != tuple(has)}
     return held
 
 

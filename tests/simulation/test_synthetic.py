@@ -15,7 +15,7 @@ from modaltune.data.site import load_site
 from modaltune.errors import ConfigError
 from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
 from simulation.difficulty import difficulty
-from simulation.sites import draw_split
+from simulation.sites import disjoint_tasks, draw_split
 from simulation.synthetic import HETEROGENEOUS, HOMOGENEOUS, TASKS, SiteLayout, build_synthetic, draw_hospitals
 
 CASES = 150
@@ -74,11 +74,20 @@ def test_the_default_layout_is_the_documented_one(tmp_path: Path) -> None:
     assert HETEROGENEOUS["H1"] == SiteLayout()
 
 
-def test_overrides_replace_the_layout(tmp_path: Path) -> None:
-    folders = build_synthetic(tmp_path, cases=60, tasks={"H2": ["survival", "stage"]}, without={"H3": []})
-    cohorts = load_all(folders)
+def test_tasks_replace_the_layout_and_missing_modalities_add_to_it(tmp_path: Path) -> None:
+    options = {"tasks": {"H2": ["survival", "stage"]}, "without": {"H1": ["expression"], "H3": ["slides"]}}
+    cohorts = load_all(build_synthetic(tmp_path, cases=60, **options))
     assert cohorts["H2"].tasks == ("stage", "survival")
-    assert cohorts["H3"].bags
+    assert cohorts["H1"].expression is None
+    assert not cohorts["H3"].bags
+    with pytest.raises(ConfigError, match="hospital H3 is left without a modality"):
+        build_synthetic(tmp_path, cases=60, without={"H3": ["expression"]})
+
+
+def test_disjoint_tasks_name_every_hospital() -> None:
+    found = disjoint_tasks(("H1", "H2", "H3", "H4", "H5"), ("diagnosis", "grade", "survival"))
+    assert found["H2"] == ("grade",)
+    assert found["H5"] == ("diagnosis", "grade", "survival")
 
 
 def test_patients_do_not_depend_on_the_layout(tmp_path: Path) -> None:
