@@ -389,5 +389,10 @@ def _read_json(path: Path, absent: Any) -> Any:
 
 
 def read_table(path: Path) -> pd.DataFrame | None:
-    """A table of a run folder; None where it has none."""
-    return pd.read_parquet(path) if path.is_file() else None
+    """A table of a run folder; None where there is none."""
+    try:
+        return pd.read_parquet(path) if path.is_file() else None
+    except (OSError, ValueError) as error:  # what pyarrow raises
+        raise FederationError(
+            f"{path}: not a complete parquet file; restore it from a copy, or run the federation again"
+        ) from error

@@ -11,8 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.errors import ConfigError, ModelFileError, ReleaseRefused
 from modaltune.federation.study import Study
@@ -24,6 +22,7 @@ from server.coordinator.home import Home
 from server.coordinator.journal import journal
 from server.coordinator.runs import Run, find_run
 from server.release_gate import Verdict, judge
+from server.report_data import read_table
 
 CARD, GATE = "MODEL_CARD.md", "release_gate.json"
 
@@ -72,12 +71,12 @@ def release(home: Home, name: str, out: Path | None, override: str = "") -> Path
 
 def assess(run: Run, rows: list[dict[str, Any]]) -> Verdict:
     """What the release gate says about a finished run."""
-    predictions, preprocessing = run.folder / "predictions.parquet", run.folder / "preprocessing.json"
+    preprocessing = run.folder / "preprocessing.json"
     return judge(
         Study.load(run.study),
         rows,
         Preprocessing.from_json(preprocessing.read_text(encoding="utf-8")) if preprocessing.is_file() else None,
-        pd.read_parquet(predictions) if predictions.is_file() else None,
+        read_table(run.folder / "predictions.parquet"),
     )
 
 

@@ -16,7 +16,7 @@ from server.report_calibration import calibration, counted_points
 from server.report_context import comparison, further, lead, method_meaning
 from server.report_counts import binned_curves, sides_of
 from server.report_curves import federated_cases, kaplan_meier, roc_curve, spread, task_curves
-from server.report_data import Score, Task, collect, gain, gap_closed, load_run
+from server.report_data import Score, Task, collect, gain, gap_closed, load_run, read_table
 from server.report_forest import comparison_table
 from server.report_plots import hospital_colours, method_colours
 from server.report_rounds import privacy
@@ -445,3 +445,13 @@ def test_roc_curves_and_the_metrics_of_a_run_agree() -> None:
 def test_labels_of_curves_are_moved_apart_and_keep_their_order() -> None:
     placed = spread([0.5, 0.1, 0.11], 0.05)
     assert placed == pytest.approx([0.5, 0.1, 0.15])
+
+
+@pytest.mark.parametrize("name", ["predictions.parquet", "embeddings.parquet"])
+@pytest.mark.parametrize("kept", [0, 40])
+def test_a_damaged_table_is_named(name: str, kept: int, tmp_path: Path) -> None:
+    path = tmp_path / name
+    pd.DataFrame({"risk": [1.0, 2.0]}).to_parquet(path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(FederationError, match=f"{name}: not a complete parquet file; restore it"):
+        read_table(path)
