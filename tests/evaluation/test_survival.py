@@ -54,6 +54,14 @@ def test_at_equal_times_a_death_comes_before_a_censoring() -> None:
     np.testing.assert_allclose(found.before(np.array([1.0, 2, 3])), [1, 0.75, 0.375])
 
 
+def test_at_equal_times_a_death_weighs_by_the_chance_of_being_observed_just_before() -> None:
+    months, event = np.array([1.0, 2.0, 2.0, 3.0]), np.array([False, True, False, True])
+    # Chances as above: 3/4 until just before 2, 3/8 after it. One death by then, one alive after it, error 1/4 each:
+    # (1/4 / (3/4) + 1/4 / (3/8)) / 4 = 1/4; with the chance at the time of death it would be 1/3.
+    found = brier_at(2, months, event, np.full(4, 0.5), Censoring.of(months, event), np.ones((1, 4)))
+    assert found[0] == pytest.approx(0.25)
+
+
 def test_only_training_cases_shape_the_weights() -> None:
     table = pd.DataFrame(
         {"split": ["train", "test", "train", "val"], "time_months": [5.0, 1, 9, 2], "event": [1, 0, 0, 0]}
