@@ -33,7 +33,7 @@ from simulation.sites import check_overrides, disjoint_tasks, require_known
 from simulation.studies.command import study
 from simulation.study import TABLES
 from simulation.synthetic import HOSPITAL_SHARES, TASKS, build_synthetic
-from simulation.tcga import build_tcga
+from simulation.tcga import build_tcga, left_out
 from simulation.words import OWN_WORDS, in_own_words, own_words, words_vocabulary
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -133,7 +133,7 @@ def tcga(
         comparisons=_comparisons(methods, tasks),
         cross_site=cross_site,
         source=data / tables.cohort,
-        notes=tables.notes,
+        notes=(*tables.notes, *left_out(tables, lacks)),
     )
     _run(plan, out or Path(f"runs/tcga-{tables.cohort.lower()}"), _seeds(seed, seeds), json)
 
@@ -205,9 +205,10 @@ def build(
         folders = build_synthetic(out, seed=seed, tasks=overrides, without=lacks)
     elif kind == "tcga" and data is not None and cohort is not None:
         tables = read_tcga(data, cohort)
-        for note in tables.notes:
-            console.print(note, markup=False)
         _, overrides = _labelled(tables, tables.hospitals, tasks)
+        check_overrides(tables.hospitals, tables.tasks, overrides, lacks)
+        for note in (*tables.notes, *left_out(tables, lacks)):
+            console.print(note, markup=False)
         if not tables.gene_sets:
             console.print(f"no {' or '.join(PATHWAYS)} in {data}, so no gene sets beside the sites", markup=False)
         words = tasks == [OWN_WORDS]

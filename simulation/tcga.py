@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from modaltune.data.case_table import labelled
 from modaltune.data.cohort import Bag
@@ -21,8 +22,6 @@ from simulation.words import in_own_words
 GENE_SETS_FILE = "gene_sets.gmt"
 MINIMUM_GENES = 3
 """Measured genes that a gene set needs."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,14 +109,12 @@ def _plan(
     split = draw_split(class_and_event(share.cases), seed, tables.cohort, hospital)
     expression = None if "expression" in without else share.expression
     bags = {} if "slides" in without else share.bags
-    usable = share.cases.index.isin([*bags, *(() if expression is None else expression.index)])
+    usable = _usable(share, without)
     if not usable.any():
         raise ConfigError(
             f"{tables.cohort}: hospital {hospital} is left without a usable case "
             f"(it has {' and '.join(_modalities(share))}); leave it out or keep a modality"
         )
-    if not usable.all():
-        logger.info("%s: %s: %d cases left without a modality", tables.cohort, hospital, int((~usable).sum()))
     cases = share.cases[usable].assign(split=split[usable])
     has = tuple(task for task in tables.tasks if labelled(cases, task).any())
     wanted = has if tasks is None else tuple(task for task in tables.tasks if task in tasks)
@@ -128,6 +125,23 @@ def _plan(
             f"it has labels for {', '.join(has) or 'none'}"
         )
     return _Plan(hospital=hospital, tasks=wanted, cases=cases, expression=expression, bags=bags)
+
+
+def _usable(share: HospitalTables, without: Collection[str]) -> NDArray[np.bool_]:
+    """Which cases keep a modality."""
+    rows = () if "expression" in without or share.expression is None else share.expression.index
+    usable: NDArray[np.bool_] = share.cases.index.isin([*(() if "slides" in without else share.bags), *rows])
+    return usable
+
+
+def left_out(tables: TcgaTables, without: Mapping[str, Collection[str]]) -> tuple[str, ...]:
+    """A sentence for each hospital that loses cases with the modalities that are taken away."""
+    lost = {name: int((~_usable(hospital_tables(tables, name), names)).sum()) for name, names in without.items()}
+    return tuple(
+        f"{count} cases: left out at {name}: nothing but {' and '.join(without[name])}, which is taken away."
+        for name, count in lost.items()
+        if count
+    )
 
 
 def _modalities(share: HospitalTables) -> list[str]:

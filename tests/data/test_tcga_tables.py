@@ -12,6 +12,7 @@ import pytest
 from modaltune.data.image_tokens import NUCLEI_FAMILIES
 from modaltune.data.tcga import hospital_tables, read_tcga
 from modaltune.errors import DataError
+from simulation.tcga import left_out
 
 CLINICAL: dict[str, list[Any]] = {
     "case_id": ["a", "b", "c", "d"],
@@ -81,3 +82,15 @@ def test_text_among_image_measurements_names_its_column(folder: Path) -> None:
     table.assign(area_mean=["1", "2", "NA", "3"]).to_parquet(folder / "BLCA" / "img_nuclei.parquet")
     with pytest.raises(DataError, match=r"img_nuclei: 1 measurements are not numeric \(first: column 'area_mean'\)"):
         hospital_tables(read_tcga(folder, "BLCA"), "H1")
+
+
+def test_cases_that_lose_their_only_modality_are_counted(folder: Path) -> None:
+    write(folder)
+    pd.DataFrame({"case_id": ["a", "b", "c"], "TP53": 1.0}).to_parquet(folder / "BLCA" / "rna.parquet")
+    names = [f"{name}_{part}" for columns in NUCLEI_FAMILIES.values() for name in columns for part in ("mean", "sd")]
+    image = pd.DataFrame(1.0, index=range(2), columns=names).assign(case_id=["c", "d"])
+    image.to_parquet(folder / "BLCA" / "img_nuclei.parquet")
+    tables = read_tcga(folder, "BLCA")
+    found = left_out(tables, {"H1": ["expression"]})
+    assert found == ("2 cases: left out at H1: nothing but expression, which is taken away.",)
+    assert left_out(tables, {}) == ()
