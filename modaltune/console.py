@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -17,6 +18,7 @@ from modaltune import __version__
 from modaltune.errors import ModalTuneError
 
 console = Console(stderr=True, highlight=False)
+_PACKAGES = ("modaltune", "server", "client", "simulation")
 _INTERRUPTED = 130  # what typer returns when Ctrl-C ends a command
 
 
@@ -26,7 +28,7 @@ def emit_json(value: Any) -> None:
 
 
 def run_app(app: typer.Typer) -> None:
-    """Run a command line; a deliberate error is one line and its exit code, a traceback only with ``--debug``."""
+    """Run a command line; every error is one line and its exit code, a traceback only with ``--debug``."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     if arguments == ["--version"]:
@@ -46,10 +48,22 @@ def run_app(app: typer.Typer) -> None:
         _fail(str(error), error.exit_code, error if debug else None)
     except OSError as error:
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 2, error if debug else None)
+    except click.Abort:  # Ctrl-D at a question
+        code = _INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the last resort; its text may hold a patient
+        _fail(_unexpected(error), 2, error if debug else None)
     if code == _INTERRUPTED:
         _say_error("interrupted; no file is half-written, and the same command starts again or goes on")
         os._exit(_INTERRUPTED)  # everything is cleaned up; half-started native libraries may crash or hang at exit
     sys.exit(code or 0)
+
+
+def _unexpected(error: Exception) -> str:
+    """An error that nobody foresaw, by its type and the last module of this project that it passed."""
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [name for name in modules if name.split(".")[0] in _PACKAGES and name != __name__]
+    place = f"{type(error).__name__} in {ours[-1] if ours else modules[-1]}"
+    return f"unexpected failure ({place}); run again with --debug, which shows where, and report it"
 
 
 def _usage(error: click.ClickException) -> str:

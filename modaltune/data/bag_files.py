@@ -7,6 +7,7 @@ by the words given as ``where``.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from modaltune.data.features import StoredFeatures, TensorFeatures, file_version
 from modaltune.errors import FeatureFileError
 
 _TORCH_STARTS = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # since torch 1.6, and before
+_NUMBERS = ("float16", "float32", "float64", "int", "uint")
 Contents = tuple[StoredFeatures, NDArray[np.generic], dict[str, Any], str]
 """Features, coords and attributes as stored, and the kind of number of the features."""
 
@@ -37,7 +39,7 @@ def open_bag(path: Path, *, where: str = "feature file", patch_size_level0: int 
     Raises:
         FeatureFileError: the file is absent, truncated, incomplete or empty, or its coordinates make no sense.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # False also for a name that no file system takes
         raise FeatureFileError(f"{where}: no such file; check 'file' in the slides table and paths.features")
     try:
         path.open("rb").close()
@@ -52,7 +54,8 @@ def _open_hdf5(path: Path, where: str) -> Contents:
     try:
         with h5py.File(path, "r") as file:
             features, coords = _dataset(file, ("features", "feats"), where), _dataset(file, ("coords",), where)
-            _require_shapes(features.shape, str(features.dtype), coords.shape, str(coords.dtype), where)
+            shapes = [dataset.shape or () for dataset in (features, coords)]  # None: nothing was ever stored
+            _require_shapes(shapes[0], str(features.dtype), shapes[1], str(coords.dtype), where)
             said = {**file.attrs, **features.attrs, **coords.attrs}
             places = stored_dataset(path, coords, where).read(np.arange(len(coords)))
             return stored_dataset(path, features, where), places, said, str(features.dtype)
@@ -82,6 +85,8 @@ def _open_tensors(path: Path, where: str) -> Contents:
     features, coords = parts
     if not isinstance(features, torch.Tensor) or not isinstance(coords, torch.Tensor):
         raise FeatureFileError(f"{where}: expected a dict of two tensors, 'features' and 'coords'; extract it again")
+    if any(part.is_meta or part.layout != torch.strided or part.is_quantized for part in (features, coords)):
+        raise FeatureFileError(f"{where}: tensors without plain values; expected dense ones, extract it again")
     dtypes = [str(part.dtype).removeprefix("torch.") for part in (features, coords)]
     _require_shapes(tuple(features.shape), dtypes[0], tuple(coords.shape), dtypes[1], where)
     shape = (int(features.shape[0]), int(features.shape[1]))
@@ -102,8 +107,7 @@ def _dataset(file: h5py.File, names: Sequence[str], where: str) -> h5py.Dataset:
 def _require_shapes(
     features: tuple[int, ...], features_dtype: str, coords: tuple[int, ...], coords_dtype: str, where: str
 ) -> None:
-    numbers = ("float", "int", "uint", "bfloat")
-    if len(features) != 2 or not features_dtype.startswith(numbers):
+    if len(features) != 2 or not features_dtype.startswith((*_NUMBERS, "bfloat", "float8")):
         raise FeatureFileError(
             f"{where}: 'features' is {features_dtype} with {len(features)} axes; expected numbers, patches x features"
         )
@@ -112,8 +116,10 @@ def _require_shapes(
             f"{where}: the bag is empty, shape {features}; "
             "remove the slide from the slides table or segment its tissue again"
         )
-    if len(coords) != 2 or coords[1] != 2 or not coords_dtype.startswith(numbers):
-        raise FeatureFileError(f"{where}: 'coords' is {coords_dtype} of shape {coords}; expected integers [N, 2]")
+    if len(coords) != 2 or coords[1] != 2 or not coords_dtype.startswith(_NUMBERS):
+        raise FeatureFileError(
+            f"{where}: 'coords' is {coords_dtype} of shape {coords}; expected integers [N, 2], extract it again"
+        )
     if coords[0] != features[0]:
         raise FeatureFileError(
             f"{where}: 'coords' has {coords[0]} rows but 'features' has {features[0]}; expected one per patch. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -75,7 +76,7 @@ def load_expression(
     samples = None
     if config.sample_map is not None:
         samples = read_sample_map(folder / config.sample_map, where=f"site {site}: {config.sample_map}")
-    if (folder / file).is_dir():
+    if os.path.isdir(folder / file):
         measured = _read_folder(folder / file, samples, config, where)
     else:
         by_id = config.gene_map is not None

@@ -14,7 +14,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from modaltune.data.bags import BagFiles, SlideFile
-from modaltune.data.case_table import clean_cases, labelled, task_columns
+from modaltune.data.case_table import CANONICAL, clean_cases, labelled, task_columns
 from modaltune.data.clinical import IDENTIFIERS
 from modaltune.data.cohort import Bag, Cohort
 from modaltune.data.expression import ExpressionConfig, load_expression
@@ -28,6 +28,8 @@ STATE_FOLDER = ".state"
 """Of a site folder: what the hospital's programs remember between rounds, unless they are told another place."""
 HASH_SPLIT = {"train": 0.65, "val": 0.10, "test": 0.25}
 SLIDE_COLUMNS = ("slide_id", "case_id", "file")
+NO_TASKS = {*CANONICAL} - {"diagnosis", "stage", "grade"}
+"""Columns of the cases table whose meaning is fixed: survival is the task of ``time_months`` and ``event``."""
 EVENT_NAMES = ("event", "death", "dead", "decease", "vital")
 
 logger = logging.getLogger(__name__)
@@ -121,6 +123,8 @@ class SiteConfig(BaseModel):
     def _tasks_are_consistent(self) -> SiteConfig:
         if len(set(self.tasks)) < len(self.tasks):
             raise ValueError("'tasks' names a task twice")
+        if inputs := sorted(set(self.tasks) & NO_TASKS):
+            raise ValueError(f"'tasks' names {inputs[0]}, a column of its own meaning; expected such as diagnosis")
         strangers = sorted(set(self.labels) - set(self.tasks))
         if strangers:
             raise ValueError(f"[labels.{strangers[0]}] is for a task that 'tasks' does not list")
@@ -170,7 +174,7 @@ def read_site_config(folder: Path) -> SiteConfig:
     Raises:
         SiteFolderError: folder or file is absent, not TOML, or has an unknown, missing or wrong key.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise SiteFolderError(f"{folder}: no such site folder; make one as docs/data.md describes, or correct the path")
     path = folder / SITE_FILE
     if not path.is_file():
@@ -335,14 +339,14 @@ def _load_bags(folder: Path, config: SiteConfig, known: pd.Index, cases: pd.Inde
         return {}
     where = _where(config, str(config.paths.slides))
     features = folder / config.paths.features
-    if not features.is_dir():
+    if not os.path.isdir(features):
         raise SiteFolderError(f"site {config.name}: paths.features is not a folder; correct it in site.toml")
     strangers = ~text["case_id"].isin(known)
     if strangers.any():
         raise FeatureFileError(
             f"{where}: case_id is not in {config.paths.cases} in {rows(strangers)}; add the cases or remove the rows"
         )
-    absent = ~text["file"].map(lambda file: (features / file).is_file())
+    absent = ~text["file"].map(lambda file: os.path.isfile(features / file))
     if absent.any():
         raise FeatureFileError(
             f"{where}: the feature file is absent in {rows(absent)}; expected it inside {config.paths.features}/"

@@ -14,6 +14,7 @@ from typing import TextIO
 from zipfile import BadZipFile
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet
 
 from modaltune.errors import DataError
@@ -25,6 +26,8 @@ GDC_BLANKS = ("'--", "[Not Available]", "[Not Applicable]", "[Unknown]")
 _SEPARATOR_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _DATE = re.compile(r"\d{4}-\d\d-\d\d(?: 00:00:00)?")
 _TAIL = 16 * 2**20
+_UNREADABLE = (OSError, EOFError, zlib.error, BadZipFile, ValueError, KeyError, StopIteration, csv.Error, SyntaxError)
+"""What parsers raise on a damaged file; the last is of the XML inside a workbook."""
 _LONGER_LINE = re.compile(r"Expected (\d+) fields in line (\d+)")
 
 
@@ -51,8 +54,12 @@ def load_table(path: Path, *, where: str, error: type[DataError], text: Collecti
         raise error(f"{where}: not UTF-8 text; save the table as UTF-8 (in Excel: 'CSV UTF-8')") from None
     except pd.errors.ParserError as failure:
         raise error(f"{where}: {_parser_problem(failure, path)}") from None
-    except (OSError, EOFError, zlib.error, BadZipFile, ValueError, KeyError, StopIteration, csv.Error):
+    except _UNREADABLE:
         raise error(f"{where}: not a readable {file_format(path)[1:]} table; write or copy it again") from None
+    if file_format(path) == ".parquet" and (odd := _no_values(path)):
+        raise error(
+            f"{where}: column {odd} holds bytes or lists; expected text or numbers, write it as such or remove it"
+        )
     if not isinstance(table.index, pd.RangeIndex):
         raise error(
             f"{where}: the header has fewer fields than the rows; expected one name a column "
@@ -64,6 +71,13 @@ def load_table(path: Path, *, where: str, error: type[DataError], text: Collecti
             " up to the next one; remove such marks and line ends"
         )
     return _without_counter(table, names, where, error)
+
+
+def _no_values(path: Path) -> int:
+    """Number of the first parquet column of bytes, lists or records; 0 when there is none."""
+    kinds = enumerate(pyarrow.parquet.read_schema(path).types, start=1)
+    bytes_like = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_nested)
+    return next((number for number, kind in kinds if any(odd(kind) for odd in bytes_like)), 0)
 
 
 def _with_line_ends(table: pd.DataFrame) -> int:

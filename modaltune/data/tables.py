@@ -6,6 +6,7 @@ Messages speak of data rows, counted from 1 below the header, never of what is i
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def read_table(path: Path, *, where: str, error: type[DataError], text: Collecti
     Returns:
         The table, at least one row, column names text and unique.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise error(f"{where}: no such file; correct its path in site.toml or put the table there")
     if file_format(path) not in FORMATS:
         raise error(f"{where}: unknown table format {path.suffix!r}; choose from {', '.join(FORMATS)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,12 +51,12 @@ def slides(site: SiteFiles) -> Iterator[Finding]:
         yield ok("the site has no slides")
         return
     features = site.folder / folder
-    if not features.is_dir():
+    if not os.path.isdir(features):
         yield error(f"paths.features: {folder} is not a folder", "correct it in site.toml")
         return
-    absent = ~table["file"].map(lambda file: (features / file).is_file())
+    absent = ~table["file"].map(lambda file: os.path.isfile(features / file))
     if absent.any():
-        inside = table["file"][absent].map(lambda file: (features / Path(file).name).is_file())
+        inside = table["file"][absent].map(lambda file: os.path.isfile(features / Path(file).name))
         fix = f"put the files into {folder}/ or remove the rows"
         if inside.all():
             fix = f"file is a path inside {folder}/: leave {folder}/ or other folders out of it"
@@ -79,7 +80,7 @@ def bags(site: SiteFiles) -> Iterator[Finding]:
         yield ok("the site has no slides")
         return
     paths = {row: site.folder / folder / file for row, file in table["file"].items()}
-    paths = {row: path for row, path in paths.items() if path.is_file()}
+    paths = {row: path for row, path in paths.items() if os.path.isfile(path)}
     size = sum(path.stat().st_size for path in paths.values())
     edge = site.config.features.patch_size_level0
     facts, problems = {}, list[FeatureFileError]()

@@ -168,12 +168,27 @@ def cut(writer: str, keep: float) -> Callable[[Path], object]:
     return work
 
 
+def without_space(name: str) -> Callable[[Path], object]:
+    def work(path: Path) -> None:
+        write_trident(path, FEATURES, CELLS)
+        with h5py.File(path, "r+") as file:
+            del file[name]
+            file[name] = h5py.Empty("float32")
+
+    return work
+
+
 F, C = torch.from_numpy(FEATURES), torch.from_numpy(CELLS)
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "bare tensor": (save(F), "a bare tensor, which says nothing of where its patches lie; use the HDF5 file"),
     "no coords": (save({"features": F}), "expected a dict of two tensors"),
     "lists": (save({"features": [1.0], "coords": [2.0]}), "expected a dict of two tensors"),
     "code": (save({"features": F, "coords": C, "more": Runs()}), "holds more than tensors"),
+    "bfloat16 coords": (save({"features": F, "coords": C.bfloat16()}), r"'coords' is bfloat16 .*expected integers"),
+    "meta tensors": (save({"features": F.to("meta"), "coords": C}), "tensors without plain values; expected dense"),
+    "sparse tensors": (save({"features": F.to_sparse(), "coords": C}), "tensors without plain values"),
+    "features of no space": (without_space("features"), "'features' is float32 with 0 axes"),
+    "coords of no space": (without_space("coords"), r"'coords' is float32 of shape \(\)"),
     "one coordinate": (save({"features": F, "coords": C[:, :1]}), r"expected integers \[N, 2\]"),
     "short coords": (save({"features": F, "coords": C[:5]}), "5 rows but 'features' has 40"),
     "no patches": (save({"features": F[:0], "coords": C[:0]}), "the bag is empty"),

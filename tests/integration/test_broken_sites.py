@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import ZipFile
 
 import h5py
 import numpy as np
@@ -111,6 +112,29 @@ def dates_for_genes(site: Path) -> None:
 def latin(site: Path) -> None:
     text = (site / "cases.csv").read_text().replace("female", "weiblich ü")
     (site / "cases.csv").write_bytes(text.encode("latin-1"))
+
+
+def as_parquet(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Damage:
+    def damage(site: Path) -> None:
+        change(tools.truth().reset_index()).to_parquet(site / "cases.parquet")
+        swap(TOML, "cases.csv", "cases.parquet")(site)
+
+    return damage
+
+
+def cut_sheet(site: Path) -> None:
+    """A workbook whose archive is whole and whose sheet ends in the middle."""
+    tools.truth().reset_index().to_excel(site / "whole.xlsx", index=False)
+    with ZipFile(site / "whole.xlsx") as whole, ZipFile(site / "cases.xlsx", "w") as cut:
+        for name in whole.namelist():
+            part = whole.read(name)
+            cut.writestr(name, part[: len(part) // 2] if "sheet1" in name else part)
+    (site / "whole.xlsx").unlink()
+    swap(TOML, "cases.csv", "cases.xlsx")(site)
+
+
+def endless_name(site: Path) -> None:
+    table("slides.csv", put("file", 1, f"{A}{'x' * 5000}.h5"))(site)
 
 
 def first_star(change: Callable[[str], str]) -> Damage:
@@ -342,6 +366,15 @@ BREAKS: dict[str, Break] = {
         both(own_splits(f"case_id,split\n{A},val\n"), table("cases.csv", lambda frame: frame.assign(split="train"))),
         "cases.csv has a column 'split' and site.toml a section .splits.; remove one",
     ),
+    # what no reader foresees by itself
+    "identifier as task": Break(
+        "own", swap(TOML, '"diagnosis"', '"case_id"'), "'tasks' names case_id, a column of its"
+    ),
+    "endless file name": Break("own", endless_name, "feature file is absent in 1 row .*row 1"),
+    "endless path": Break("own", swap(TOML, "cases.csv", "c" * 5000), "no such file"),
+    "sheet cut": Break("own", cut_sheet, "not a readable xlsx table; write or copy it again"),
+    "bytes": Break("own", as_parquet(lambda cases: cases.assign(sex=b"\xff")), "column [0-9]+ holds bytes or lists"),
+    "lists": Break("own", as_parquet(lambda cases: cases.assign(sex=[["f"]] * len(cases))), "holds bytes or lists"),
     # slides
     "slide of a stranger": Break(
         "own", swap("slides.csv", f",{A},", ",TCGA-ZZ-9999,"), "case_id is not in cases.csv .*row 1"

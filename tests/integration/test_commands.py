@@ -198,6 +198,24 @@ def test_a_traceback_appears_when_asked_for(command: Command, tmp_path: Path, mo
     logging.getLogger("modaltune").setLevel(level)
 
 
+def test_a_failure_that_nobody_foresaw_is_one_line_without_its_own_text(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: Path) -> None:
+        raise ZeroDivisionError("TCGA-AA-1234")
+
+    monkeypatch.setattr(Study, "load", fails)
+    arguments = ("study", "digest", str(tmp_path / "study.toml"))
+    error = assert_one_line(command(server.cli.main, *arguments))
+    assert "unexpected failure (ZeroDivisionError in server.cli); run again with --debug" in error
+    assert "TCGA" not in error
+    monkeypatch.setattr("sys.argv", ["modaltune-server", *arguments, "--debug"])
+    level = logging.getLogger("modaltune").level
+    with pytest.raises(ZeroDivisionError):
+        server.cli.main()
+    logging.getLogger("modaltune").setLevel(level)
+
+
 @pytest.mark.parametrize("content", ["a file", "other data in it"])
 def test_an_out_that_is_no_run_is_left_alone(content: str, command: Command, out: Path) -> None:
     if content == "a file":
