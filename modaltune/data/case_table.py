@@ -14,6 +14,8 @@ from modaltune.data.tables import identifiers, numbers, rows
 from modaltune.errors import CaseTableError, LabelError
 
 CANONICAL = ("case_id", "split", "diagnosis", "stage", "grade", "time_months", "event", "censorship", "age", "sex")
+OF_SLIDES = ("slide_id", "file")
+"""Columns that ``[columns]`` may name for the slides table alone."""
 SURVIVAL_COLUMNS = ("time_months", "event")
 OLDEST_AGE = 120
 SEXES = {"m": "male", "f": "female"}
@@ -65,7 +67,7 @@ def clean_cases(
     """
     renamed = canonical_cases(table, columns=columns, tasks=tasks, where=where)
     cases = clean_columns(renamed, site=site, where=where, tasks=tasks, codes=codes, labels=labels)
-    extra = [name for name in columns if name not in CANONICAL and name not in tasks]
+    extra = [name for name in columns if name not in (*CANONICAL, *OF_SLIDES) and name not in tasks]
     return cases.join(renamed[extra]).set_index("case_id")
 
 
@@ -106,9 +108,11 @@ def canonical_cases(
 ) -> pd.DataFrame:
     """One row a case under canonical names, whichever tool wrote the table; its index counts the rows of the file."""
     wanted = {"case_id", "age", "sex", *(column for task in tasks for column in task_columns(task))}
+    slide = columns.get("slide_id", "slide_id")
+    columns = {name: local for name, local in columns.items() if name not in OF_SLIDES}
     known = with_known_columns(table, columns=columns, wanted=wanted, where=where)
     renamed = _canonical(known, columns, where)
-    if "slide_id" in renamed and "case_id" in renamed:  # one row a slide, as MCAT and SurvPath write it
+    if slide in renamed and "case_id" in renamed:  # one row a slide, as MCAT and SurvPath write it
         renamed = one_row_a_case(renamed, {*CANONICAL, *columns, *wanted}, where)
     return _with_event(renamed, columns, where) if "survival" in tasks else renamed
 

@@ -19,15 +19,15 @@ from modaltune.data.clinical import IDENTIFIERS
 from modaltune.data.cohort import Bag, Cohort
 from modaltune.data.expression import ExpressionConfig, load_expression
 from modaltune.data.follow_up import events_live_longer
+from modaltune.data.slide_table import absent_files, read_slides, shared_files
 from modaltune.data.splits import SplitsConfig, load_splits
-from modaltune.data.tables import clean_numbers, clean_texts, identifiers, of_cases, read_table, rows
+from modaltune.data.tables import clean_numbers, clean_texts, local_name, of_cases, read_table, rows
 from modaltune.errors import CaseTableError, FeatureFileError, LabelError, ModalityError, SiteFolderError
 
 SITE_FILE = "site.toml"
 STATE_FOLDER = ".state"
 """Of a site folder: what the hospital's programs remember between rounds, unless they are told another place."""
 HASH_SPLIT = {"train": 0.65, "val": 0.10, "test": 0.25}
-SLIDE_COLUMNS = ("slide_id", "case_id", "file")
 NO_TASKS = {*CANONICAL} - {"diagnosis", "stage", "grade"}
 """Columns of the cases table whose meaning is fixed: survival is the task of ``time_months`` and ``event``."""
 EVENT_NAMES = ("event", "death", "dead", "decease", "vital")
@@ -280,7 +280,9 @@ def with_splits(folder: Path, config: SiteConfig, cases: pd.DataFrame) -> pd.Dat
         )
     slides = slide_table(folder, config)
     owners = None if slides is None else dict(zip(slides["slide_id"], slides["case_id"], strict=True))
-    splits = load_splits(folder, config.splits, cases=cases.index, slides=owners, site=config.name)
+    splits = load_splits(
+        folder, config.splits, cases=cases.index, slides=owners, columns=config.columns, site=config.name
+    )
     listed = cases.index.isin(splits.index)
     if not listed.all():
         logger.warning("site %s: %d cases left out: not in %s", config.name, (~listed).sum(), config.splits.file)
@@ -307,10 +309,10 @@ def read_expression(folder: Path, config: SiteConfig, cases: pd.Index) -> pd.Dat
 def _load_modality(folder: Path, config: SiteConfig, name: str, cases: pd.Index) -> pd.DataFrame:
     """A further modality's rows of known cases: one column ``text``, or numbers."""
     file = config.paths.modalities[name]
-    where, local = _where(config, file), config.columns.get("case_id", "case_id")
-    text = ["case_id", local, "text"]
+    where = _where(config, file)
+    text = ["case_id", config.columns.get("case_id", "case_id"), "text"]
     table = read_table(folder / file, where=where, error=ModalityError, text=text)
-    key = local if local in table.columns else "case_id"
+    key = local_name("case_id", config.columns, table)
     if "text" in table.columns:
         found = clean_texts(table, key=key, where=where, error=ModalityError)
     else:
@@ -323,13 +325,7 @@ def slide_table(folder: Path, config: SiteConfig) -> pd.DataFrame | None:
     if config.paths.slides is None:
         return None
     where = _where(config, config.paths.slides)
-    table = read_table(folder / config.paths.slides, where=where, error=FeatureFileError, text=SLIDE_COLUMNS)
-    return pd.DataFrame(
-        {
-            name: identifiers(table, name, where=where, error=FeatureFileError, unique=name == "slide_id")
-            for name in SLIDE_COLUMNS
-        }
-    )
+    return read_slides(folder / config.paths.slides, where=where, columns=config.columns)
 
 
 def _load_bags(folder: Path, config: SiteConfig, known: pd.Index, cases: pd.Index) -> Mapping[str, tuple[Bag, ...]]:
@@ -346,10 +342,15 @@ def _load_bags(folder: Path, config: SiteConfig, known: pd.Index, cases: pd.Inde
         raise FeatureFileError(
             f"{where}: case_id is not in {config.paths.cases} in {rows(strangers)}; add the cases or remove the rows"
         )
-    absent = ~text["file"].map(lambda file: os.path.isfile(features / file))
+    absent = absent_files(text["file"], features)
     if absent.any():
         raise FeatureFileError(
             f"{where}: the feature file is absent in {rows(absent)}; expected it inside {config.paths.features}/"
+        )
+    shared = shared_files(text["file"], features)
+    if shared.any():
+        raise FeatureFileError(
+            f"{where}: one feature file stands for several slides in {rows(shared)}; name each slide's own file"
         )
     files: dict[str, list[SlideFile]] = {}
     for row in text["slide_id"].sort_values().index:

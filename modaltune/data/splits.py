@@ -11,7 +11,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from modaltune.data.cohort import SPLITS
-from modaltune.data.tables import identifiers, numbers, read_table, rows
+from modaltune.data.tables import identifiers, local_name, numbers, read_table, rows
 from modaltune.errors import SplitError
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,13 @@ class SplitsConfig(BaseModel):
 
 
 def load_splits(
-    folder: Path, config: SplitsConfig, *, cases: pd.Index, slides: Mapping[str, str] | None, site: str
+    folder: Path,
+    config: SplitsConfig,
+    *,
+    cases: pd.Index,
+    slides: Mapping[str, str] | None,
+    columns: Mapping[str, str],
+    site: str,
 ) -> pd.Series:
     """Read which case is in which split.
 
@@ -44,6 +50,7 @@ def load_splits(
         config: ``[splits]``.
         cases: the known cases.
         slides: slide -> case, needed where the identifiers are of slides.
+        columns: ``[columns]``: canonical column name -> local one, of the identifiers.
         site: name of the site, for messages.
     Returns:
         ``train``, ``val`` or ``test`` of each known case that the file lists, index ``case_id``.
@@ -52,7 +59,9 @@ def load_splits(
     """
     where = f"site {site}: {config.file}"
     key = f"{config.ids}_id"
-    table = read_table(folder / config.file, where=where, error=SplitError, text=(key, "split", *SPLITS))
+    text = (key, columns.get(key, key), "split", *SPLITS)
+    table = read_table(folder / config.file, where=where, error=SplitError, text=text)
+    key = local_name(key, columns, table)
     listed = _columns(table, where) if {"train", "val"} <= set(table.columns) else _rows(table, key, config, where)
     if config.ids == "slide":
         if slides is None:

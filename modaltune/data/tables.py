@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,12 @@ def rows(mask: pd.Series) -> str:
     marked = mask.index[mask.to_numpy(dtype=bool)]
     noun = "row" if len(marked) == 1 else "rows"
     return f"{len(marked)} {noun} (first: row {marked[0] + 1})"
+
+
+def local_name(name: str, columns: Mapping[str, str], table: pd.DataFrame) -> str:
+    """What a table calls a column: as ``[columns]`` of ``site.toml`` says, or canonically where only that is there."""
+    local = columns.get(name, name)
+    return name if local not in table.columns and name in table.columns else local
 
 
 def identifiers(table: pd.DataFrame, column: str, *, where: str, error: type[DataError], unique: bool) -> pd.Series:

@@ -13,6 +13,7 @@ import pandas as pd
 from modaltune.data.bag_files import open_bag
 from modaltune.data.bags import check_features
 from modaltune.data.cohort import Bag
+from modaltune.data.slide_table import absent_files, shared_files
 from modaltune.data.tables import rows
 from modaltune.doctor.finding import Finding, error, from_error, ok, warning
 from modaltune.doctor.site_files import SiteFiles
@@ -54,14 +55,14 @@ def slides(site: SiteFiles) -> Iterator[Finding]:
     if not os.path.isdir(features):
         yield error(f"paths.features: {folder} is not a folder", "correct it in site.toml")
         return
-    absent = ~table["file"].map(lambda file: os.path.isfile(features / file))
+    absent = absent_files(table["file"], features)
     if absent.any():
-        inside = table["file"][absent].map(lambda file: os.path.isfile(features / Path(file).name))
+        inside = ~absent_files(table["file"][absent].map(lambda file: Path(file).name), features)
         fix = f"put the files into {folder}/ or remove the rows"
         if inside.all():
             fix = f"file is a path inside {folder}/: leave {folder}/ or other folders out of it"
         yield error(f"the feature file is absent in {rows(absent)}", fix)
-    shared = table["file"].duplicated(keep=False)
+    shared = shared_files(table["file"], features)
     if shared.any():
         yield error(f"one feature file stands for several slides in {rows(shared)}", "name each slide's own file")
     used = {Path(file) for file in table["file"]}

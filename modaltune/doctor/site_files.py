@@ -18,7 +18,7 @@ from modaltune.data.site import (
     slide_table,
     with_splits,
 )
-from modaltune.data.tables import identifiers, read_table
+from modaltune.data.tables import identifiers, local_name, read_table
 from modaltune.errors import CaseTableError, ModalityError
 from modaltune.federation.study import Study
 from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
@@ -156,13 +156,13 @@ class SiteFiles:
 
     def key(self, table: pd.DataFrame) -> str:
         """Name of the identifier column of a table."""
-        local = self.config.columns.get("case_id", "case_id")
-        return local if local in table.columns else "case_id"
+        return local_name("case_id", self.config.columns, table)
 
     def _canonical(self, *names: str, tasks: tuple[str, ...] = ()) -> pd.DataFrame:
         """One row a case, with these columns and the identifier under canonical names."""
         wanted = ("case_id", *names, *(["censorship"] if "survival" in tasks else []))
         local = {name: column for name, column in self.config.columns.items() if name in wanted}
+        local |= {name: self.config.columns[name] for name in ("slide_id",) if name in self.config.columns}
         columns = {name: column for name, column in local.items() if column in self.cases}
         return canonical_cases(self.cases, columns=columns, tasks=tasks, where=self.where(self.config.paths.cases))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from modaltune.data.sample_map import TCGA_SAMPLE
-from modaltune.data.site import SLIDE_COLUMNS
+from modaltune.data.slide_table import SLIDE_COLUMNS
 from modaltune.data.tables import identifiers, read_table
 from modaltune.errors import FeatureFileError, SlideError
 from modaltune.storage import write_text

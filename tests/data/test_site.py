@@ -98,6 +98,43 @@ def test_local_columns_and_codes_are_mapped(site: Path) -> None:
     assert cases["karnofsky"].eq(80).all()
 
 
+def rename(site: Path, table: str, **names: str) -> None:
+    edit(site, table, lambda frame: frame.rename(columns=names))
+
+
+def test_a_mapping_holds_for_the_slides_table_and_the_splits_file_too(site: Path) -> None:
+    expected = load_site(site, split_salt="s", labels=LABELS)
+    for table in ("cases.parquet", "expression.parquet", "slides.csv"):
+        rename(site, table, case_id="patient", slide_id="scan", file="bag")
+    edit(site, "cases.parquet", lambda cases: cases.drop(columns="split"))
+    pd.DataFrame({"patient": IDS, "split": ["train"] * 5 + ["val"] + ["test"] * 2}).to_csv(site / "s.csv", index=False)
+    mapping = '[columns]\ncase_id = "patient"\nslide_id = "scan"\nfile = "bag"\n[splits]\nfile = "s.csv"\n'
+    (site / "site.toml").write_text(TOML + mapping)
+    cohort = load_site(site, split_salt="s", labels=LABELS)
+    pd.testing.assert_frame_equal(cohort.cases, expected.cases)
+    assert list(cohort.bags) == list(expected.bags)
+
+
+def test_a_mapped_column_that_the_slides_table_lacks_is_asked_for_by_its_local_name(site: Path) -> None:
+    rename(site, "cases.parquet", case_id="patient")
+    rename(site, "slides.csv", case_id="owner")
+    (site / "site.toml").write_text(TOML + '[columns]\ncase_id = "patient"\n')
+    with pytest.raises(FeatureFileError, match=r"slides.csv: column 'patient' is missing among 3"):
+        load_site(site, split_salt="s")
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_feature_file_of_two_slides_is_refused_under_any_name(linked: bool, site: Path) -> None:
+    first, name = f"{IDS[0]}-S9.h5", "again.h5" if linked else f"../features/{IDS[0]}-S9.h5"
+    if linked:
+        (site / "features" / name).symlink_to(site / "features" / first)
+    edit(site, "slides.csv", put("file", 4, name))
+    with pytest.raises(
+        FeatureFileError, match=r"several slides in 2 rows \(first: row 1\); name each slide's own file"
+    ):
+        load_site(site, split_salt="s")
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
 def test_text_tables_give_the_same_cohort(suffix: str, site: Path) -> None:
     expected = load_site(site, split_salt="s", labels=LABELS)

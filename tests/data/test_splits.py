@@ -19,7 +19,9 @@ def load(folder: Path, text: str, **options: object) -> dict[str, str]:
     (folder / "s.csv").write_text(text)
     config = SplitsConfig.model_validate({"file": "s.csv", **options})
     slides = {"a1": "a", "a2.svs": "a", "b1": "b"}
-    return {str(k): v for k, v in load_splits(folder, config, cases=CASES, slides=slides, site="H1").items()}
+    return {
+        str(k): v for k, v in load_splits(folder, config, cases=CASES, slides=slides, columns={}, site="H1").items()
+    }
 
 
 def test_a_table_of_cases_says_their_splits(tmp_path: Path) -> None:
