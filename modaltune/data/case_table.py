@@ -9,6 +9,7 @@ import pandas as pd
 
 from modaltune.data.clinical import one_row_a_case, with_known_columns
 from modaltune.data.cohort import SPLITS
+from modaltune.data.column_names import REVERSED, named
 from modaltune.data.follow_up import clean_follow_up, event_values, states_deaths
 from modaltune.data.tables import identifiers, numbers, rows
 from modaltune.errors import CaseTableError, LabelError
@@ -144,6 +145,12 @@ def _with_event(table: pd.DataFrame, columns: Mapping[str, str], where: str) -> 
                 f" event = {columns['censorship']!r} into [columns] of site.toml in its place"
             )
         return table.assign(event=1 - event_values(table["censorship"], columns["censorship"], where))
+    local = columns.get("event", "event")
+    if "event" in table and named([local], REVERSED) and not states_deaths(table["event"]):
+        raise CaseTableError(
+            f"{where}: [columns] of site.toml has event = {local!r}, and 1 in a column of that name means that no death"
+            f" was observed; write censorship = {local!r} in its place, or rename the column if its 1 is death"
+        )
     suspects = [name for name in map(str, table.columns) if "censor" in name.lower()]
     if "event" not in table and suspects:
         raise CaseTableError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
+
+from modaltune.data.column_names import means
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "case_id": (
@@ -45,16 +46,8 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 """Canonical column -> other names of the same thing, in snake case, the likeliest first."""
 
 IN_DAYS = ("days_to_death", "days_to_last_follow_up", "days_to_last_followup", "os_days", "os_time", "survival_days")
-REVERSED = ("censorship", "censored", "censor", "alive", "is_censored", "os_censor")
-"""Columns in which 1 usually means that no death was observed: the opposite of ``event``."""
 CHOICES = ("event", "time_months")
 """Columns that a wrong guess would turn round or stretch in silence."""
-
-
-def snake(name: str) -> str:
-    """A column name in snake case: ``"OS Months"`` and ``"osMonths"`` become ``"os_months"``."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
-    return re.sub(r"[^a-z0-9]+", "_", words.lower()).strip("_")
 
 
 def suggestions(columns: Iterable[str]) -> dict[str, list[str]]:
@@ -64,17 +57,7 @@ def suggestions(columns: Iterable[str]) -> dict[str, list[str]]:
     for canonical, names in ALIASES.items():
         if canonical in local:
             continue
-        found = [column for name in (canonical, *names) for column in local if _means(column, name)]
+        found = [column for name in (canonical, *names) for column in local if means(column, name)]
         if found:
             out[canonical] = list(dict.fromkeys(found))
     return out
-
-
-def _means(column: str, name: str) -> bool:
-    found = snake(column)
-    return found == name or re.fullmatch(rf"{name}_(dss|pfi|dfi|os)", found) is not None
-
-
-def named(columns: Iterable[str], names: Iterable[str]) -> list[str]:
-    """Columns whose name is one of some names, with or without an endpoint (``_dss``, ``_pfi``)."""
-    return [column for column in columns if any(_means(column, name) for name in names)]

@@ -8,9 +8,10 @@ from pathlib import Path
 import tomlkit
 
 from modaltune.data.case_table import labelled, task_columns
+from modaltune.data.column_names import REVERSED, named
 from modaltune.data.site import SITE_FILE
 from modaltune.errors import SiteFolderError
-from modaltune.onboarding.columns import CHOICES, IN_DAYS, REVERSED, named, suggestions
+from modaltune.onboarding.columns import CHOICES, IN_DAYS, suggestions
 from modaltune.onboarding.folder import Folder
 from modaltune.storage import write_text
 

@@ -10,12 +10,13 @@ from pandas.api.types import is_numeric_dtype
 
 from modaltune.data.case_table import CANONICAL
 from modaltune.data.clinical import with_known_columns
+from modaltune.data.column_names import REVERSED, named
 from modaltune.data.expression_files import GENE_COLUMNS
 from modaltune.data.slide_table import SLIDE_COLUMNS
 from modaltune.data.table_files import FORMATS, file_format
 from modaltune.data.tables import read_table
 from modaltune.errors import DataError, SiteFolderError
-from modaltune.onboarding.columns import IN_DAYS, REVERSED, named, suggestions
+from modaltune.onboarding.columns import IN_DAYS, suggestions
 
 MANY = 20
 """Numeric columns that make a table one of genes."""

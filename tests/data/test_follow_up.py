@@ -88,6 +88,21 @@ def test_deaths_in_words_are_an_event_and_no_censorship(words: tuple[str, str]) 
         cleaned("censorship")
 
 
+@pytest.mark.parametrize("local", ["alive", "Survived", "living_status", "survived_dss"])
+def test_a_column_of_the_living_is_no_event_unless_it_says_so_in_words(local: str) -> None:
+    table = pd.DataFrame({"case_id": ["a", "b"], "time_months": [3.0, 5.0], local: [1, 0]})
+
+    def cleaned(canonical: str, table: pd.DataFrame) -> list[float]:
+        columns = {canonical: local}
+        cases = clean_cases(table, site="H1", where="t", tasks=["survival"], columns=columns, codes={}, labels={})
+        return cases["event"].tolist()
+
+    with pytest.raises(CaseTableError, match=f"event = '{local}', .*; write censorship = '{local}' in its place"):
+        cleaned("event", table)
+    assert cleaned("censorship", table) == [0, 1]
+    assert cleaned("event", table.assign(**{local: ["Alive", "Dead"]})) == [0, 1]
+
+
 def test_other_words_and_decimal_commas_say_what_is_expected() -> None:
     with pytest.raises(CaseTableError, match=r"expected 1 or 0 .* in event also Alive and Dead"):
         event_values(pd.Series(["yes", "no", "yes"]), "event", "t")

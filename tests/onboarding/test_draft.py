@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 import modaltune.cli
 from modaltune.data.bags import write_bag
 from modaltune.data.cohort import Bag
+from modaltune.data.column_names import snake
 from modaltune.data.site import load_site, read_site_config
 from modaltune.errors import ModalTuneError, SiteFolderError
-from modaltune.onboarding.columns import snake, suggestions
+from modaltune.onboarding.columns import suggestions
 from modaltune.onboarding.draft import draft, write_draft
 from modaltune.onboarding.folder import Folder, survey
 
