@@ -30,6 +30,17 @@ MOST_CODES = 60
 SHOWN = 3
 UNKNOWN = {*GDC_MISSING, "n/a", "na", "nan", "none", "missing", "not available", "not known", "x", "?", "-"}
 """Codes that mean that the label is not known."""
+_DASHES = re.compile("[\u2010-\u2015\u2212]")
+_TELLING = re.compile(
+    r"""[^\W_]               # a letter or digit
+    |[+<>=\u2264\u2265\u00b1?]
+    |(?<=\d)[-./,](?=\d)    # between digits
+    |(?<=\S)-(?!\w)         # a minus: at the end of a word,
+    |-(?=\s*$)              # of the text,
+    |(?<!\w)-(?=\d)         # or before a number; between words it is a hyphen
+    """,
+    re.VERBOSE,
+)
 LEAST_LIKE = 0.25
 """Cosine similarity below which an order is chance: IDC has less than 0.1 to either carcinoma of BRCA."""
 Mapped = dict[str, dict[str, str]]
@@ -42,7 +53,8 @@ class LocalCode:
 
     Attributes:
         cases: how many rows have it.
-        match: the value that it equals but for letter case, spaces and punctuation; empty = it says "not known".
+        match: the value that it equals but for letter case, spaces and punctuation that tells nothing; empty = it says
+            "not known".
         suggestions: (value, cosine similarity of the texts), best first; empty for a code without letters.
     """
 
@@ -83,7 +95,8 @@ def _match(code: str, task: TaskSpec) -> str | None:
 
 
 def _bare(text: str) -> str:
-    return re.sub(r"[\W_]+", "", text.casefold())
+    """Letters, digits, and the marks that tell one value from another: HER2- is not HER2+, 1-2 not 12."""
+    return "".join(_TELLING.findall(_DASHES.sub("-", text.casefold())))
 
 
 def ranked(codes: Iterable[LocalCode], tasks: Sequence[TaskSpec], encoder: TextEncoder) -> list[LocalCode]:

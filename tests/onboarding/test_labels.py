@@ -14,7 +14,7 @@ from modaltune.data.site import load_site, read_site_config
 from modaltune.doctor.site_files import SiteFiles
 from modaltune.encoders.text import text_encoder
 from modaltune.errors import ConfigError, LabelError
-from modaltune.federation.study import TaskSpec
+from modaltune.federation.study import Label, TaskSpec
 from modaltune.onboarding.commands import summary
 from modaltune.onboarding.labels import LEAST_LIKE, LocalCode, _match, accepted, asked, local_codes, ranked, store
 from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
@@ -71,6 +71,29 @@ def test_only_what_neither_vocabulary_nor_site_file_knows_is_a_code(codes: list[
         ("lobular type", 1, None),
         ("Invasive-ductal  CARCINOMA.", 1, DUCTAL),
     }
+
+
+@pytest.mark.parametrize(
+    ("code", "match"),
+    [
+        ("her2 +", "HER2+"),
+        ("HER2-", None),
+        ("HER2 \u2212", None),
+        ("HER2 (-)", None),
+        ("HER2+?", None),
+        ("> 50%", ">50 %"),
+        ("<50%", None),
+        (">=50%", None),
+        ("Grade 1 - low", "grade-1 (low)"),
+        ("grade 1-2, low", None),
+        ("12 cm", None),
+        ("1,2 cm", None),
+    ],
+)
+def test_signs_that_tell_values_apart_are_not_punctuation(code: str, match: str | None) -> None:
+    values = ("HER2+", ">50 %", "grade-1 (low)", "1.2 cm")
+    labels = tuple(Label(value=value, text=value) for value in values)
+    assert _match(code, TaskSpec(name="marker", kind="nominal", template="{text}", labels=labels)) == match
 
 
 def test_like_values_are_suggested_and_numbers_get_none(codes: list[LocalCode], tasks: tuple[TaskSpec, ...]) -> None:
