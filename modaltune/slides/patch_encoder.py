@@ -2,8 +2,9 @@
 
 - ``efficientnet-lite0``: comes with the set-up. Trained on photographs (ImageNet), NOT a pathology model: to try things
   out.
-- a folder in ``$MODALTUNE_ENCODERS``, or a path: as the hub lays a timm model out, ``config.json`` and the weights.
-  Prov-GigaPath's tile encoder, UNI, Virchow and their like come so.
+- a folder in ``$MODALTUNE_ENCODERS``, by its name on the hub (``MahmoodLab/UNI``) or another, or a path: as the hub
+  lays a timm model out, ``config.json`` and the weights. Prov-GigaPath's tile encoder, UNI, Virchow and their like come
+  so.
 - any timm architecture with a weights file.
 """
 
@@ -27,6 +28,7 @@ from modaltune.errors import ConfigError, ModelFileError
 from modaltune.storage import digest_state
 
 EMBEDDED = "efficientnet-lite0"
+_HUB = "hf-hub:"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -34,7 +36,7 @@ class PatchEncoder:
     """A frozen model from RGB patches to features.
 
     Attributes:
-        name: as it was asked for.
+        name: as it was asked for; of a path the last part.
         sha256: of the weights.
         prepare: one RGB image to uint8 ``[3, H, W]`` of the size that the model takes.
     """
@@ -81,7 +83,8 @@ def patch_encoder(name: str, weights: Path | None = None, device: torch.device |
     """The encoder of a name.
 
     Args:
-        name: ``efficientnet-lite0``, a folder in ``$MODALTUNE_ENCODERS``, a path, or with ``weights`` a timm model.
+        name: ``efficientnet-lite0``, a folder in ``$MODALTUNE_ENCODERS`` (``hf-hub:`` before it may stand), a path, or
+            with ``weights`` a timm model.
         weights: safetensors, ``.pth`` or ``.bin`` file with every tensor of that timm model; its classifier may lack.
         device: default the GPU when there is one.
     Raises:
@@ -89,14 +92,23 @@ def patch_encoder(name: str, weights: Path | None = None, device: torch.device |
         ModelFileError: weights absent, damaged, or not those of the model.
     """
     _torchvision.install()
+    name = name.removeprefix(_HUB)
     if weights is not None:
         model = _from_file(name, weights)
     elif name == EMBEDDED:
         model = _embedded()
     else:
-        model = _from_folder(Path(name).expanduser() if os.sep in name else encoders_folder() / name)
+        folder = _folder(name)
+        model = _from_folder(folder)
+        name = name if folder == encoders_folder() / name and not Path(name).is_absolute() else folder.name
     chosen = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return PatchEncoder(Path(name).name, model, chosen)
+    return PatchEncoder(name, model, chosen)
+
+
+def _folder(name: str) -> Path:
+    """A folder where encoders lie, before a path of that name."""
+    here, path = encoders_folder() / name, Path(name).expanduser()
+    return path if os.sep in name and path.is_dir() and not here.is_dir() else here
 
 
 def _embedded(classifier: bool = False) -> Any:

@@ -58,6 +58,20 @@ def test_a_folder_is_found_by_name_where_encoders_lie(
     assert (found.name, found.sha256) == (tiny_encoder.name, tiny_encoder.sha256) == ("tiny", tiny_encoder.sha256)
 
 
+@pytest.mark.parametrize("asked", ["MahmoodLab/UNI", "hf-hub:MahmoodLab/UNI"])
+def test_a_name_on_the_hub_is_a_folder_where_encoders_lie(
+    asked: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODALTUNE_ENCODERS", str(tmp_path))
+    (tmp_path / "MahmoodLab").mkdir()
+    (tmp_path / "MahmoodLab" / "UNI").symlink_to(tiny_folder)
+    assert patch_encoder(asked, device=CPU).name == "MahmoodLab/UNI"
+    with pytest.raises(ModelFileError, match=f"{tmp_path}/MahmoodLab/UNI2 is no timm model folder"):
+        patch_encoder("MahmoodLab/UNI2")
+    monkeypatch.chdir(tiny_folder.parent)
+    assert patch_encoder("./tiny", device=CPU).name == "tiny"
+
+
 def test_gated_layers_and_tokens_are_handled_as_virchow_publishes_them(tmp_path: Path) -> None:
     """config.json cannot name SwiGLU; features are the class token beside the mean of the patch tokens."""
     from timm.layers.mlp import SwiGLUPacked
