@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -64,12 +65,27 @@ def write_bag(
         name: name of the slide, default the file's.
         magnification: objective power of the patches and of level 0.
         attributes: further ones of ``coords``, or others than those that follow from the bag.
+    Raises:
+        OSError: the file cannot be written, whole; nothing of it stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     title = name or path.stem
-    width, height = (int(edge) for edge in bag.coords.max(axis=0) + bag.patch_size_level0)
     partial = path.with_name(f".{path.name}.partial")
-    with h5py.File(partial, "w") as file:
+    try:
+        _write_hdf5(partial, bag, encoder, magnification, title, attributes or {})
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # HDF5 raises either where the disk is full, with the file's name
+        number = getattr(error, "errno", None) or errno.EIO
+        raise OSError(number, f"{os.strerror(number)}; no bag was written", str(path.parent)) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_hdf5(
+    path: Path, bag: Bag, encoder: str, magnification: int, title: str, more: Mapping[str, str | int | float]
+) -> None:
+    width, height = (int(edge) for edge in bag.coords.max(axis=0) + bag.patch_size_level0)
+    with h5py.File(path, "w") as file:
         features = file.create_dataset("features", data=np.asarray(bag.features, dtype=np.float32))
         features.attrs.update({"name": title, "savetodir": "", "encoder": encoder})
         coords = file.create_dataset("coords", data=bag.coords.astype(np.int64))
@@ -77,8 +93,7 @@ def write_bag(
         coords.attrs.update({"patch_size": bag.patch_size_level0, "patch_size_level0": bag.patch_size_level0})
         coords.attrs.update({"level0_magnification": magnification, "target_magnification": magnification})
         coords.attrs.update({"level0_width": width, "level0_height": height})
-        coords.attrs.update(attributes or {})
-    os.replace(partial, path)
+        coords.attrs.update(more)
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,17 @@ def run(
         str, typer.Option(help="efficientnet-lite0, a folder in $MODALTUNE_ENCODERS, a path, or a timm model.")
     ],
     weights: Annotated[Path | None, typer.Option(help="Weights file, when --encoder is a timm model.")] = None,
-    mpp: Annotated[float, typer.Option(min=0.05, max=10, help="Micrometres per pixel of a patch.")] = 0.5,
+    mpp: Annotated[
+        float | None,
+        typer.Option(
+            min=0.05,
+            max=10,
+            help="Micrometres per pixel of a patch (0.5); once typed, also of slides whose header has none.",
+        ),
+    ] = None,
     patch: Annotated[int, typer.Option(min=16, help="Edge of a patch in those pixels.")] = 256,
     slide_mpp: Annotated[
-        float | None, typer.Option(min=0.05, max=10, help="Micrometres per pixel of slides whose header has none.")
+        float | None, typer.Option(min=0.05, max=10, help="The same where it is not that of the patches.")
     ] = None,
     upsample: Annotated[bool, typer.Option("--upsample", help="Enlarge slides coarser than --mpp.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read; 0 = none of their own.")] = _WORKERS,
@@ -54,13 +61,18 @@ def run(
     extraction = Extraction(
         out=out,
         encoder=patch_encoder(encoder, weights),
-        patches=Patches(mpp=mpp, size=patch, slide_mpp=slide_mpp, upsample=upsample),
+        patches=Patches(mpp=mpp or 0.5, size=patch, slide_mpp=slide_mpp or mpp, upsample=upsample),
         pace=Pace(workers=workers, batch=batch),
     )
     if encoder == EMBEDDED:
         progress_line(False)(f"{EMBEDDED} was trained on photographs: it is no pathology model, use it to try things")
     outcome = _with_progress(extraction, slides)
     _say_outcome(outcome, out)
+    if outcome.assumed and slide_mpp is None:
+        progress_line(False)(
+            f"{outcome.assumed} slides have no micrometres per pixel in the header and were taken to have --mpp {mpp};"
+            " where that is wrong, remove their bags and give --slide-mpp"
+        )
     if not outcome.done + outcome.kept + outcome.busy:
         raise SlideError(f"none of {outcome.slides} slides could be used; the reasons are in {out / 'failures.csv'}")
     if json:
@@ -73,6 +85,7 @@ def _with_progress(extraction: Extraction, slides: Path) -> Outcome:
         BarColumn(),
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
+        TextColumn("left"),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         row = bar.add_task("slides", total=None, slides="", speed="")
@@ -83,7 +96,7 @@ def _with_progress(extraction: Extraction, slides: Path) -> Outcome:
                 total=outcome.slides - outcome.kept,  # what an earlier run did tells nothing about the time left
                 completed=outcome.ended - outcome.kept + share,
                 slides=f"slide {min(outcome.ended + 1, outcome.slides)} of {outcome.slides}",
-                speed=f"{_speed(outcome):.0f} patches/s",
+                speed=_speeds(outcome, share),
             )
 
         return extraction.run(slides, say)
@@ -91,6 +104,12 @@ def _with_progress(extraction: Extraction, slides: Path) -> Outcome:
 
 def _speed(outcome: Outcome) -> float:
     return outcome.patches / outcome.seconds if outcome.seconds else 0.0
+
+
+def _speeds(outcome: Outcome, share: float) -> str:
+    """Patches and slides a second; ``share`` is the part of the present slide that is done."""
+    slides = (outcome.done + share) / outcome.seconds if outcome.seconds else 0.0
+    return f"{_speed(outcome):.0f} patches/s, {slides:.2g} slides/s"
 
 
 def _say_outcome(outcome: Outcome, out: Path) -> None:

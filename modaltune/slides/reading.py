@@ -80,7 +80,8 @@ def read_scan(slide: OpenSlide, slide_mpp: float | None) -> Scan:
             problem = f"says {found:.1f}" if found else "has no"
             raise SlideError(
                 f"the header {problem} micrometres per pixel, expected {low} to {high}; "
-                "look it up at the scanner and give --slide-mpp (about 0.25 for 40x, 0.5 for 20x)"
+                "look it up at the scanner and give --slide-mpp (about 0.25 for 40x, 0.5 for 20x), or type --mpp where "
+                "the patches have the same"
             )
         across = down = slide_mpp
     if abs(across - down) > 0.05 * across:

@@ -36,6 +36,7 @@ class Outcome:
         seconds: that it took.
         not_primary: bags of TCGA slides of other than primary tumours, left out of ``slides.csv``.
         made: names of the slides done.
+        assumed: slides done whose resolution an option gave.
     """
 
     slides: int
@@ -47,6 +48,7 @@ class Outcome:
     seconds: float = 0.0
     not_primary: int = 0
     made: list[str] = field(default_factory=list)
+    assumed: int = 0
 
     @property
     def ended(self) -> int:
@@ -80,6 +82,7 @@ class Extraction:
         Raises:
             SlideError: no slide, or none could be used.
             ConfigError: bags in ``out`` were made with other settings.
+            OSError: a file could not be written; the tables say what is done.
         """
         sources = find_slides(slides)
         finished = {source.slide_id for source in sources if self._is_finished(source)}
@@ -89,17 +92,19 @@ class Extraction:
             outcome.seconds = time.monotonic() - start
             say(outcome, share)
 
-        for source in sources:
-            if source.slide_id in names:
-                outcome.failures.append((source, "another slide has the same name; rename one"))
-            elif source.slide_id in finished:
-                outcome.kept += 1
-            else:
-                self._extract(source, outcome, told)
-            names.add(source.slide_id)
-            told(0.0)
-        write_failures(self.out / "failures.csv", outcome.failures)
-        outcome.not_primary = write_slides_table(self.out / "slides.csv", self.out / "features", outcome.made)
+        try:
+            for source in sources:
+                if source.slide_id in names:
+                    outcome.failures.append((source, "another slide has the same name; rename one"))
+                elif source.slide_id in finished:
+                    outcome.kept += 1
+                else:
+                    self._extract(source, outcome, told)
+                names.add(source.slide_id)
+                told(0.0)
+        finally:  # what stops a run, such as a full disk, loses nothing of what is done
+            write_failures(self.out / "failures.csv", outcome.failures)
+            outcome.not_primary = write_slides_table(self.out / "slides.csv", self.out / "features", outcome.made)
         return outcome
 
     def _extract(self, source: Source, outcome: Outcome, told: Callable[[float], None]) -> None:
@@ -117,6 +122,9 @@ class Extraction:
                     outcome.made.append(source.slide_id)
                 except SlideError as error:
                     outcome.failures.append((source, str(error)))
+                except OSError as error:
+                    outcome.failures.append((source, f"could not be written: {error.strerror}; the run ended here"))
+                    raise
 
     def _one(self, source: Source, file: Path, outcome: Outcome, told: Callable[[float], None]) -> None:
         layout = lay_out(source.path, self.patches)
@@ -130,6 +138,7 @@ class Extraction:
         bag = encode_patches(source.path, layout, self.patches, self.pace, self.encoder, count)
         facts = {**self._attributes(layout), SOURCE: source_mark(source.path)}
         write_bag(file, bag, encoder=self.encoder.name, name=source.slide_id, attributes=facts)
+        outcome.assumed += layout.scan.mpp_from == "option"
 
     def _bag_file(self, source: Source) -> Path:
         return self.out / "features" / f"{source.slide_id}.h5"

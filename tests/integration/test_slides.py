@@ -92,6 +92,9 @@ def test_slides_without_a_resolution_need_the_option(
     assert "the header has no micrometres per pixel" in reason
     assert "--slide-mpp" in reason
     assert "TCGA-CR" not in ran.err
+    ran = command(modaltune.cli.main, "slides", "run", *arguments, "--mpp", 1, "--json")
+    assert (ran.code, json.loads(ran.out)["done"]) == (0, 1)
+    assert "1 slides have no micrometres per pixel in the header and were taken to have --mpp 1.0" in ran.err
 
 
 def test_a_site_made_of_slides_passes_the_check_and_trains_a_round(

@@ -14,6 +14,7 @@ pytest.importorskip("openslide", reason="the extra 'slides' is not installed")
 
 from modaltune.data.bags import read_bag
 from modaltune.errors import ConfigError, FeatureFileError, SlideError
+from modaltune.slides.cli import _speeds
 from modaltune.slides.extraction import Pace, Patches
 from modaltune.slides.folder import find_slides, source_mark
 from modaltune.slides.lock import locked
@@ -246,6 +247,42 @@ def test_a_broken_slide_never_stops_the_run(
     assert not any(PATIENT in reason for _, reason in outcome.failures)
     assert (out / "thumbnails" / "b-bare-glass.png").is_file()
     assert not list((out / "features").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError(28, "No space left: TCGA-AA-1234"), RuntimeError("TCGA-AA-1234.h5.partial")]
+)
+def test_a_full_disk_ends_the_run_with_its_tables_and_without_half_a_bag(
+    failure: Exception, slides: Path, extraction: Extraction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = h5py.Group.create_dataset
+
+    def full(group: h5py.Group, name: str, *arguments: object, **options: object) -> h5py.Dataset:
+        if name == "coords" and group.file.filename.endswith(f".{TUMOUR}.h5.partial"):
+            raise failure
+        return create(group, name, *arguments, **options)
+
+    monkeypatch.setattr(h5py.Group, "create_dataset", full)
+    with pytest.raises(OSError, match="no bag was written") as caught:
+        extraction.run(slides, quiet)
+    assert PATIENT not in str(caught.value)
+    assert sorted(os.listdir(extraction.out / "features")) == ["H-17.h5"]
+    assert pd.read_csv(extraction.out / "slides.csv")["slide_id"].tolist() == ["H-17"]
+    (reason,) = pd.read_csv(extraction.out / "failures.csv")["reason"]
+    assert reason.startswith("could not be written: ")
+    monkeypatch.undo()
+    assert (outcome := extraction.run(slides, quiet)).done == 2
+    assert (outcome.kept, outcome.failures) == (1, [])
+
+
+def test_slides_of_an_assumed_resolution_are_counted(tmp_path: Path, tiny_encoder: PatchEncoder) -> None:
+    write_slide(tmp_path / "slides" / "a.tiff", [PICTURE], mpp=None)
+    write_slide(tmp_path / "slides" / "b.tiff", [PICTURE])
+    assert of(tmp_path / "out", tiny_encoder, slide_mpp=0.5).run(tmp_path / "slides", quiet).assumed == 1
+
+
+def test_the_bar_tells_patches_and_slides_a_second() -> None:
+    assert _speeds(Outcome(slides=9, done=2, patches=900, seconds=50.0), 0.5) == "18 patches/s, 0.05 slides/s"
 
 
 def test_a_slide_in_the_hands_of_another_process_is_left_to_it(slides: Path, extraction: Extraction) -> None:
