@@ -21,8 +21,9 @@ from modaltune.data.cohort import Cohort
 from modaltune.data.fewer_patches import until_it_fits
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.data.site import load_site, read_site_config, state_folder
+from modaltune.data.slide_settings import check_slides
 from modaltune.drift import Drift
-from modaltune.errors import FeatureFileError, FederationError, ProbeError
+from modaltune.errors import FederationError, ProbeError
 from modaltune.evaluation.federated import site_counts
 from modaltune.evaluation.metrics import Floats
 from modaltune.evaluation.predictions import Families, embed_cases, events_behind, metric_rows, outcome_groups, predict
@@ -92,12 +93,7 @@ class Site:
         labels = {task.name: task.values for task in study.tasks if task.kind != "survival"}
         self.cohort: Cohort = load_site(folder, split_salt=study.digest, labels=labels)
         self.prepared = PreparedCases(self.cohort, study, self.memory, self.state_folder / "prefix")
-        width = self.cohort.patch_width
-        if width is not None and width != study.slides.in_width:
-            raise FeatureFileError(
-                f"site {self.cohort.site}: bags have {width} features per patch but study {study.name} needs"
-                f" {study.slides.in_width}; extract them with the encoder that the study names"
-            )
+        check_slides(self.cohort, study)
 
     @staticmethod
     @lru_cache(maxsize=16)

@@ -23,6 +23,7 @@ from torch import Tensor
 from modaltune.data.batch import CaseTensors
 from modaltune.data.preprocessing import Preprocessing, prepare
 from modaltune.data.site import load_site, read_site_config, state_folder
+from modaltune.data.slide_settings import check_slides
 from modaltune.errors import ConfigError, DataError
 from modaltune.federation.capability import check_coverage
 from modaltune.federation.statistics import pooled_preprocessing, site_statistics
@@ -82,6 +83,7 @@ class LocalTraining:
         self.prefix_folder = state_folder(site) / "prefix"
         labels = {task.name: task.values for task in study.tasks if task.kind != "survival"}
         self.cohort = load_site(site, split_salt=study.digest, labels=labels)
+        check_slides(self.cohort, study)
         held = tuple(task for task in study.tasks if task.name in self.cohort.tasks)
         if not held:
             raise DataError(f"site {self.cohort.site} labels no task of study {study.name}; see tasks in site.toml")

@@ -13,6 +13,7 @@ import pandas as pd
 from modaltune.data.bag_files import open_bag
 from modaltune.data.bags import check_features
 from modaltune.data.cohort import Bag
+from modaltune.data.slide_settings import SlideSettings, difference
 from modaltune.data.slide_table import absent_files, shared_files
 from modaltune.data.tables import rows
 from modaltune.doctor.finding import Finding, error, from_error, ok, warning
@@ -187,6 +188,13 @@ def _study(site: SiteFiles, facts: pd.DataFrame) -> Iterator[Finding]:
             f"study {site.study.name} needs {asked.in_width} features per patch, not so in {rows(wrong)}",
             "extract the slides with the patch encoder that the study names",
         )
+    said = [difference(_settings(fact), asked) for _, fact in facts.iterrows()]
+    if first := next(filter(None, said), None):
+        unlike = pd.Series([text is not None for text in said], index=facts.index)
+        yield error(
+            f"not made as study {site.study.name} says in {rows(unlike)}; the first has {first}",
+            "extract these slides as the study says under [slides]",
+        )
     uneven = facts["patches"].notna() & (facts["patches"] != asked.rows)
     if asked.standardise == "position" and uneven.any():
         yield error(f"the study needs {asked.rows} rows a bag, not so in {rows(uneven)}", "build these bags again")
@@ -197,3 +205,9 @@ def _study(site: SiteFiles, facts: pd.DataFrame) -> Iterator[Finding]:
             f"slide encoder {asked.encoder} reads patches of {name}, but another encoder is stated in {rows(other)}",
             "make sure that the features are of the encoder that the study names",
         )
+
+
+def _settings(fact: pd.Series) -> SlideSettings:
+    """One row of :class:`SlideFacts`."""
+    encoder, mpp, size = (None if pd.isna(fact[name]) else fact[name] for name in ("encoder", "mpp", "patch_size"))
+    return SlideSettings(patch_encoder=encoder, mpp=mpp, patch_size=None if size is None else int(size))

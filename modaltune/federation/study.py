@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from modaltune.errors import ConfigError
 from modaltune.federation.label_names import labels_in_disguise
@@ -149,6 +149,9 @@ class SlideSpec(Part):
     Attributes:
         encoder: ``small`` is built in, random and says nothing about slides; ``vit`` is a plain vision transformer.
         in_width: features per patch.
+        patch_encoder: name of the patch encoder that made them, as feature files state it; not given = not compared.
+        mpp: micrometres per pixel of the patches, likewise.
+        patch_size: edge of a patch in those pixels, likewise.
         width, depth: of the frozen encoder.
         sha256: digest of the frozen weights, checked at every site.
         standardise: ``none``, ``feature`` (pooled mean and deviation of each feature) or ``position`` (the same per
@@ -161,6 +164,9 @@ class SlideSpec(Part):
 
     encoder: Literal["small", "longnet", "titan", "vit"] = "small"
     in_width: Annotated[int, Field(gt=0)]
+    patch_encoder: Annotated[str, Field(pattern=r"^[\w.+/@-]{1,64}$")] | None = None
+    mpp: Annotated[float, Field(ge=0.05, le=10)] | None = None
+    patch_size: Annotated[int, Field(gt=0)] | None = None
     width: Annotated[int, Field(gt=0, multiple_of=4)] = 64
     depth: Annotated[int, Field(gt=0)] = 2
     sha256: Digest
@@ -177,6 +183,11 @@ class SlideSpec(Part):
         if self.resample and self.cache_embedding:
             raise ValueError("resample draws other patches in each epoch: it cannot go with cache_embedding")
         return self
+
+    @model_serializer(mode="wrap")
+    def _what_it_says(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what it does not say, so that studies from before there was a field keep their digest."""
+        return {name: value for name, value in serialise(self).items() if value is not None}
 
 
 class TextSpec(Part):

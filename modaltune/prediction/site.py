@@ -12,6 +12,7 @@ from modaltune.data.batch import CaseTensors
 from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing, prepare
 from modaltune.data.site import SiteConfig, load_site, read_cases, read_site_config
+from modaltune.data.slide_settings import difference, stated
 from modaltune.errors import ConfigError, DataError, FeatureFileError
 from modaltune.evaluation.external import panel_expression
 from modaltune.federation.study import Study
@@ -137,6 +138,8 @@ def _require_width(cohort: Cohort, study: Study) -> None:
             f"site {cohort.site}: bags have {width} features per patch but the model needs {study.slides.in_width};"
             " extract them with the patch encoder that the model was trained with"
         )
+    if differs := difference(stated(cohort), study.slides):
+        raise FeatureFileError(f"site {cohort.site}: the bags have {differs} of the model; extract them as it says")
 
 
 def _with_known_split(cohort: Cohort, folder: Path, config: SiteConfig, study: Study) -> Cohort:

@@ -1,0 +1,76 @@
+"""How a site's patches were made, as its feature files say, held against what a study asks for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from modaltune.data.bags import BagFiles
+from modaltune.data.cohort import Cohort
+from modaltune.errors import FeatureFileError
+from modaltune.federation.study import SlideSpec, Study
+
+_ONE_RESOLUTION = 0.02
+"""Relative difference of two statements of one resolution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideSettings:
+    """What feature files say; None where none of them says it.
+
+    Attributes:
+        patch_encoder: its name.
+        mpp: micrometres per pixel of the patches.
+        patch_size: edge of a patch in those pixels.
+    """
+
+    patch_encoder: str | None = None
+    mpp: float | None = None
+    patch_size: int | None = None
+
+
+def stated(cohort: Cohort) -> SlideSettings:
+    """What the feature files of a site say; files of one site agree."""
+    sources = cohort.bags.sources.values() if isinstance(cohort.bags, BagFiles) else ()
+    every = [source for case in sources for source in case]
+    return SlideSettings(
+        patch_encoder=next((source.encoder for source in every if source.encoder is not None), None),
+        mpp=next((source.mpp for source in every if source.mpp is not None), None),
+        patch_size=next((source.patch_size for source in every if source.patch_size is not None), None),
+    )
+
+
+def difference(found: SlideSettings, asked: SlideSpec) -> str | None:
+    """What patches are and a study does not want, in words; what either does not say agrees."""
+    if asked.patch_encoder and found.patch_encoder and _model(asked.patch_encoder) != _model(found.patch_encoder):
+        return f"patch encoder {found.patch_encoder}, the study {asked.patch_encoder}"
+    if asked.mpp and found.mpp and not math.isclose(asked.mpp, found.mpp, rel_tol=_ONE_RESOLUTION):
+        return f"{found.mpp:g} micrometres per pixel, the study {asked.mpp:g}"
+    if asked.patch_size and found.patch_size and asked.patch_size != found.patch_size:
+        return f"patches of {found.patch_size} pixels, the study {asked.patch_size}"
+    return None
+
+
+def check_slides(cohort: Cohort, study: Study) -> None:
+    """Refuse bags that were made otherwise than a study says.
+
+    Raises:
+        FeatureFileError: another width, patch encoder, resolution or patch edge.
+    """
+    width = cohort.patch_width
+    if width is None:
+        return
+    if width != study.slides.in_width:
+        raise FeatureFileError(
+            f"site {cohort.site}: bags have {width} features per patch but study {study.name} needs"
+            f" {study.slides.in_width}; extract them with the encoder that the study names"
+        )
+    if differs := difference(stated(cohort), study.slides):
+        raise FeatureFileError(
+            f"site {cohort.site}: the bags have {differs}; extract them as study {study.name} says under [slides]"
+        )
+
+
+def _model(name: str) -> str:
+    """An encoder's name without its owner on the hub."""
+    return name.rpartition("/")[2].casefold()
