@@ -325,7 +325,8 @@ def slide_table(folder: Path, config: SiteConfig) -> pd.DataFrame | None:
     if config.paths.slides is None:
         return None
     where = _where(config, config.paths.slides)
-    return read_slides(folder / config.paths.slides, where=where, columns=config.columns)
+    features = folder / str(config.paths.features)
+    return read_slides(folder / config.paths.slides, where=where, columns=config.columns, features=features)
 
 
 def _load_bags(folder: Path, config: SiteConfig, known: pd.Index, cases: pd.Index) -> Mapping[str, tuple[Bag, ...]]:

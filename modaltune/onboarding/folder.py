@@ -12,7 +12,7 @@ from modaltune.data.case_table import CANONICAL
 from modaltune.data.clinical import with_known_columns
 from modaltune.data.column_names import REVERSED, named
 from modaltune.data.expression_files import GENE_COLUMNS
-from modaltune.data.slide_table import SLIDE_COLUMNS
+from modaltune.data.slide_table import SLIDE_COLUMNS, is_gdc
 from modaltune.data.table_files import FORMATS, file_format
 from modaltune.data.tables import read_table
 from modaltune.errors import DataError, SiteFolderError
@@ -85,7 +85,7 @@ def _sort_in(
     columns = [str(name) for name in table.columns]
     maybe = suggestions(columns)
     numeric = sum(is_numeric_dtype(kind) for kind in table.dtypes)
-    if set(SLIDE_COLUMNS) <= set(columns):
+    if set(SLIDE_COLUMNS) <= set(columns) or is_gdc(columns):
         found.slides.append(file)
         return
     if columns[0] in GENE_COLUMNS and numeric >= len(columns) - 2:

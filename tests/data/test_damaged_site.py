@@ -110,7 +110,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], type[DataError], str]] = {
     "infinite": (genes(put("TP53", 4, np.inf)), ExpressionError, "row 4, column 2"),
     "strangers": (genes(strangers_only), ExpressionError, "none of 6 rows belongs to a case"),
     "no slides table": (remove("slides.csv"), FeatureFileError, "no such file"),
-    "no file column": (on("slides.csv", lambda frame: frame.drop(columns="file")), FeatureFileError, "is missing"),
+    "no owner column": (on("slides.csv", lambda frame: frame.drop(columns="case_id")), FeatureFileError, "is missing"),
     "slide twice": (on("slides.csv", put("slide_id", 2, f"{IDS[0]}-S9")), FeatureFileError, "slide_id repeats"),
     "slide of a stranger": (on("slides.csv", put("case_id", 3, "TCGA-ZZ-9999")), FeatureFileError, "is not in .*row 3"),
     "no features folder": (drop_features_folder, SiteFolderError, "paths.features is not a folder"),

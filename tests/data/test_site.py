@@ -123,6 +123,36 @@ def test_a_mapped_column_that_the_slides_table_lacks_is_asked_for_by_its_local_n
         load_site(site, split_salt="s")
 
 
+def as_gdc(slides: pd.DataFrame) -> pd.DataFrame:
+    """GDC's slide.tsv: its slide_id and case_id are other numbers, and it lists slides that nobody extracted."""
+    names = slides.rename(columns={"slide_id": "slide_submitter_id", "case_id": "case_submitter_id"})
+    more = {"slide_submitter_id": "TCGA-ZZ-0001-01A-01-TS1", "case_submitter_id": "TCGA-ZZ-0001"}
+    names = pd.concat([names.drop(columns="file"), pd.DataFrame([more])], ignore_index=True)
+    return names.assign(case_id=[f"uuid-{row}" for row in names.index], slide_id="uuid")
+
+
+def test_gdcs_slide_table_finds_feature_files_by_name(site: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = load_site(site, split_salt="s").bags
+    file = site / "features" / f"{IDS[1]}-S7.h5"
+    file.rename(file.with_name(f"{IDS[1]}-S7.0F5A-11.h5"))
+    as_gdc(pd.read_csv(site / "slides.csv")).to_csv(site / "slide.tsv", sep="\t", index=False)
+    (site / "site.toml").write_text(TOML.replace("slides.csv", "slide.tsv"))
+    bags = load_site(site, split_salt="s").bags
+    assert {case: len(bags[case]) for case in bags} == {case: len(expected[case]) for case in expected}
+    assert "1 of 7 slides left out: no feature file has their name" in caplog.text
+    (site / "features" / f"{IDS[1]}-S7.h5").touch()
+    with pytest.raises(FeatureFileError, match=r"several feature files .* 1 row \(first: row 3\); add a column 'file'"):
+        load_site(site, split_salt="s")
+
+
+def test_a_table_without_a_file_column_needs_the_file_of_every_slide(site: Path) -> None:
+    edit(site, "slides.csv", lambda slides: slides.drop(columns="file"))
+    assert len(load_site(site, split_salt="s").bags) == 5
+    (site / "features" / f"{IDS[1]}-S7.h5").unlink()
+    with pytest.raises(FeatureFileError, match=r"the feature file is absent in 1 row \(first: row 3\)"):
+        load_site(site, split_salt="s")
+
+
 @pytest.mark.parametrize("linked", [False, True])
 def test_a_feature_file_of_two_slides_is_refused_under_any_name(linked: bool, site: Path) -> None:
     first, name = f"{IDS[0]}-S9.h5", "again.h5" if linked else f"../features/{IDS[0]}-S9.h5"

@@ -238,7 +238,7 @@ BROKEN: dict[str, tuple[Break, str, str, str]] = {
     ),
     "a modality of no study": (lambda _: None, "modalities", "warning", "does not use it"),
     "slides absent": (remove(SLIDES), "slides", "error", "no such file"),
-    "slides without file": (drop(SLIDES, "file"), "slides", "error", "column 'file' is missing"),
+    "slides without owner": (drop(SLIDES, "case_id"), "slides", "error", "column 'case_id' is missing"),
     "a slide twice": (put(SLIDES, "slide_id", 2, f"{IDS[0]}-01Z-00-DX1"), "slides", "error", "(first: row 2)"),
     "features folder absent": (toml('"features"', '"bags"'), "slides", "error", "is not a folder"),
     "a feature file absent": (remove(f"features/{IDS[3]}-01Z-00-DX1.h5"), "slides", "error", "1 row (first: row 4)"),
