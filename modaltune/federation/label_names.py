@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-_STAGING = re.compile(r"(.*_)?[pc]?[tnm]|.*stage.*")
+_STAGING = re.compile(r"((ajcc|path|clin|tnm)[a-z_]*_)?[pc]?[tnm]|.*stage.*")
 _LABELS = re.compile(
     "|".join(
         (
