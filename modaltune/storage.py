@@ -71,19 +71,23 @@ def digest_state(state: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, mode: int | None = None) -> None:
     """Write a file atomically: readers see the old content or the new one, never a part.
 
-    A file that is there keeps its rights; a new one gets those that the umask leaves.
+    Args:
+        mode: rights of the file; without them one that is there keeps its own, and a new one gets those that the umask
+            leaves.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with partial.open("xb") as stream:
+            if mode is not None:
+                os.fchmod(stream.fileno(), mode)
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        if path.is_file():
+        if mode is None and path.is_file():
             partial.chmod(stat.S_IMODE(path.stat().st_mode))
         os.replace(partial, path)
     except BaseException:
@@ -102,9 +106,9 @@ def _settle(folder: Path) -> None:
             os.close(handle)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    write_bytes(path, text.encode())
+def write_text(path: Path, text: str, *, mode: int | None = None) -> None:
+    """Write a text file atomically; ``mode`` as of :func:`write_bytes`."""
+    write_bytes(path, text.encode(), mode=mode)
 
 
 def write_json(path: Path, value: Any) -> None:

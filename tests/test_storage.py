@@ -57,6 +57,16 @@ def test_a_write_brings_the_file_to_the_disk_and_then_its_name(tmp_path: Path, m
     assert synced == [(False, False), (True, True)]
 
 
+@pytest.mark.parametrize("before", [None, 0o644])
+def test_a_file_has_the_rights_that_are_asked_for(before: int | None, tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    if before is not None:
+        path.touch()
+        path.chmod(before)
+    write_text(path, "content", mode=0o600)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -205,8 +205,8 @@ def load_site(
     config = read_site_config(folder)
     if not with_labels:
         config = config.model_copy(update={"tasks": ()})
-    every = _load_cases(folder, config, labels or {})
-    cases = with_splits(folder, config, every)
+    every = load_cases(folder, config, labels or {})
+    cases = split_cases(folder, config, every, split_salt)
     expression = read_expression(folder, config, cases.index)
     bags = _load_bags(folder, config, every.index, cases.index)
     modalities = {name: _load_modality(folder, config, name, cases.index) for name in config.paths.modalities}
@@ -225,8 +225,6 @@ def load_site(
             len(usable),
         )
     cases = cases[usable]
-    if "split" not in cases:
-        cases.insert(0, "split", [hash_split(str(case), split_salt) for case in cases.index])
     _require_labels(cases, config)
     return Cohort(
         site=config.name, tasks=config.tasks, cases=cases, expression=expression, bags=bags, modalities=modalities
@@ -253,7 +251,8 @@ def read_cases(folder: Path, config: SiteConfig) -> pd.DataFrame:
     return read_table(folder / config.paths.cases, where=where, error=CaseTableError, text=text)
 
 
-def _load_cases(folder: Path, config: SiteConfig, labels: Mapping[str, Collection[str]]) -> pd.DataFrame:
+def load_cases(folder: Path, config: SiteConfig, labels: Mapping[str, Collection[str]]) -> pd.DataFrame:
+    """The cases table in canonical form; arguments as of :func:`load_site`."""
     where = _where(config, config.paths.cases)
     cases = clean_cases(
         read_cases(folder, config),
@@ -266,6 +265,14 @@ def _load_cases(folder: Path, config: SiteConfig, labels: Mapping[str, Collectio
     )
     if "survival" in config.tasks and events_live_longer(cases):
         logger.warning("%s: cases with an event live longer than censored ones; check that event 1 means death", where)
+    return cases
+
+
+def split_cases(folder: Path, config: SiteConfig, cases: pd.DataFrame, salt: str) -> pd.DataFrame:
+    """The cases that are in a split, and which: as the splits file says, the cases table, or else a hash."""
+    cases = with_splits(folder, config, cases)
+    if "split" not in cases:
+        cases.insert(0, "split", [hash_split(str(case), salt) for case in cases.index])
     return cases
 
 
