@@ -17,6 +17,7 @@ from modaltune.doctor.command import Json, SiteFolder, StudyFile, examine, show,
 from modaltune.doctor.finding import run_checks
 from modaltune.errors import ConfigError
 from modaltune.federation.study import Study
+from modaltune.storage import canonical_json, digest_text
 
 if TYPE_CHECKING:
     from client.disclosure import Disclosure
@@ -86,6 +87,9 @@ def check(
 def approve(
     study: StudyToRead,
     bundle: Annotated[str | None, typer.Option(help="SHA-256 of another bundle than the installed one.")] = None,
+    new_split: Annotated[
+        bool, typer.Option("--new-split", help="Accept cases in another split than when it was approved before.")
+    ] = False,
     home: HomeFolder = None,
     json: Json = False,
 ) -> None:
@@ -94,6 +98,7 @@ def approve(
     from client.bundle import installed_bundle
     from client.disclosure import disclosure, embed_labels
     from client.runtime import Site
+    from client.splits import SplitJournal
 
     here, asked = Home.find(home), Study.load(study)
     site = Site(here.settings().site_folder, asked)
@@ -101,8 +106,12 @@ def approve(
     with here.app_cache():
         embed_labels(asked)
     approval = Approval.of(site, _bundle(bundle) or installed_bundle())
-    facts = {"study": asked.digest, "bundle": approval.bundle, "by": approval.by}
+    journal = SplitJournal(here)
+    splits, moved = journal.merged(asked.digest, site.cohort.cases["split"], new_split=new_split)
+    facts: dict[str, str | int] = {"study": asked.digest, "bundle": approval.bundle, "by": approval.by}
+    facts |= {"splits": digest_text(canonical_json(splits)), **({"moved": moved} if new_split else {})}
     here.open_audit().append("approve", **facts)
+    journal.write(asked.digest, splits)
     Approvals(here.approvals).add(approval)  # last: no approval that the log does not know
     _say({"approved": asked.name, **facts}, json)
 

@@ -40,6 +40,7 @@ from client.home import Home
 from client.label_queries import count_label_query
 from client.probes import count_probe
 from client.questions import KINDS, TRAIN, Question, largest_message, read_question, study_of
+from client.splits import SplitJournal
 from client.usage import Usage
 from modaltune.errors import MessageRefused
 from modaltune.storage import write_bytes, write_json
@@ -71,6 +72,7 @@ class Guard:
         self.home, self.audit = home, audit
         self.approvals = Approvals(home.approvals)
         settings = home.settings()
+        self.splits, self.site_folder = SplitJournal(home), settings.site_folder
         self.usage, self.keep_sent = Usage(home.usage, settings.limits), settings.keep_sent
         self.asked: Asked | None = None
         self.answer: Message | None = None
@@ -211,6 +213,7 @@ class Guard:
         approval = self.approvals.of(study.digest, bundle)
         question = read_question(message, study)
         self.usage.check_agreed(approval.digest, question.agreed)
+        self.splits.check(study.digest, self.site_folder)
         if question.kind == TRAIN:
             self.usage.count_round(study.digest)
         if question.query is not None:

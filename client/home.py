@@ -83,6 +83,7 @@ class Home:
         self.secret, self.cache = folder / "runtime.secret", folder / "cache"
         self.paused_file, self.status = self.state / "paused", self.state / "status.json"
         self.usage = self.state / "usage.json"
+        self.splits, self.split_key = self.state / "splits", self.keys / "splits.key"
         self.sent = folder / "sent"
 
     @classmethod
@@ -99,6 +100,10 @@ class Home:
     def paused(self) -> bool:
         """Whether the coordinator's messages are left where they are."""
         return self.paused_file.exists()
+
+    def splits_of(self, study: str) -> Path:
+        """Where the splits of a study are kept, given its digest; one that an older release approved has no file."""
+        return self.splits / f"{study}.json"
 
     def settings(self) -> Settings:
         """Read ``client.toml``."""
@@ -119,6 +124,13 @@ class Home:
     def open_audit(self) -> AuditLog:
         """This hospital's log."""
         return AuditLog(self.audit, SigningKey.load(self.audit_key))
+
+    def own(self, *paths: Path) -> None:
+        """Give what root has made to the account of this home, which the daemon may run as."""
+        if os.geteuid() == 0:
+            owner = self.state.stat()
+            for path in paths:
+                os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
     def share_secret(self, account: pwd.struct_passwd) -> None:
         """Let an account read the secret with which client apps are started, by its group."""
@@ -157,7 +169,8 @@ class Home:
 
     def make(self) -> None:
         """Create the folders; of those only ``cache`` can be read by other accounts."""
-        private = dict.fromkeys((self.keys, self.approvals, self.state, self.flower, self.app, self.sent), 0o700)
+        closed = (self.keys, self.approvals, self.state, self.splits, self.flower, self.app, self.sent)
+        private = dict.fromkeys(closed, 0o700)
         for folder, mode in {self.folder: 0o711, **private, self.cache: 0o755, self.cache / "text": 0o755}.items():
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(mode)

@@ -29,6 +29,9 @@ def overview(home: Home, now: float) -> dict[str, Any]:
     news = _news(home)
     programs = service_states(home)
     approvals = Approvals(home.approvals)
+    unnoted = [
+        approval.study.name for approval in approvals.all() if not home.splits_of(approval.study.digest).exists()
+    ]
     usage = Usage(home.usage, settings.limits)
     return {
         "site": settings.site,
@@ -39,6 +42,7 @@ def overview(home: Home, now: float) -> dict[str, Any]:
         "seconds since contact": None if news is None else round(now - news["contact"]),
         "approved": {approval.study.name: approval.study.digest for approval in approvals.all()},
         **({"approvals that cannot be read": unreadable} if (unreadable := approvals.unreadable()) else {}),
+        **({"approved before splits were kept": unnoted} if unnoted else {}),
         "rounds answered": {digest[:12]: count for digest, count in usage.counts.rounds.items()},
         "label queries answered": {name[:12]: len(asked) for name, asked in usage.counts.label_queries.items()},
         "probe questions answered": {

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
@@ -21,6 +22,7 @@ from client.approvals import Approvals
 from client.bundle import installed_bundle
 from client.home import Home
 from modaltune.invitation import Invitation
+from modaltune.storage import digest_text
 from modaltune.trust.audit import AuditLog
 from modaltune.trust.certificates import certificate_facts, create_authority
 from modaltune.trust.keys import SigningKey, fingerprint
@@ -89,7 +91,7 @@ def assert_one_line(result: tuple[int, Any, str], text: str) -> None:
 def test_init_makes_keys_that_only_their_owner_can_read(home: Home, tmp_path: Path) -> None:
     for secret in (home.node_key, home.audit_key, home.secret):
         assert mode(secret) == 0o600
-    for folder in (home.keys, home.approvals, home.state, home.flower, home.app, home.sent):
+    for folder in (home.keys, home.approvals, home.state, home.splits, home.flower, home.app, home.sent):
         assert mode(folder) == 0o700
     assert mode(home.cache / "text") == 0o755, "the app's account reads embedded labels there"
     assert isinstance(load_ssh_private_key(home.node_key.read_bytes(), None), EllipticCurvePrivateKey)
@@ -150,6 +152,7 @@ def test_what_the_log_cannot_say_is_not_approved(
     monkeypatch.setattr(AuditLog, "append", full)
     assert_one_line(run("approve", study, "--bundle", "0" * 64), "No space left on device")
     assert not Approvals(home.approvals).all()
+    assert not list(home.splits.iterdir())
 
 
 @pytest.mark.parametrize("command", ["withdraw", "resume", "pause"])
@@ -242,6 +245,48 @@ def test_an_approval_holds_until_it_is_withdrawn(run: Run, home: Home, study: Pa
     assert events(home) == ["init", "approve", "withdraw"]
     code, said, _ = run("audit", "verify", "--json")
     assert (code, said["lines"]) == (0, 3)
+
+
+def test_a_second_approval_takes_new_patients_and_moved_ones_only_aloud(
+    run: Run, home: Home, study: Path, conversation: Conversation, tmp_path: Path
+) -> None:
+    site, settings = tmp_path / "site", home.folder / "client.toml"
+    shutil.copytree(conversation.folder, site)
+    settings.write_text(settings.read_text().replace(str(conversation.folder), str(site)))
+    kept = home.splits_of(conversation.study.digest)
+    assert run("approve", study, "--json")[0] == 0
+    first = json.loads(kept.read_text())
+    for table in ("cases.parquet", "expression.parquet"):
+        rows = pd.read_parquet(site / table)
+        pd.concat([rows, rows.head(1).assign(case_id="NEW-1")]).to_parquet(site / table)
+    code, said, err = run("approve", study, "--json")
+    assert (code, said["splits"]) == (0, digest_text(kept.read_text())), err
+    second = json.loads(kept.read_text())
+    assert (len(second), first.items() <= second.items()) == (len(first) + 1, True)
+
+    cases = pd.read_parquet(site / "cases.parquet").reset_index(drop=True)
+    moved = [cases.index[cases["split"] == split][:12] for split in ("train", "test")]
+    cases.loc[moved[0], "split"], cases.loc[moved[1], "split"] = "test", "train"
+    cases.to_parquet(site / "cases.parquet")
+    run("withdraw", study)
+    assert_one_line(run("approve", study), "24 case(s) are in another split than when study")
+    assert not Approvals(home.approvals).all()
+    assert json.loads(kept.read_text()) == second
+    code, said, err = run("approve", study, "--new-split", "--json")
+    assert (code, said["moved"]) == (0, 24), err
+    line = json.loads(home.audit.read_text().splitlines()[-1])
+    assert (line["event"], line["facts"]["moved"]) == ("approve", 24)
+    assert line["facts"]["splits"] == digest_text(kept.read_text())
+    assert run("approve", study)[0] == 0, "the new split counts from now on"
+
+
+def test_status_names_studies_that_were_approved_before_splits_were_kept(
+    run: Run, home: Home, conversation: Conversation, study: Path
+) -> None:
+    Approvals(home.approvals).add(conversation.approval)
+    assert run("status", "--json")[1]["approved before splits were kept"] == [conversation.study.name]
+    run("approve", study)
+    assert "approved before splits were kept" not in run("status", "--json")[1]
 
 
 def test_a_home_without_a_site_says_what_to_do(run: Run, home: Home) -> None:
