@@ -67,9 +67,7 @@ def judge(
         preprocessing: needed with predictions: candidates of each task.
         predictions: of single test cases, which exist in a simulation only.
     """
-    places = {"all", *study.roster}  # a cell of a study has rows of groups of hospitals, too
-    found = [row for row in rows if row["method"] == "federated" and row["seed"] == study.seed]
-    mine = [row for row in found if row["hospital"] in places]
+    mine = rows_of(study, rows)
     events: Events = {(row["hospital"], row["task"]): row["events"] for row in mine if "events" in row}
     comparisons: list[Comparison] = []
     problems: list[str] = []
@@ -97,6 +95,13 @@ def judge(
         at_horizon=at_horizon,
         thin=thin,
     )
+
+
+def rows_of(study: Study, rows: Sequence[Row]) -> list[Row]:
+    """Rows of the model itself: a cell of a study has some of groups of hospitals, and of what is only probed, too."""
+    places, tasks = {"all", *study.roster}, {task.name for task in study.tasks}
+    found = [row for row in rows if row["method"] == "federated" and row["seed"] == study.seed]
+    return [row for row in found if row["hospital"] in places and row["task"] in tasks]
 
 
 def own_model_comparisons(study: Study, preprocessing: Preprocessing, tables: pd.DataFrame) -> Iterator[Comparison]:

@@ -180,7 +180,8 @@ def sites(run: RunData) -> Table:
     """Who has what: cases and splits, tasks and modalities of every hospital."""
     found: Mapping[str, Any] = run.summary.get("sites", {})
     labelled = (name for site in found.values() for name in site.get("tasks", []))
-    tasks = list(dict.fromkeys([*(task.name for task in run.tasks), *labelled]))
+    trained = [task.name for task in run.tasks if task.kind]  # others are only probed
+    tasks = list(dict.fromkeys([*trained, *labelled]))
     modalities = list(dict.fromkeys(name for site in found.values() for name in site.get("modalities", [])))
     rows = [
         {

@@ -271,11 +271,10 @@ class Federation:
 
     def _best(self, done: Progress, metrics: Mapping[str, Mapping[str, float]]) -> Validated | None:
         """The weights that hospitals were sent, if they validate better than all before; ``metrics``: of each."""
-        cases = sum(row["val-cases"] for row in metrics.values())
-        if self.study.training.keep == "last" or not done.number or not cases:
+        losses = {site: (row["val-loss-sum"], row["val-cases"]) for site, row in metrics.items() if row["val-cases"]}
+        if self.study.training.keep == "last" or not done.number or not losses:
             return done.best
-        loss = sum(row["val-loss-sum"] for row in metrics.values()) / cases
-        sent = Validated(number=done.number, weights=done.weights, loss=loss, cases=cases)
+        sent = Validated(number=done.number, weights=done.weights, losses=losses)
         return sent if sent.beats(done.best) else done.best
 
     def _update(self, site: str, reply: RecordDict, weights: State) -> tuple[Update, dict[str, float]]:
@@ -286,7 +285,8 @@ class Federation:
         self.manifest.check(site, trained)
         largest = max(self.capabilities[site].train_cases, self.study.privacy.min_cell - 1)
         examples = check_examples(site, reply.metric_records["examples"], self.manifest.shapes, largest)
-        metrics = check_training(site, reply.metric_records["metrics"], largest)
+        validated = max(self.capabilities[site].val_cases, self.study.privacy.min_cell - 1)
+        metrics = check_training(site, reply.metric_records["metrics"], largest, validated)
         return Update(arrays=trained, examples=examples), metrics
 
     def _probe(self, done: Progress, weights: State) -> dict[str, ProbeQuestion]:

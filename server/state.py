@@ -29,18 +29,20 @@ class Validated:
 
     Attributes:
         number: of the round that they come from.
-        loss: mean over the validation cases of all hospitals that answered.
-        cases: how many these were.
+        losses: hospital -> sum of the losses of its validation cases, and how many these are.
     """
 
     number: int
     weights: State
-    loss: float
-    cases: float
+    losses: Mapping[str, tuple[float, float]]
 
     def beats(self, other: Validated | None) -> bool:
-        """Whether it is the better choice; a loss over fewer cases than another is of other hospitals, and no rival."""
-        return other is None or (self.cases, -self.loss) > (other.cases, -other.loss)
+        """Whether its mean loss is less, over the hospitals that validated both."""
+        if other is None:
+            return True
+        shared = sorted({*self.losses} & {*other.losses})
+        ours, theirs = (sum(found.losses[site][0] for site in shared) for found in (self, other))
+        return ours < theirs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,7 @@ class ServerState:
             "steps": progress.steps,
             "degraded": progress.degraded,
             "lines": progress.lines,
-            "best": None if best is None else [best.number, best.loss, best.cases],
+            "best": None if best is None else {"number": best.number, "losses": best.losses},
             "sha256": digest_file(self._arrays(progress.number)),
         }
         write_json(self._facts(progress.number), facts)
@@ -169,5 +171,5 @@ def _progress(facts: Mapping[str, Any], arrays: Path) -> Progress:
         steps=int(str(facts["steps"])),
         degraded=bool(facts["degraded"]),
         lines=int(str(facts["lines"])),
-        best=None if kept is None else Validated(number=kept[0], weights=best, loss=kept[1], cases=kept[2]),
+        best=None if kept is None else Validated(weights=best, **kept),
     )

@@ -15,6 +15,7 @@ from modaltune.data.tcga import TcgaTables, hospital_tables, read_tcga, with_loc
 from modaltune.errors import DataError, FeatureFileError
 from modaltune.evaluation.predictions import COSINE, Families, embed_cases, metric_rows, predict, renamed, scored
 from modaltune.evaluation.survival import Censoring
+from modaltune.federation.capability import check_coverage, reads_expression
 from modaltune.federation.study import FURTHER, HEADLINES, Study
 from modaltune.models.learner import load_model
 from modaltune.tasks.head import TextHead
@@ -134,17 +135,24 @@ def _cohort(tables: TcgaTables, hospital: str, study: Study, preprocessing: Prep
         site=hospital,
         tasks=tasks,
         cases=with_location(share.cases, tables.cohort, scaled).assign(split="test"),
-        expression=panel_expression(share.expression, preprocessing, hospital),
+        expression=panel_expression(share.expression, study, preprocessing, hospital),
         bags={case: (bag,) for case, bag in share.bags.items()},
     )
 
 
 def panel_expression(
-    expression: pd.DataFrame | None, preprocessing: Preprocessing, hospital: str
+    expression: pd.DataFrame | None, study: Study, preprocessing: Preprocessing, hospital: str
 ) -> pd.DataFrame | None:
-    """The table, when it has at least half of the model's genes; one that was not measured counts as average."""
-    if expression is None or preprocessing.expression is None:
+    """The table, where the model reads expression; a gene that was not measured counts as average.
+
+    Raises:
+        DataError: it has less than half of the model's genes, or, where a study takes every site's own, fills no set.
+    """
+    if expression is None or preprocessing.expression is None or not reads_expression(study):
         return None
+    if study.gene_panel == "union":
+        check_coverage(hospital, list(expression.columns), study)
+        return expression
     genes = len(preprocessing.genes)
     measured = genes - genes_absent(expression, preprocessing)
     if measured < LEAST_MEASURED * genes:

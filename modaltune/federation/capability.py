@@ -108,7 +108,7 @@ def check_coverage(site: str, genes: Sequence[str], study: Study) -> None:
 def check_panel(capability: Capability, panel: Sequence[str], study: Study) -> None:
     """Refuse expression of a latecomer that lacks genes which all the others measure, and the study has agreed on."""
     lacking = set(panel) - set(capability.genes)
-    strict = study.gene_panel == "intersection" and _reads_expression(study)
+    strict = study.gene_panel == "intersection" and reads_expression(study)
     if strict and "expression" in capability.modalities and lacking:
         raise ReplyRefused(
             capability.site,
@@ -120,10 +120,11 @@ def check_panel(capability: Capability, panel: Sequence[str], study: Study) -> N
 def _too_few(genes: Sequence[str], study: Study) -> bool:
     """Whether genes fill no set of a study that reads expression; a baseline needs one gene of one."""
     minimum = study.model.gene_minimum if study.model.kind == "modaltune" else 1
-    return _reads_expression(study) and not restrict(study.gene_sets, genes, minimum)
+    return reads_expression(study) and not restrict(study.gene_sets, genes, minimum)
 
 
-def _reads_expression(study: Study) -> bool:
+def reads_expression(study: Study) -> bool:
+    """Whether expression is an input of the study's model."""
     return study.model.kind == "modaltune" or "expression" in study.model.needs
 
 

@@ -5,22 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-_STAGING = re.compile(r"((ajcc|path|clin|tnm)[a-z_]*_)?[pc]?[tnm]|.*stage.*")
+from modaltune.data.column_names import REVERSED, means, snake
+
+_STAGING = re.compile(r"((ajcc|path|clin|tnm)[a-z_]*_)?[pc]?_?[tnm]|.*stage.*")
 _LABELS = re.compile(
     "|".join(
         (
             *(r"(primary_)?diagnosis", r"primary_class", r"project(_.*)?", r"cohort", r"(tumou?r|cancer)_type.*"),
             *(r".*grade.*", r".*subtype.*", r"pam50.*", r"m?hrd_high", r"histology", r"histological_type"),
-            *(r"event", r"time_months", r"survival_months", r"vital_status", r"dead", r"died"),
-            *(r"(cdr_)?(os|dss|pfi|dfi)(_.*)?", r"days_to_(death|last).*"),
-            *(r"has_.*", r".*_available", r"n_slides"),
+            *(r"event", r"time_months", r"(overall_)?survival(_.*)?", r"vital_status", r"(is_)?dead", r"died"),
+            *(r"deceased.*", r"death.*", r"censor.*", r"(cdr_)?(os|dss|pfi|dfi)(_.*)?", r"days_to_(death|last).*"),
+            *(r"has_.*", r".*_available", r"n_slides", r"slide_count"),
         )
     )
 )
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.casefold()).strip("_")
 
 
 def labels_in_disguise(columns: Iterable[str], tasks: Iterable[str]) -> list[str]:
@@ -30,11 +28,12 @@ def labels_in_disguise(columns: Iterable[str], tasks: Iterable[str]) -> list[str
         columns: as they stand in a table.
         tasks: of the study. T, N, M and stage are labels only where one of them is a task.
     """
-    names = {_plain(task) for task in tasks}
+    names = {snake(task) for task in tasks}
     staged = any(map(_STAGING.fullmatch, names))
 
     def disguised(name: str) -> bool:
         staging = staged and _STAGING.fullmatch(name) is not None
-        return name in names or staging or _LABELS.fullmatch(name) is not None
+        known = name in names or any(means(name, other) for other in REVERSED)
+        return known or staging or _LABELS.fullmatch(name) is not None
 
-    return [column for column in columns if disguised(_plain(column))]
+    return [column for column in columns if disguised(snake(column))]

@@ -112,12 +112,17 @@ def check_metrics(site: str, metrics: Mapping[str, object], allowed: tuple[str, 
     return {name: float(str(value)) for name, value in metrics.items()}
 
 
-def check_training(site: str, metrics: Mapping[str, object], largest: int) -> dict[str, float]:
-    """Metrics of a training reply: all of them, none negative, counts whole and no larger than the site's cases."""
+def check_training(site: str, metrics: Mapping[str, object], largest: int, validated: int) -> dict[str, float]:
+    """Metrics of a training reply: all of them, none negative, counts whole and no larger than the site's cases.
+
+    Args:
+        largest, validated: training and validation cases that the site may have.
+    """
     found = check_metrics(site, metrics, TRAIN_METRICS)
     if missing := set(TRAIN_METRICS) - set(found):
         raise ReplyRefused(site, f"metric {min(missing)} is missing")
     bounds = {"loss": LARGEST_LOSS, "steps": MOST_STEPS, "train-cases": largest, "val-loss-sum": math.inf}
+    bounds["val-cases"] = validated
     for name, value in found.items():
         if not 0 <= value <= bounds.get(name, MOST_CASES) or (name in _WHOLE and value != int(value)):
             raise ReplyRefused(site, f"metric {name} is out of range")

@@ -59,7 +59,7 @@ def may_be_told(rows: NDArray[np.float64], minimum: int) -> NDArray[np.bool_]:
         return np.zeros(rows.shape[1], dtype=bool)
     usual = np.partition(rows, len(rows) // 2, axis=0)[len(rows) // 2]
     odd = (rows != usual).sum(axis=0)
-    told: NDArray[np.bool_] = (odd == 0) | (odd >= minimum) | (2 * odd >= len(rows))
+    told: NDArray[np.bool_] = (odd == 0) | (odd >= min(minimum, len(rows) - 1))
     return told
 
 

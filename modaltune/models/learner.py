@@ -23,7 +23,7 @@ from modaltune.models.baselines.base import Baseline, Inputs
 from modaltune.models.baselines.registry import build_baseline
 from modaltune.models.modaltune import ModalTune, ModalTuneConfig, trainable_state
 from modaltune.seeds import derive_seed
-from modaltune.storage import load_state, save_state, write_text
+from modaltune.storage import digest_text, load_state, save_state, write_text
 from modaltune.tasks.head import HazardHeads, SeparateHeads, TextHead, candidate_targets
 from modaltune.tasks.projector import seeded_projector
 from modaltune.trust.release import check_release
@@ -255,7 +255,8 @@ def _preprocessing_of(folder: Path, study: Study) -> Preprocessing:
         found = Preprocessing.from_json(path.read_text(encoding="utf-8"))
     except (ConfigError, UnicodeDecodeError):
         raise ModelFileError(f"{path}: not a preprocessing; copy or export the model again") from None
-    if found.study != study.digest:
+    written = digest_text((folder / "study.json").read_text(encoding="utf-8"))  # an older release had fewer fields
+    if found.study not in (study.digest, written):
         raise ModelFileError(
             f"{path}: belongs to study {found.study[:12]}..., but study.json beside it is {study.digest[:12]}...; copy"
             " the model/ folder of one run"

@@ -99,7 +99,7 @@ def model_at_site(model: Path, folder: Path, public_pem: str | None = None) -> M
     config = read_site_config(folder)
     cohort = load_site(folder, split_salt=study.digest, with_labels=False)
     _require_width(cohort, study)
-    cohort = replace(cohort, expression=panel_expression(cohort.expression, preprocessing, cohort.site))
+    cohort = replace(cohort, expression=panel_expression(cohort.expression, study, preprocessing, cohort.site))
     cohort = _with_known_split(cohort, folder, config, study)
     cases = prepare(cohort, study, preprocessing, memory_limit=0)
     found = ModelAtSite(

@@ -7,7 +7,7 @@ from typing import Any
 
 from modaltune.federation.study import Study
 from server.coordinator.runs import Run
-from server.release_gate import Verdict
+from server.release_gate import Verdict, rows_of
 from server.report_data import training_rounds
 
 
@@ -19,7 +19,7 @@ def model_card(run: Run, rows: Sequence[Mapping[str, Any]], verdict: Verdict, ov
         override: why the model is released although the gate refused it.
     """
     study, summary = Study.load(run.study), run.summary
-    mine = [row for row in rows if row["method"] == "federated" and row["seed"] == study.seed]
+    mine = rows_of(study, rows)
     parts = [
         _head(run, study),
         ["## Who took part", "", *_sites(study, summary)],

@@ -15,6 +15,8 @@ STAGING = (
 LABELS = (
     *("mol_subtype", "tumor_type_cdr", "project_id", "primary_diagnosis", "PAM50", "mhrd_high", "tumor_grade"),
     *("has_img", "has_rna_log2tpm", "mt_gene_available", "n_slides", "Survival", "event", "OS months", "tumor.type"),
+    *("censorship", "isDead", "osMonths", "tumorType", "hasImg", "overall_survival", "Overall Survival (Months)"),
+    *("vitalStatus", "deceased", "alive", "survival_time", "death_days_to", "slide_count"),
     *("cdr_os_months", "cdr_pfi_event", "DSS", "days_to_death", "days_to_last_follow_up", "vital_status"),
 )
 INNOCENT = (

@@ -173,7 +173,7 @@ HONEST = {"loss": 0.7, "steps": 4.0, "train-cases": 12.0, "val-loss-sum": 2.1, "
 
 
 def test_honest_training_metrics_pass() -> None:
-    assert check_training("H2", HONEST, 12) == HONEST
+    assert check_training("H2", HONEST, 12, 9) == HONEST
 
 
 @pytest.mark.parametrize(
@@ -191,12 +191,12 @@ def test_honest_training_metrics_pass() -> None:
 )
 def test_training_metrics_out_of_range_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(ReplyRefused, match=rf"metric {next(iter(change))} is out of range"):
-        check_training("H2", HONEST | change, 12)
+        check_training("H2", HONEST | change, 12, 9)
 
 
 def test_a_missing_training_metric_is_refused() -> None:
     with pytest.raises(ReplyRefused, match="metric loss is missing"):
-        check_training("H2", {name: value for name, value in HONEST.items() if name != "loss"}, 12)
+        check_training("H2", {name: value for name, value in HONEST.items() if name != "loss"}, 12, 9)
 
 
 @pytest.mark.parametrize(("part", "value"), [("value", 1.2), ("low", -0.1), ("n", 9.0), ("n", 2.5)])

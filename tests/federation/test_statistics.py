@@ -53,6 +53,9 @@ def test_a_measurement_whose_value_all_but_a_few_cases_share_is_not_told() -> No
     rows[[4], 1], rows[:5, 3], rows[:2, 4] = 3.1415, 1.0, -2.5
     told = may_be_told(rows, 5)
     assert list(told) == [True, False, True, True, False], "all differ, of one patient, constant, of five, of two"
+    halves = np.repeat([[0.0], [1.0]], 4, axis=0)
+    assert not may_be_told(halves, 5).any(), "four have it and four have not"
+    assert may_be_told(rows[:5, :1], 5).all()
     assert may_be_told(rows, 1).all(), "without suppression all are told"
     assert not may_be_told(rows[:0], 1).any()
     assert not may_be_told(rows[:4], 5).any()

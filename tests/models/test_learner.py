@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from modaltune.models.learner import (
 )
 from modaltune.models.modaltune import trainable_state
 from modaltune.step import accumulate_gradients
-from modaltune.storage import digest_state, save_state
+from modaltune.storage import canonical_json, digest_state, digest_text, save_state
 
 Targets = dict[str, Tensor]
 
@@ -161,6 +162,16 @@ def test_preprocessing_that_is_not_of_the_study_is_refused(
     (saved / "preprocessing.json").write_text(tiny_preprocessing.model_copy(update=change).to_json())
     with pytest.raises(ModelFileError, match=f"preprocessing.json: {message}"):
         load_model(saved)
+
+
+def test_a_model_from_before_a_study_had_a_field_is_read(saved: Path, tiny_preprocessing: Preprocessing) -> None:
+    older = json.loads((saved / "study.json").read_text())
+    del older["training"]["temperature"]
+    (saved / "study.json").write_text(canonical_json(older))
+    as_then = tiny_preprocessing.model_copy(update={"study": digest_text(canonical_json(older))})
+    (saved / "preprocessing.json").write_text(as_then.to_json())
+    _, study, found = load_model(saved)
+    assert found.study != study.digest
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,11 @@ def test_a_score_at_a_time_with_few_deaths_or_survivors_is_not_released(
     assert any(line.startswith("auc_60m rests on fewer than") and "H1" in line for line in verdict.not_assessed)
 
 
+def test_a_task_that_is_only_probed_is_not_judged(gate_study: Study) -> None:
+    probed = row(task="cancer", metric="auc_probe", hospital="all")
+    assert judge(gate_study, [row(), probed], None, None).problems == ()
+
+
 def test_the_study_sets_the_thresholds(gate_study: Study) -> None:
     release = gate_study.release.model_copy(update={"min_cases": 51})
     verdict = judge(gate_study.model_copy(update={"release": release}), [row()], None, None)
