@@ -57,6 +57,7 @@ def evaluate_tables(
         for note in tables.notes:
             say(note)
     parts, plain, rows = list[pd.DataFrame](), list[pd.DataFrame](), []
+    headlines = (HEADLINES,)
     for hospital in tables.hospitals:
         site = _cohort(tables, hospital, study, preprocessing)
         cases = prepare(site, study, preprocessing)
@@ -65,14 +66,17 @@ def evaluate_tables(
         rows += _rows(parts[-1], site.cases, study, preprocessing, hospital)
         if isinstance(learner.head, TextHead):
             plain.append(predict(learner, study, preprocessing, site, cases, None, embeddings, temperature=False))
+            rows += [
+                renamed(row, COSINE) for row in _rows(plain[-1], site.cases, study, preprocessing, hospital, headlines)
+            ]
     everybody = pd.concat(parts, ignore_index=True)
     if say is not None:
         for note in (*_genes_note(tables, preprocessing), *_not_scored(tables, everybody, study, preprocessing)):
             say(note)
     rows += _rows(everybody, tables.cases, study, preprocessing, "all")
     if plain:
-        found = _rows(pd.concat(plain, ignore_index=True), tables.cases, study, preprocessing, "all", (HEADLINES,))
-        rows += [renamed(row, COSINE) for row in found]
+        without = pd.concat(plain, ignore_index=True)
+        rows += [renamed(row, COSINE) for row in _rows(without, tables.cases, study, preprocessing, "all", headlines)]
     return rows
 
 

@@ -55,7 +55,7 @@ DEMO_MISTAKES = {
     "--rounds 0": "Invalid value for '--rounds': 0 is not in the range",
     "--methods oracle": "--methods: unknown 'oracle'; choose from",
     "--set rounds=3": "--set 'rounds=3': expected TABLE.KEY=VALUE",
-    "--set training.depth=3": "--set: [training] unknown key 'depth'; known keys: objective, rounds,",
+    "--set training.depth=3": "--set: [training] unknown key 'depth'; known keys: objective, temperature, rounds,",
     "--set training.rounds=many": "--set: [training] rounds: Input should be a valid integer",
     "--set slides.in_width=3": "slides.in_width follows from the site folders",
     "--set slides.colour=red": "--set: [slides] unknown key 'colour'; known keys: encoder,",

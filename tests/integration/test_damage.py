@@ -186,7 +186,7 @@ def swap_weights(model: Path) -> None:
         (cut("weights.safetensors"), "weights.safetensors: not a complete safetensors file"),
         (cut("label_targets.safetensors"), "label_targets.safetensors: not a complete safetensors file"),
         (cut("study.json"), "study.json: "),
-        (cut("preprocessing.json"), "preprocessing.json is not valid"),
+        (cut("preprocessing.json"), "preprocessing.json: not a preprocessing"),
         (swap_weights, "weights do not fit the study"),
     ],
     ids=[

@@ -60,15 +60,18 @@ def assert_sound(row: dict[str, Any]) -> None:
         assert row["low"] <= row["value"] <= row["high"]
 
 
+def headlines(methods: tuple[str, ...], places: tuple[str, ...], suffix: str) -> set[tuple[str, str, str, str]]:
+    """Keys of the first metrics of each task under another name."""
+    return {(m, t, f"{c}{suffix}", p) for m, t, c, p in expected(methods, places) if c in HEADLINES[KINDS[t]]}
+
+
 def test_there_is_one_row_for_every_method_task_metric_and_hospital(
     rows: list[dict[str, Any]], places: tuple[str, ...]
 ) -> None:
     assert len(places) > 2
     keys = [key(row) for row in rows]
-    headlines = {(task, metric) for task in cohort_tasks(COHORT) for metric in HEADLINES[KINDS[task]]}
-    trained = expected(("local", "federated", "pooled"), places)
-    probes = {(m, t, f"{c}_probe", p) for m, t, c, p in trained if (t, c) in headlines}
-    assert set(keys) == expected(METHODS, places) | probes
+    probes = headlines(("local", "federated", "pooled"), places, "_probe")
+    assert set(keys) == expected(METHODS, places) | probes | headlines(("federated",), places, "_cosine")
     assert len(keys) == len(set(keys))
     assert {row["seed"] for row in rows} == {0}
 
@@ -126,7 +129,7 @@ def test_the_model_scores_every_eligible_case(
     assert ran.out.count("\n") == 1
     assert [note for note in read_tcga(tcga_dir, COHORT).notes if note not in ran.err] == []
     rows = json.loads(ran.out)
-    assert {key(row) for row in rows} == expected(("federated",), places)
+    assert {key(row) for row in rows} == expected(("federated",), places) | headlines(("federated",), places, "_cosine")
     for row in rows:
         assert_sound(row)
     survival = next(row for row in rows if (row["task"], row["hospital"]) == ("survival", "all"))

@@ -228,7 +228,7 @@ def test_the_report_says_what_left_how_often_and_what_protected_it(run: Path, pa
     left = privacy(load_run(run))
     assert [row["messages"] for row in left["rows"]] == ["3", "11"]  # a refused reply has left too, a missing one not
     assert "a parameter is averaged only when at least 2 hospitals trained it" in text
-    assert "No sums, because absent or too few, of expression from H3." in text
+    assert "No sums, or not all, because absent or too few, of expression from H3." in text
     assert "Secure aggregation and added noise: none" in text
 
 
