@@ -10,9 +10,11 @@ from modaltune.errors import RunFailed
 
 
 @contextmanager
-def own_disk(folder: Path) -> Iterator[None]:
+def own_disk(folder: Path, then: str = "resume the run") -> Iterator[None]:
     """Whatever reads or writes the files of a run, in ``folder``.
 
+    Args:
+        then: what to do when the disk is mended.
     Raises:
         RunFailed: the disk is full, or broken.
     """
@@ -23,5 +25,5 @@ def own_disk(folder: Path) -> Iterator[None]:
             raise
         raise RunFailed(
             f"{error.filename or folder}: {error.strerror}; it is the coordinator's own disk, no hospital's: free space"
-            " there or mend it, and resume the run"
+            f" there or mend it, and {then}"
         ) from error

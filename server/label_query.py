@@ -6,6 +6,7 @@ Exploratory: nobody labelled the task, so nothing says whether an answer is righ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from modaltune.federation.manifest import MOST_CASES
 from modaltune.federation.study import Name, Study
 from modaltune.federation.wire import read_floats, seal
 from modaltune.storage import load_state, write_json
+from server.disk import own_disk
 from server.exchange import Round
 from server.rounds import Federation
 
@@ -105,12 +107,14 @@ class Inquiry(Federation):
         """Ask every site of the roster that is there.
 
         Raises:
-            RunFailed: none answered.
+            RunFailed: none answered, or the coordinator's disk failed.
         """
         try:
-            return self._ask_sites(query)
+            with own_disk(self.out, "ask again"):
+                return self._ask_sites(query)
         except ModalTuneError as error:
-            self._say("FAILED", phase=_PHASE, reason=str(error))
+            with suppress(OSError):  # a full disk may be why
+                self._say("FAILED", phase=_PHASE, reason=str(error))
             raise
 
     def _ask_sites(self, query: LabelQuery) -> dict[str, Any]:

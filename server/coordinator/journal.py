@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from modaltune.trust.audit import AuditLog
@@ -38,6 +38,7 @@ class RunJournal:
         try:
             yield facts
         except Exception as error:
-            self.log.append("run-failed", run=self.run, error=type(error).__name__)
+            with suppress(OSError):  # a full disk may be why
+                self.log.append("run-failed", run=self.run, error=type(error).__name__)
             raise
         self.log.append("run-ended", run=self.run, **facts)

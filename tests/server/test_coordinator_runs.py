@@ -18,12 +18,15 @@ import server.cli
 from modaltune.errors import ConfigError, FederationError, RunFailed
 from modaltune.federation.study import Study
 from modaltune.storage import append_json_line, write_json, write_text
+from modaltune.trust.audit import AuditLog
 from server.coordinator import runs
 from server.coordinator.draft import write_study
 from server.coordinator.home import Home, Settings
+from server.coordinator.journal import RunJournal
 from server.coordinator.link import FlowerRun
 from server.coordinator.runs import Run, all_runs, cancel_run, find_run, follow, resume_run, start_run
 from server.coordinator.setup import init
+from server.label_query import Inquiry
 from tests.server.run_folder import round_rows
 
 
@@ -111,6 +114,10 @@ def test_a_run_is_not_waited_for_when_nobody_works_on_it(home: Home, run: Run, m
         rounds_of(home, run)
 
 
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_a_run_that_a_full_disk_ended_still_says_how_to_go_on(
     home: Home, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,15 +128,30 @@ def test_a_run_that_a_full_disk_ended_still_says_how_to_go_on(
         def log(self, _: int) -> str:
             return "OSError"
 
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     monkeypatch.setattr(runs, "connected", lambda _: nullcontext(Link()))
     monkeypatch.setattr(runs, "write_text", full)
     monkeypatch.setattr(runs, "_GRACE_SECONDS", 0.0)
     monkeypatch.setattr(runs, "_POLL_SECONDS", 0.01)
     with pytest.raises(RunFailed, match=rf"No space left on device\); go on with: modaltune-server resume {run.name}"):
         rounds_of(home, run)
+
+
+def test_a_log_that_a_full_disk_does_not_take_hides_no_reason(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = RunJournal(home, "first")
+    monkeypatch.setattr(AuditLog, "append", full)
+    with pytest.raises(RunFailed, match=r"^the reason$"), journal.until_the_end():
+        raise RunFailed("the reason")
+
+
+def test_a_label_query_that_a_full_disk_ends_is_one_line(
+    tiny_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Inquiry, "_ask_sites", full)
+    monkeypatch.setattr("server.rounds.write_json", full)
+    grid: Any = None
+    query: Any = None
+    with pytest.raises(RunFailed, match=rf"^{tmp_path}: No space left.*own disk.* and ask again$"):
+        Inquiry(grid, tiny_study, tmp_path / "model", tmp_path).ask(query)
 
 
 class Flower:
