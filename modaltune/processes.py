@@ -118,7 +118,7 @@ def write_config(home: Path, programs: Sequence[Program]) -> Path:
 
 
 def start(config: Path) -> None:
-    """Start the programs in the background; returns when supervisord answers."""
+    """Start the programs in the background; returns when supervisord answers, or ends it again."""
     with _supervisord(config) as running:
         if running is not None:
             raise ServiceError(f"{config.parent}: its programs run already; stop them first")
@@ -128,6 +128,7 @@ def start(config: Path) -> None:
         reason = (result.stderr.strip().splitlines() or ["no reason given"])[0]
         raise ServiceError(f"{config}: the programs were not started: {reason}")
     if not _happens(lambda: _answers(config), _START_SECONDS):
+        _end_silent(config)
         raise ServiceError(f"{config.parent / 'logs' / 'supervisor.log'}: says why supervisord does not answer")
 
 
@@ -234,6 +235,13 @@ def _answers(config: Path) -> bool:
         return running is not None
 
 
+def _end_silent(config: Path) -> None:
+    """End a supervisord that does not answer, and its programs."""
+    words = [*_SUPERVISORD, "-c", str(config)]
+    _terminate([process for process in psutil.process_iter(["cmdline"]) if process.info["cmdline"] == words])
+    _end_orphans(config)
+
+
 def _end_orphans(config: Path) -> bool:
     """End the programs that a supervisord left when it was killed, so that they do not run twice.
 
@@ -246,14 +254,18 @@ def _end_orphans(config: Path) -> bool:
         return False
     if written < psutil.boot_time() or not _happens(lambda: _ended(leader), _END_SECONDS):
         return False
-    orphans = [process for process in psutil.process_iter() if _session(process.pid) == leader]
-    for process in orphans:
+    orphans = [one for one in psutil.process_iter() if _session(one.pid) == leader and not _ended(one.pid)]
+    _terminate(orphans)
+    return bool(orphans)
+
+
+def _terminate(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.terminate()
-    for process in psutil.wait_procs(orphans, timeout=_STOP_SECONDS)[1]:
+    for process in psutil.wait_procs(processes, timeout=_STOP_SECONDS)[1]:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    return bool(orphans)
 
 
 def _ended(pid: int) -> bool:

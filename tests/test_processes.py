@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from supervisor.options import UnhosedConfigParser, expand
 
+from modaltune import processes
 from modaltune.errors import ConfigError, ServiceError
 from modaltune.processes import Program, restart, send_signal, start, states, stop, write_config
 from tests.waiting import wait_for
@@ -103,6 +104,28 @@ def test_stop_ends_the_programs_of_a_supervisord_that_was_killed(home: Path) -> 
     config, orphan = orphaned(home)
     assert stop(config)
     assert not alive(orphan)
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+def test_a_supervisord_that_does_not_answer_is_ended_with_its_programs(
+    stuck: bool, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, pids = write_config(home, [sleeper(home)]), list[int]()
+
+    def silent(*_: object) -> bool:
+        wait_for(lambda: states(config) and pid_of(config, "sleeper"))
+        pids.extend([int((home / "run" / "supervisor.pid").read_text()), pid_of(config, "sleeper")])
+        if stuck:
+            os.kill(pids[0], signal.SIGSTOP)
+        return False
+
+    monkeypatch.setattr(processes, "_answers", silent)
+    monkeypatch.setattr(processes, "_START_SECONDS", 0)
+    monkeypatch.setattr(processes, "_STOP_SECONDS", 1 if stuck else 30)
+    with pytest.raises(ServiceError, match="says why supervisord does not answer"):
+        start(config)
+    assert not any(map(alive, pids))
+    assert not stop(config)
 
 
 def test_in_the_foreground_a_termination_stops_the_programs_too(home: Path) -> None:
