@@ -10,6 +10,7 @@ from modaltune.data.batch import CaseTensors
 from modaltune.data.cohort import Cohort
 from modaltune.data.fewer_patches import fewer, with_fewer_patches
 from modaltune.data.preprocessing import Preprocessing, prepare
+from modaltune.errors import DeviceError
 from modaltune.federation.study import Study
 from modaltune.models.learner import Learner
 from modaltune.models.prefix import with_cached_prefix
@@ -45,8 +46,13 @@ class PreparedCases:
         """Halve the patches of the largest case, for this study and until it begins anew; how many are left.
 
         Raises:
-            DeviceError: they would be too few.
+            DeviceError: they would be too few, or there were none on the GPU when its memory ran out.
         """
+        if not self._largest:
+            raise DeviceError(
+                "the GPU runs out of memory before it holds a patch: the model itself does not fit on it; use a larger"
+                " one, or [compute] device = 'cpu' in site.toml"
+            )
         limit = fewer(self._largest)
         self.memory.limit_patches(limit)
         return limit

@@ -24,6 +24,7 @@ from modaltune.errors import DeviceError, SiteFolderError
 from modaltune.federation.manifest import METRIC_PARTS
 from modaltune.federation.study import Study
 from modaltune.federation.wire import Packed, decode_update, encode_weights
+from modaltune.models.learner import Learner
 from tests.client.conftest import MINIMUM
 from tests.client.conversation import TRAIN, Conversation
 from tests.conftest import REPOSITORY
@@ -114,6 +115,17 @@ def test_out_of_memory_halves_the_patches_and_starts_the_round_again(
     assert f"{largest // 2} patches a case" in caplog.text
     shutil.rmtree(site.state_folder)
     assert_same(train(site, conversation), first)
+
+
+def test_a_model_that_does_not_fit_on_the_gpu_is_one_line_of_its_own(
+    site: Site, conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Learner, "to", full)
+    with pytest.raises(DeviceError, match=r"the model itself does not fit on it; .* device = 'cpu'"):
+        train(site, conversation)
 
 
 @pytest.mark.parametrize("asked", ["evaluate", "_embedded", "label_query"])
