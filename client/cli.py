@@ -207,15 +207,16 @@ def doctor(
         str | None, typer.Option(metavar="HOST:PORT", help="Check the way to it; else to that of the home folder.")
     ] = None,
     root_certificates: Annotated[
-        Path | None, typer.Option(help="PEM file that the coordinator gave out; else that of the home folder.")
+        Path | None,
+        typer.Option(help="PEM file that the coordinator gave out; else that of the home folder, for its coordinator."),
     ] = None,
     home: HomeFolder = None,
     json: Json = False,
 ) -> None:
     """The checks of modaltune doctor, and those of the network: name, port, certificate, clock, health."""
     here = Home.find(home)
-    if home is not None or here.enrolled:
-        coordinator, root_certificates = coordinator or here.settings().coordinator, root_certificates or here.authority
+    if coordinator is None and (home is not None or here.enrolled):
+        coordinator, root_certificates = here.settings().coordinator, root_certificates or here.authority
     there = None if coordinator is None else network.Coordinator(coordinator, root_certificates)
     findings = examine(site, study)
     if there is not None:

@@ -21,6 +21,7 @@ import client.cli
 from client.approvals import Approvals
 from client.bundle import installed_bundle
 from client.home import Home
+from client.network import Coordinator
 from modaltune.invitation import Invitation
 from modaltune.storage import digest_text
 from modaltune.trust.audit import AuditLog
@@ -175,6 +176,22 @@ def test_nothing_happens_that_the_log_cannot_say(
 def test_the_log_names_the_authority_from_the_first_line_on(home: Home, tmp_path: Path) -> None:
     (line,) = home.audit.read_text().splitlines()
     assert json.loads(line)["facts"]["authority"] == certificate_facts(tmp_path / "ca" / "ca.crt").sha256
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_doctor_trusts_the_authority_of_the_home_for_its_own_coordinator_only(
+    given: bool, run: Run, home: Home, conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path | None] = []
+    honest = Coordinator.__init__
+
+    def watched(self: Coordinator, address: str, roots: Path | None = None) -> None:
+        seen.append(roots)
+        honest(self, "localhost:1", roots)
+
+    monkeypatch.setattr(Coordinator, "__init__", watched)
+    run("doctor", conversation.folder, "--json", *(["--coordinator", "other.example.org:443"] if given else []))
+    assert seen[-1] == (None if given else home.authority)
 
 
 def test_the_doctor_of_an_enrolled_hospital_checks_the_way_to_its_coordinator(
