@@ -133,4 +133,4 @@ def run(home: Annotated[Path, typer.Option(help="Folder that modaltune-client in
 
 
 if __name__ == "__main__":
-    run_app(app)
+    run_app(app, "report it")

@@ -116,4 +116,4 @@ def start(
 
 
 if __name__ == "__main__":
-    run_app(app)
+    run_app(app, "report it")

@@ -19,6 +19,7 @@ from modaltune.errors import ModalTuneError
 
 console = Console(stderr=True, highlight=False)
 _PACKAGES = ("modaltune", "server", "client", "simulation")
+_AGAIN = "run again with --debug, which shows where, and report it"
 _INTERRUPTED = 130  # what typer returns when Ctrl-C ends a command
 
 
@@ -27,8 +28,13 @@ def emit_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
 
 
-def run_app(app: typer.Typer) -> None:
-    """Run a command line; every error is one line and its exit code, a traceback only with ``--debug``."""
+def run_app(app: typer.Typer, advice: str = _AGAIN, *, traced: bool = False) -> None:
+    """Run a command line; every error is one line and its exit code, a traceback only with ``--debug``.
+
+    Args:
+        advice: after an error that nobody foresaw.
+        traced: such an error's traceback comes before its line; for logs that may hold a patient.
+    """
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     if arguments == ["--version"]:
@@ -51,7 +57,9 @@ def run_app(app: typer.Typer) -> None:
     except click.Abort:  # Ctrl-D at a question
         code = _INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last resort; its text may hold a patient
-        _fail(_unexpected(error), 2, error if debug else None)
+        if traced and not debug:
+            traceback.print_exc()
+        _fail(f"{_unexpected(error)}; {advice}", 2, error if debug else None)
     if code == _INTERRUPTED:
         _say_error("interrupted; no file is half-written, and the same command starts again or goes on")
         os._exit(_INTERRUPTED)  # everything is cleaned up; half-started native libraries may crash or hang at exit
@@ -62,8 +70,7 @@ def _unexpected(error: Exception) -> str:
     """An error that nobody foresaw, by its type and the last module of this project that it passed."""
     modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     ours = [name for name in modules if name.split(".")[0] in _PACKAGES and name != __name__]
-    place = f"{type(error).__name__} in {ours[-1] if ours else modules[-1]}"
-    return f"unexpected failure ({place}); run again with --debug, which shows where, and report it"
+    return f"unexpected failure ({type(error).__name__} in {ours[-1] if ours else modules[-1]})"
 
 
 def _usage(error: click.ClickException) -> str:

@@ -196,4 +196,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    run_app(app)
+    run_app(app, "the cell's log in logs/ shows where; report it", traced=True)

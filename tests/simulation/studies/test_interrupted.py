@@ -14,6 +14,7 @@ import pandas as pd
 import psutil
 import pytest
 
+from simulation.studies import runner
 from simulation.studies.cells import expand
 from simulation.studies.runner import Failure, run_cells
 from simulation.studies.spec import load_study_file
@@ -77,3 +78,18 @@ def test_a_cell_that_cannot_run_is_a_failure_with_its_reason(tmp_path: Path) -> 
         Failure(cell="wire=fp16,seed=0", reason="unknown hospital 'H7'; choose from H1, H2, H3, H4, H5")
     ]
     assert not list((tmp_path / "out" / "cells").iterdir())
+
+
+@pytest.mark.slow
+def test_a_failure_that_nobody_foresaw_leaves_its_traceback_in_the_log_of_the_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "study.toml"
+    file.write_text(STUDY)
+    monkeypatch.setattr(runner, "write_cell", lambda path, _: path.write_text("{}"))
+    cells, said = expand(load_study_file(file))[:1], []
+    (failure,) = run_cells(cells, tmp_path / "out", None, 1, said.append, lambda *_: None)
+    assert failure.reason == "unexpected failure (KeyError in __main__); the cell's log in logs/ shows where; report it"
+    log = (tmp_path / "out" / "logs" / f"{cells[0].name}.log").read_text()
+    assert log.startswith("Traceback")
+    assert "in read_cell" in log
