@@ -30,6 +30,8 @@ _DOUBTFUL = 1.25  # ratio of two statements about one length
 _ONE_NUMBER = 1.01  # ratio of the two axes of one length
 _LEAST = {"patch_size_level0": 1, "patch_size": 1, "downsample": 1, "tile_size_px": 1}
 _MPP_AT_1X = 10.0  # micrometres per pixel times magnification, by convention
+SUFFIXES = (".h5", ".hdf5", ".pt", ".pth")
+"""How the names of feature files end where they are found by name."""
 Attributes = Mapping[str, Any]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from modaltune.data.bag_layouts import SUFFIXES
 from modaltune.data.tables import identifiers, local_name, read_table, rows
 from modaltune.errors import FeatureFileError
 
@@ -54,13 +55,8 @@ def read_slides(path: Path, *, where: str, columns: Mapping[str, str], features:
 
 
 def _with_files(slides: pd.DataFrame, features: Path, where: str, gdc: bool) -> pd.DataFrame:
-    """Slides with the feature file of their name, as ``SLIDE.h5``, ``SLIDE.UUID.h5`` or ``SLIDE_featvec.pt``."""
-    found: dict[str, set[str]] = {}
-    names = sorted(path.name for path in features.iterdir()) if os.path.isdir(features) else []
-    for name in names:
-        stem = Path(name).stem
-        for slide in {stem, stem.removesuffix("_featvec"), stem.partition(".")[0] if gdc else stem}:
-            found.setdefault(slide, set()).add(name)
+    """Slides with the feature file of their name."""
+    found = files_by_slide(features, gdc=gdc)
     several = slides["slide_id"].map(lambda slide: len(found.get(slide, ())) > 1)
     if several.any():
         raise FeatureFileError(
@@ -77,6 +73,23 @@ def _with_files(slides: pd.DataFrame, features: Path, where: str, gdc: bool) -> 
         )
     logger.warning("%s: %d of %d slides left out: no feature file has their name", where, (~there).sum(), len(there))
     return slides[there]
+
+
+def files_by_slide(features: Path, *, gdc: bool = False) -> dict[str, set[str]]:
+    """Slide -> feature files of its name: ``SLIDE.h5``, ``SLIDE_featvec.pt`` or, of GDC, ``SLIDE.UUID.h5``."""
+    found: dict[str, set[str]] = {}
+    for name in feature_files(features):
+        stem = Path(name).stem
+        for slide in {stem, stem.removesuffix("_featvec"), stem.partition(".")[0] if gdc else stem}:
+            found.setdefault(slide, set()).add(name)
+    return found
+
+
+def feature_files(folder: Path) -> list[str]:
+    """Names of the feature files directly inside a folder; thumbnails, logs and the like are none."""
+    if not os.path.isdir(folder):
+        return []
+    return [path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and os.path.isfile(path)]
 
 
 def absent_files(files: pd.Series, features: Path) -> pd.Series:

@@ -12,7 +12,7 @@ from modaltune.data.case_table import CANONICAL
 from modaltune.data.clinical import with_known_columns
 from modaltune.data.column_names import REVERSED, named
 from modaltune.data.expression_files import GENE_COLUMNS
-from modaltune.data.slide_table import SLIDE_COLUMNS, is_gdc
+from modaltune.data.slide_table import SLIDE_COLUMNS, feature_files, is_gdc
 from modaltune.data.table_files import FORMATS, file_format
 from modaltune.data.tables import read_table
 from modaltune.errors import DataError, SiteFolderError
@@ -68,7 +68,7 @@ def survey(path: Path) -> Folder:
         _sort_in(found, file, table, scores, genes)
     found.cases = sorted(scores, key=lambda file: -scores[file][0])
     found.expression = sorted(genes, key=lambda file: -genes[file])
-    folders = {folder.name: _bags(folder) for folder in path.iterdir() if folder.is_dir()}
+    folders = {folder.name: len(feature_files(folder)) for folder in path.iterdir() if folder.is_dir()}
     found.features = sorted((name for name, files in folders.items() if files), key=lambda name: -folders[name])
     if not found.cases:
         raise SiteFolderError(
@@ -111,10 +111,6 @@ def _canonical(table: pd.DataFrame, file: str) -> pd.DataFrame:
     known = with_known_columns(table, columns={}, wanted=CANONICAL, where=file)
     halves = {"time_months", "event"} & set(known.columns) - set(table.columns)
     return known.drop(columns=list(halves)) if len(halves) == 1 else known
-
-
-def _bags(folder: Path) -> int:
-    return sum(file.suffix in (".h5", ".pt") for file in folder.iterdir())
 
 
 def _name(file: str) -> str:

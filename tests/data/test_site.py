@@ -153,6 +153,16 @@ def test_a_table_without_a_file_column_needs_the_file_of_every_slide(site: Path)
         load_site(site, split_salt="s")
 
 
+def test_only_feature_files_count_where_files_are_found_by_name(site: Path) -> None:
+    edit(site, "slides.csv", lambda slides: slides.drop(columns="file"))
+    stem = f"{IDS[1]}-S7"
+    for suffix in (".json", ".png", ".log"):
+        (site / "features" / f"{stem}{suffix}").touch()
+    (site / "features" / stem).mkdir()
+    (site / "features" / f"{stem}.pt").mkdir()
+    assert len(load_site(site, split_salt="s").bags) == 5
+
+
 @pytest.mark.parametrize("linked", [False, True])
 def test_a_feature_file_of_two_slides_is_refused_under_any_name(linked: bool, site: Path) -> None:
     first, name = f"{IDS[0]}-S9.h5", "again.h5" if linked else f"../features/{IDS[0]}-S9.h5"
