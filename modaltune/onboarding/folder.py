@@ -29,6 +29,8 @@ class Folder:
     Attributes:
         cases: candidates, the likeliest first.
         expression: candidates, the largest first.
+        slides: candidates, those with a column ``file`` first.
+        slides_by_name: those of ``slides`` without it.
         features: folders with feature files, the fullest first.
         modalities: name -> table of a further modality.
         ignored: tables that are nothing of this.
@@ -40,6 +42,7 @@ class Folder:
     cases: list[str] = field(default_factory=list)
     expression: list[str] = field(default_factory=list)
     slides: list[str] = field(default_factory=list)
+    slides_by_name: list[str] = field(default_factory=list)
     features: list[str] = field(default_factory=list)
     modalities: dict[str, str] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
@@ -66,6 +69,7 @@ def survey(path: Path) -> Folder:
             problem = problem or f"; not read: {error}"
             continue
         _sort_in(found, file, table, scores, genes)
+    found.slides += found.slides_by_name
     found.cases = sorted(scores, key=lambda file: -scores[file][0])
     found.expression = sorted(genes, key=lambda file: -genes[file])
     folders = {folder.name: len(feature_files(folder)) for folder in path.iterdir() if folder.is_dir()}
@@ -100,6 +104,8 @@ def _sort_in(
         found.modalities[_name(file)] = file
     elif has_id and score > 1:
         scores[file] = (score, table)
+    elif {"slide_id", "case_id"} <= set(columns):
+        found.slides_by_name.append(file)
     elif has_id and numeric == len(columns) - 1:
         found.modalities[_name(file)] = file
     else:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from modaltune.data.sample_map import TCGA_SAMPLE
-from modaltune.data.slide_table import SLIDE_COLUMNS
+from modaltune.data.slide_table import SLIDE_COLUMNS, files_by_slide
 from modaltune.data.tables import identifiers, read_table
 from modaltune.errors import FeatureFileError, SlideError
 from modaltune.storage import write_text
@@ -70,24 +70,40 @@ def find_slides(folder: Path) -> list[Source]:
     ]
 
 
+def read_slides_table(path: Path, features: Path) -> pd.DataFrame:
+    """``slides.csv`` of a site as it stands, without a row where there is none; an absent ``file`` is filled in.
+
+    Raises:
+        FeatureFileError: it names no slides and cases, or one slide twice.
+    """
+    if not path.is_file():
+        return pd.DataFrame(columns=list(SLIDE_COLUMNS))
+    table = read_table(path, where=path.name, error=FeatureFileError, text=SLIDE_COLUMNS)
+    if "file" not in table and "slide_id" in table:
+        files = files_by_slide(features)
+        slides = [str(slide).strip() for slide in table["slide_id"]]
+        table["file"] = [min(files.get(slide, {f"{slide}.h5"})) for slide in slides]
+    for column in SLIDE_COLUMNS:
+        identifiers(table, column, where=path.name, error=FeatureFileError, unique=column == "slide_id")
+    return table
+
+
 def write_slides_table(path: Path, features: Path, made: Collection[str] = ()) -> int:
     """Write ``slides.csv`` of a site for the bags of a folder; rows and columns that it has already stay as they are.
 
-    A new slide's case is its TCGA barcode, or the slide itself. TCGA slides of other than primary tumours are left out,
-    and so is a bag that is older than the table and has no row in it: somebody took it out.
+    Beside new slides a table without ``file`` gets that column too. A new slide's case is its TCGA barcode, or the
+    slide itself. TCGA slides of other than primary tumours are left out, and so is a bag that is older than the table
+    and has no row in it: somebody took it out.
 
     Args:
         made: slides whose bags this run wrote.
     Returns:
         How many slides of other than primary tumours were left out.
     """
-    table, bags = pd.DataFrame(columns=list(SLIDE_COLUMNS)), sorted(features.glob("*.h5"))
+    table, bags = read_slides_table(path, features), sorted(features.glob("*.h5"))
     others = {bag.stem for bag in bags if not _is_primary(bag.stem)}
     if path.is_file():
-        table = read_table(path, where=path.name, error=FeatureFileError, text=SLIDE_COLUMNS)
         written = path.stat().st_mtime
-        for column in SLIDE_COLUMNS:
-            identifiers(table, column, where=path.name, error=FeatureFileError, unique=column == "slide_id")
         bags = [bag for bag in bags if bag.stem in made or bag.stat().st_mtime > written]
     known = {*table["slide_id"], *(Path(file).stem for file in table["file"])}
     rows = [(bag.stem, _case(bag.stem), f"{bag.stem}.h5") for bag in bags if bag.stem not in known | others]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,16 @@ from typing import Any
 import h5py
 
 from modaltune.data.bags import write_bag
-from modaltune.errors import ConfigError, SlideError
+from modaltune.errors import ConfigError, FeatureFileError, SlideError
 from modaltune.slides.extraction import Layout, Pace, Patches, encode_patches, lay_out
-from modaltune.slides.folder import Source, find_slides, source_mark, write_failures, write_slides_table
+from modaltune.slides.folder import (
+    Source,
+    find_slides,
+    read_slides_table,
+    source_mark,
+    write_failures,
+    write_slides_table,
+)
 from modaltune.slides.lock import locked
 from modaltune.slides.patch_encoder import PatchEncoder
 from modaltune.storage import write_bytes
@@ -82,9 +90,11 @@ class Extraction:
         Raises:
             SlideError: no slide, or none could be used.
             ConfigError: bags in ``out`` were made with other settings.
+            FeatureFileError: ``slides.csv`` in ``out`` is no slides table.
             OSError: a file could not be written; the tables say what is done.
         """
         sources = find_slides(slides)
+        read_slides_table(self.out / "slides.csv", self.out / "features")
         finished = {source.slide_id for source in sources if self._is_finished(source)}
         start, outcome, names = time.monotonic(), Outcome(slides=len(sources)), set[str]()
 
@@ -102,10 +112,16 @@ class Extraction:
                     self._extract(source, outcome, told)
                 names.add(source.slide_id)
                 told(0.0)
-        finally:  # what stops a run, such as a full disk, loses nothing of what is done
-            write_failures(self.out / "failures.csv", outcome.failures)
-            outcome.not_primary = write_slides_table(self.out / "slides.csv", self.out / "features", outcome.made)
+        except BaseException:  # such as a full disk: it is told itself, and nothing of what is done is lost
+            with suppress(OSError, FeatureFileError):
+                self._write_tables(outcome)
+            raise
+        self._write_tables(outcome)
         return outcome
+
+    def _write_tables(self, outcome: Outcome) -> None:
+        write_failures(self.out / "failures.csv", outcome.failures)
+        outcome.not_primary = write_slides_table(self.out / "slides.csv", self.out / "features", outcome.made)
 
     def _extract(self, source: Source, outcome: Outcome, told: Callable[[float], None]) -> None:
         file = self._bag_file(source)

@@ -71,6 +71,16 @@ def test_the_draft_of_a_clean_folder_loads(folder: Path) -> None:
     assert len(load_site(folder, split_salt="s").cases) == 12
 
 
+def test_a_slides_table_may_lack_the_files(folder: Path) -> None:
+    slides = pd.read_csv(folder / "wsi.csv").drop(columns="file")
+    slides.to_csv(folder / "wsi.csv", index=False)
+    pd.DataFrame(CASES).assign(slide_id=IDS).to_csv(folder / "patients.csv", index=False)
+    write_draft(survey(folder))
+    paths = read_site_config(folder).paths
+    assert (paths.cases, paths.slides) == ("patients.csv", "wsi.csv")
+    assert len(load_site(folder, split_salt="s").bags) == 3
+
+
 def test_what_is_only_guessed_stands_in_comments(folder: Path) -> None:
     text = draft(survey(folder))
     assert '# ? modalities = {"reports" = "reports.csv"}' in text

@@ -120,6 +120,17 @@ def test_a_table_without_cases_is_one_line(slides: Path, extraction: Extraction)
     (extraction.out / "slides.csv").write_text("slide,patient\na,b\n")
     with pytest.raises(FeatureFileError, match=r"slides.csv: column 'slide_id' is missing"):
         extraction.run(slides, quiet)
+    assert os.listdir(extraction.out) == ["slides.csv"], "before anything is extracted"
+
+
+def test_a_table_without_files_gets_them(slides: Path, extraction: Extraction) -> None:
+    (extraction.out / "features").mkdir(parents=True)
+    (extraction.out / "features" / "old.pt").touch()
+    (extraction.out / "slides.csv").write_text("slide_id,case_id\nH-17,0042\nold,P8\n")
+    extraction.run(slides, quiet)
+    table = pd.read_csv(extraction.out / "slides.csv", dtype=str)
+    expected = [["H-17", "0042", "H-17.h5"], ["old", "P8", "old.pt"], [TUMOUR, PATIENT, f"{TUMOUR}.h5"]]
+    assert table.to_numpy().tolist() == expected
 
 
 def test_the_number_of_workers_changes_nothing(slides: Path, tmp_path: Path, tiny_encoder: PatchEncoder) -> None:
@@ -273,6 +284,21 @@ def test_a_full_disk_ends_the_run_with_its_tables_and_without_half_a_bag(
     monkeypatch.undo()
     assert (outcome := extraction.run(slides, quiet)).done == 2
     assert (outcome.kept, outcome.failures) == (1, [])
+
+
+def test_tables_that_cannot_be_written_do_not_hide_what_ended_the_run(
+    slides: Path, extraction: Extraction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "the disk is full")
+
+    def unwritten(*_: object) -> None:
+        raise FeatureFileError("slides.csv was damaged meanwhile")
+
+    monkeypatch.setattr(Extraction, "_one", full)
+    monkeypatch.setattr("modaltune.slides.run.write_slides_table", unwritten)
+    with pytest.raises(OSError, match="the disk is full"):
+        extraction.run(slides, quiet)
 
 
 def test_slides_of_an_assumed_resolution_are_counted(tmp_path: Path, tiny_encoder: PatchEncoder) -> None:
