@@ -61,7 +61,7 @@ def run(
     extraction = Extraction(
         out=out,
         encoder=patch_encoder(encoder, weights),
-        patches=Patches(mpp=mpp or 0.5, size=patch, slide_mpp=slide_mpp or mpp, upsample=upsample),
+        patches=Patches(mpp=mpp or 0.5, size=patch, slide_mpp=slide_mpp, assumed_mpp=mpp, upsample=upsample),
         pace=Pace(workers=workers, batch=batch),
     )
     if encoder == EMBEDDED:

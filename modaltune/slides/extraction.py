@@ -30,13 +30,15 @@ class Patches:
     Attributes:
         mpp: micrometres per pixel of a patch.
         size: edge of a patch in those pixels.
-        slide_mpp: micrometres per level-0 pixel of slides whose header has none.
+        slide_mpp: micrometres per level-0 pixel of slides whose header has none; kept bags must have it too.
+        assumed_mpp: the same where ``slide_mpp`` is not given; not held against kept bags.
         upsample: whether slides coarser than ``mpp`` are enlarged; refused otherwise.
     """
 
     mpp: float = 0.5
     size: int = 256
     slide_mpp: float | None = None
+    assumed_mpp: float | None = None
     upsample: bool = False
 
     def edge(self, scan: Scan) -> int:
@@ -81,7 +83,7 @@ def lay_out(path: Path, patches: Patches) -> Layout:
         SlideError: unreadable, of unknown or too coarse resolution.
     """
     with reading(path), OpenSlide(path) as slide:
-        scan = read_scan(slide, patches.slide_mpp)
+        scan = read_scan(slide, patches.slide_mpp or patches.assumed_mpp)
         edge = patches.edge(scan)
         mask = tissue_mask(read_overview(slide, scan, MASK_MPP), MASK_MPP)
         coords = tissue_patches(mask, scan, edge)

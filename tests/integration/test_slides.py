@@ -95,6 +95,8 @@ def test_slides_without_a_resolution_need_the_option(
     ran = command(modaltune.cli.main, "slides", "run", *arguments, "--mpp", 1, "--json")
     assert (ran.code, json.loads(ran.out)["done"]) == (0, 1)
     assert "1 slides have no micrometres per pixel in the header and were taken to have --mpp 1.0" in ran.err
+    ran = command(modaltune.cli.main, "slides", "run", *arguments, "--mpp", 1, "--slide-mpp", 0.5, "--json")
+    assert (ran.code, "made with level0_mpp 1.0, this run has 0.5" in ran.err) == (2, True)
 
 
 def test_a_site_made_of_slides_passes_the_check_and_trains_a_round(

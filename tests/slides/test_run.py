@@ -207,6 +207,15 @@ def test_another_resolution_given_for_the_same_slides_is_refused(tmp_path: Path,
     assert of(out, tiny_encoder).run(tmp_path / "slides", quiet).kept == 1
 
 
+def test_an_assumed_resolution_is_not_held_against_kept_bags(tmp_path: Path, tiny_encoder: PatchEncoder) -> None:
+    write_slide(tmp_path / "slides" / "a.tiff", [PICTURE], mpp=None)
+    out = tmp_path / "out"
+    assert of(out, tiny_encoder, slide_mpp=0.5).run(tmp_path / "slides", quiet).done == 1
+    write_slide(tmp_path / "slides" / "b.tiff", [PICTURE], mpp=None)
+    outcome = of(out, tiny_encoder, assumed_mpp=0.45).run(tmp_path / "slides", quiet)
+    assert (outcome.kept, outcome.done, outcome.assumed) == (1, 1, 1)
+
+
 def with_a_lost_tile(path: Path) -> Path:
     """A slide that opens, has an overview, and lacks the pixels of one tile of tissue at level 0."""
     content = bytearray(write_slide(path, [PICTURE, PICTURE[::2, ::2]]).read_bytes())
