@@ -166,4 +166,4 @@ def _number(said: Attributes, name: str, where: str) -> float:
 def _name(value: object) -> str | None:
     """An encoder's name for messages; anything longer or stranger is none."""
     text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-    return text if value is not None and re.fullmatch(r"[\w.+/@-]{1,64}", text) else None
+    return text if value is not None and re.fullmatch(r"[\w.+/:@-]{1,64}", text) else None

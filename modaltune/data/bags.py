@@ -15,6 +15,7 @@ import numpy as np
 from modaltune.data.bag_files import open_bag
 from modaltune.data.bag_layouts import BagSource
 from modaltune.data.cohort import Bag
+from modaltune.data.encoder_names import encoder_model
 from modaltune.data.features import Features, MappedFeatures, StoredFeatures, slabs
 from modaltune.errors import FeatureFileError
 
@@ -172,7 +173,7 @@ class _OneKind:
                 f"{where}: 'features' has {width} columns but earlier slides of this site have {known}; "
                 "extract all slides of a site with one patch encoder"
             )
-        self._same("patch encoder", source.encoder, where)
+        self._same("patch encoder", None if source.encoder is None else encoder_model(source.encoder), where)
         self._same("patch edge in pixels", source.patch_size, where)
         self._same("micrometres per pixel of the patches", None if source.mpp is None else round(source.mpp, 2), where)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from modaltune.data.bags import BagFiles
 from modaltune.data.cohort import Cohort
+from modaltune.data.encoder_names import encoder_model
 from modaltune.errors import FeatureFileError
 from modaltune.federation.study import SlideSpec, Study
 
@@ -42,7 +43,8 @@ def stated(cohort: Cohort) -> SlideSettings:
 
 def difference(found: SlideSettings, asked: SlideSpec) -> str | None:
     """What patches are and a study does not want, in words; what either does not say agrees."""
-    if asked.patch_encoder and found.patch_encoder and _model(asked.patch_encoder) != _model(found.patch_encoder):
+    encoders = [name for name in (found.patch_encoder, asked.patch_encoder) if name]
+    if len({encoder_model(name) for name in encoders}) > 1:
         return f"patch encoder {found.patch_encoder}, the study {asked.patch_encoder}"
     if asked.mpp and found.mpp and not math.isclose(asked.mpp, found.mpp, rel_tol=_ONE_RESOLUTION):
         return f"{found.mpp:g} micrometres per pixel, the study {asked.mpp:g}"
@@ -69,8 +71,3 @@ def check_slides(cohort: Cohort, study: Study) -> None:
         raise FeatureFileError(
             f"site {cohort.site}: the bags have {differs}; extract them as study {study.name} says under [slides]"
         )
-
-
-def _model(name: str) -> str:
-    """An encoder's name without its owner on the hub."""
-    return name.rpartition("/")[2].casefold()

@@ -13,6 +13,7 @@ import pandas as pd
 from modaltune.data.bag_files import open_bag
 from modaltune.data.bags import check_features
 from modaltune.data.cohort import Bag
+from modaltune.data.encoder_names import encoder_model
 from modaltune.data.slide_settings import SlideSettings, difference
 from modaltune.data.slide_table import absent_files, shared_files
 from modaltune.data.tables import rows
@@ -24,7 +25,7 @@ READ_LIMIT = 2**30
 """Bytes of feature files that are read completely; of a larger site, blocks of every file are."""
 BLOCKS, BLOCK_ROWS = 4, 256
 PATCHES_OF = {"titan": "conch", "longnet": "gigapath"}
-"""Slide encoder -> what the name of its patch encoder contains."""
+"""Slide encoder -> what the model of its patch encoder contains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,10 +152,11 @@ def _agreement(facts: pd.DataFrame) -> Iterator[Finding]:
         ("patch_size", "patch edge in pixels", True),
         ("dtype", "number type", False),
     ):
-        known = facts[column].dropna()
+        said = _models(facts) if column == "encoder" else facts[column]
+        known = said.dropna()
         if known.nunique() > 1:
             usual = known.mode().iloc[0]
-            odd = facts[column].notna() & (facts[column] != usual)
+            odd = said.notna() & (said != usual)
             say = error if grave else warning
             yield say(f"{what} differs: {usual} in most files, another in {rows(odd)}", again)
         silent = facts[column].isna() & facts["width"].notna()
@@ -199,12 +201,17 @@ def _study(site: SiteFiles, facts: pd.DataFrame) -> Iterator[Finding]:
     if asked.standardise == "position" and uneven.any():
         yield error(f"the study needs {asked.rows} rows a bag, not so in {rows(uneven)}", "build these bags again")
     name = PATCHES_OF.get(asked.encoder, "")
-    other = facts["encoder"].notna() & ~facts["encoder"].astype(str).str.lower().str.contains(name, regex=False)
+    other = facts["encoder"].notna() & ~_models(facts).astype(str).str.contains(name, regex=False)
     if other.any():
         yield warning(
             f"slide encoder {asked.encoder} reads patches of {name}, but another encoder is stated in {rows(other)}",
             "make sure that the features are of the encoder that the study names",
         )
+
+
+def _models(facts: pd.DataFrame) -> pd.Series:
+    """The patch encoders that files state, as they are compared."""
+    return facts["encoder"].map(encoder_model, na_action="ignore")
 
 
 def _settings(fact: pd.Series) -> SlideSettings:

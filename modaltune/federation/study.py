@@ -164,7 +164,7 @@ class SlideSpec(Part):
 
     encoder: Literal["small", "longnet", "titan", "vit"] = "small"
     in_width: Annotated[int, Field(gt=0)]
-    patch_encoder: Annotated[str, Field(pattern=r"^[\w.+/@-]{1,64}$")] | None = None
+    patch_encoder: Annotated[str, Field(pattern=r"^[\w.+/:@-]{1,64}$")] | None = None
     mpp: Annotated[float, Field(ge=0.05, le=10)] | None = None
     patch_size: Annotated[int, Field(gt=0)] | None = None
     width: Annotated[int, Field(gt=0, multiple_of=4)] = 64

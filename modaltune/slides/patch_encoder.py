@@ -23,12 +23,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from modaltune import _torchvision
+from modaltune.data.encoder_names import HUB
 from modaltune.encoders.slide import encoders_folder, load_strictly, read_checkpoint
 from modaltune.errors import ConfigError, ModelFileError
 from modaltune.storage import digest_state
 
 EMBEDDED = "efficientnet-lite0"
-_HUB = "hf-hub:"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -36,7 +36,7 @@ class PatchEncoder:
     """A frozen model from RGB patches to features.
 
     Attributes:
-        name: as it was asked for; of a path the last part.
+        name: as it was asked for, without slashes and dots of paths; of a path the last part.
         sha256: of the weights.
         prepare: one RGB image to uint8 ``[3, H, W]`` of the size that the model takes.
     """
@@ -92,7 +92,7 @@ def patch_encoder(name: str, weights: Path | None = None, device: torch.device |
         ModelFileError: weights absent, damaged, or not those of the model.
     """
     _torchvision.install()
-    name = name.removeprefix(_HUB)
+    name = name.removeprefix(HUB)
     if weights is not None:
         model = _from_file(name, weights)
     elif name == EMBEDDED:
@@ -100,7 +100,7 @@ def patch_encoder(name: str, weights: Path | None = None, device: torch.device |
     else:
         folder = _folder(name)
         model = _from_folder(folder)
-        name = name if folder == encoders_folder() / name and not Path(name).is_absolute() else folder.name
+        name = _clean(name, folder)
     chosen = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return PatchEncoder(name, model, chosen)
 
@@ -109,6 +109,13 @@ def _folder(name: str) -> Path:
     """A folder where encoders lie, before a path of that name."""
     here, path = encoders_folder() / name, Path(name).expanduser()
     return path if os.sep in name and path.is_dir() and not here.is_dir() else here
+
+
+def _clean(name: str, folder: Path) -> str:
+    plain = Path(os.path.normpath(name))
+    if folder == encoders_folder() / name and plain.parts and not {os.sep, os.pardir} & set(plain.parts):
+        return plain.as_posix()
+    return Path(os.path.abspath(folder)).name
 
 
 def _embedded(classifier: bool = False) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 
 from modaltune.data.bags import write_bag
+from modaltune.data.encoder_names import encoder_model
 from modaltune.errors import ConfigError, FeatureFileError, SlideError
 from modaltune.slides.extraction import Layout, Pace, Patches, encode_patches, lay_out
 from modaltune.slides.folder import (
@@ -194,6 +195,8 @@ class Extraction:
         except (OSError, KeyError):
             return False
         wanted = dict(self._settings())
+        if encoder_model(str(found.get("encoder", ""))) == encoder_model(self.encoder.name):
+            wanted.pop("encoder")
         if found.get("level0_mpp_from") == "option" and self.patches.slide_mpp is not None:
             wanted["level0_mpp"] = self.patches.slide_mpp
         for name, value in wanted.items():

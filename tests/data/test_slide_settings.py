@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from modaltune.data.bags import read_bag, write_bag
 from modaltune.data.site import load_site
 from modaltune.data.slide_settings import check_slides
 from modaltune.doctor.bags import bags
@@ -21,6 +22,7 @@ DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
 LIKE: list[dict[str, Any]] = [
     {},
     {"patch_encoder": "Owner/TEST"},
+    {"patch_encoder": "hf-hub:Owner/test/"},
     {"patch_encoder": "test", "mpp": 0.499, "patch_size": 256},
 ]
 
@@ -57,5 +59,16 @@ def test_a_study_that_does_not_say_it_has_the_text_of_before(tiny_study: Study) 
     """Else every study from before would have another digest."""
     assert not {"patch_encoder", "mpp", "patch_size"} & set(tiny_study.model_dump()["slides"])
     assert Study.from_json(tiny_study.to_json()) == tiny_study
-    said = asking(tiny_study, patch_encoder="uni_v1", mpp=0.5, patch_size=256)
-    assert Study.from_json(said.to_json()) == said
+    for name in ("uni_v1", "hf-hub:MahmoodLab/UNI"):
+        said = asking(tiny_study, patch_encoder=name, mpp=0.5, patch_size=256)
+        assert Study.from_json(said.to_json()) == said
+
+
+def test_files_that_write_one_encoder_in_several_ways_agree(tmp_path: Path, tiny_study: Study) -> None:
+    site = write_small_site(tmp_path / "H1")
+    first, second, *_ = sorted((site / "features").glob("*.h5"))
+    for file, name in ((first, "hf-hub:Owner/Test"), (second, "./test/")):
+        write_bag(file, read_bag(file), encoder=name)
+    assert len(load_site(site, split_salt="s").bags) == 5
+    found = [finding.finding for finding in bags(SiteFiles(site, asking(tiny_study, patch_encoder="test")))]
+    assert not any("differs" in text or "not stated" in text or "not made as" in text for text in found)

@@ -72,6 +72,20 @@ def test_a_name_on_the_hub_is_a_folder_where_encoders_lie(
     assert patch_encoder("./tiny", device=CPU).name == "tiny"
 
 
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [("tiny/", "tiny"), ("./tiny", "tiny"), ("MahmoodLab//UNI/.", "MahmoodLab/UNI"), ("MahmoodLab/../tiny/", "tiny")],
+)
+def test_slashes_and_dots_are_no_part_of_a_name(
+    asked: str, name: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODALTUNE_ENCODERS", str(tmp_path / "encoders"))
+    (tmp_path / "encoders" / "MahmoodLab").mkdir(parents=True)
+    for link in ("tiny", "MahmoodLab/UNI"):
+        (tmp_path / "encoders" / link).symlink_to(tiny_folder)
+    assert patch_encoder(asked, device=CPU).name == name
+
+
 def test_gated_layers_and_tokens_are_handled_as_virchow_publishes_them(tmp_path: Path) -> None:
     """config.json cannot name SwiGLU; features are the class token beside the mean of the patch tokens."""
     from timm.layers.mlp import SwiGLUPacked

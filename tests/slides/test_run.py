@@ -198,6 +198,14 @@ def test_another_encoder_in_the_same_folder_is_refused(slides: Path, extraction:
         extraction.run(slides, quiet)
 
 
+def test_bags_of_the_encoder_under_another_name_are_kept(slides: Path, extraction: Extraction) -> None:
+    extraction.run(slides, quiet)
+    for file in (extraction.out / "features").iterdir():
+        with h5py.File(file, "r+") as bag:
+            bag["coords"].attrs["encoder"] = "Owner/Tiny/"
+    assert extraction.run(slides, quiet).kept == 3
+
+
 def test_another_resolution_given_for_the_same_slides_is_refused(tmp_path: Path, tiny_encoder: PatchEncoder) -> None:
     write_slide(tmp_path / "slides" / "a.tiff", [PICTURE], mpp=None)
     out = tmp_path / "out"
