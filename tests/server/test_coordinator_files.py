@@ -246,6 +246,7 @@ def test_a_certificate_that_is_over_or_of_another_pair_is_one_line(home: Home, t
 def test_what_was_started_is_stopped_when_it_does_not_come_up(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped: list[Path] = []
     monkeypatch.setattr(services, "nginx_command", lambda: "nginx")
+    monkeypatch.setattr(services, "write_config", lambda *_: Path("supervisor.conf"))  # a socket's path is short
     monkeypatch.setattr(services, "start", lambda _: None)
     monkeypatch.setattr(services, "stop", stopped.append)
     monkeypatch.setattr(services, "_START_SECONDS", 0.0)
