@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from modaltune.errors import FederationError
+from modaltune.evaluation.predictions import COSINE
 from modaltune.federation.study import FURTHER, HORIZONS
 from modaltune.storage import read_json_lines
 
@@ -282,7 +283,7 @@ def task_metrics(scores: Mapping[Key, Score], tasks: Sequence[str] = ()) -> list
 
 def headline(metric: str) -> bool:
     """Whether a metric belongs into the tables that everybody reads."""
-    return not any(metric in names for names in FURTHER.values())
+    return not metric.endswith(COSINE) and not any(metric in names for names in FURTHER.values())
 
 
 def main_metrics(scores: Mapping[Key, Score], tasks: Sequence[str] = ()) -> list[tuple[str, str]]:
