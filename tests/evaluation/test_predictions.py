@@ -46,7 +46,7 @@ def test_without_temperature_the_scale_of_a_task_says_nothing(
 ) -> None:
     embeddings = embed_cases(tiny_learner, tiny_cases)
     learnt, plain = (probabilities_of(tiny_learner, embeddings, "stage", temperature=t) for t in (True, False))
-    scale = float(tiny_learner.head.scale["stage"].exp())
+    scale = float(tiny_learner.head.scale["stage"].detach().exp())
     assert scale > 1
     np.testing.assert_allclose(
         np.log(learnt[:, 1:] / learnt[:, :1]), scale * np.log(plain[:, 1:] / plain[:, :1]), rtol=1e-4, atol=1e-5
