@@ -44,6 +44,7 @@ from server.disk import own_disk
 from server.evaluation import Evaluation
 from server.exchange import Exchange, Round
 from server.probes import Prober, keep_probes, kept_probes, with_probes
+from server.round_log import training_log
 from server.state import Progress, ServerState, Validated
 
 logger = logging.getLogger(__name__)
@@ -253,7 +254,7 @@ class Federation:
                 this.refuse(outlier.site, outlier.reason)
                 del metrics[outlier.site]
             metrics = dict(sorted(metrics.items()))
-            more = _training_log(gathering.examples, metrics) | {"influence": gathering.report()}
+            more = training_log(gathering.examples, metrics) | {"influence": gathering.report()}
             if self._enough(this, gathering.examples, **more):
                 break
             gathering.close()
@@ -381,31 +382,3 @@ class Federation:
             "weights": "",
         }
         write_json(self.out / "status.json", said | ended)
-
-
-def parameter_group(key: str) -> str:
-    """The part of the model a parameter belongs to, as reports name it."""
-    parts = key.split(".")
-    if parts[1] in ("missing", "interactions") or parts[0] == "head":
-        return ".".join(parts[1:3]) if parts[0] != "head" else ".".join(parts[:3])
-    return f"task_tokens.{parts[3]}" if parts[1:3] == ["task_tokens", "vectors"] else parts[1]
-
-
-def _training_log(
-    examples: Mapping[str, Mapping[str, int]], metrics: Mapping[str, Mapping[str, float]]
-) -> dict[str, Any]:
-    groups: dict[str, dict[str, int]] = {}
-    for site in sorted(examples):
-        for key, count in examples[site].items():
-            row = groups.setdefault(parameter_group(key), dict.fromkeys(sorted(examples), 0))
-            row[site] = max(row[site], count)
-    trained = {site: row for site, row in metrics.items() if row["train-cases"]}
-    cases = sum(row["train-cases"] for row in trained.values())
-    checked = sum(row["val-cases"] for row in metrics.values())
-    return {
-        "loss": sum(row["loss"] * row["train-cases"] for row in trained.values()) / cases if cases else None,
-        "losses": {site: row["loss"] for site, row in trained.items()},
-        "val_loss": sum(row["val-loss-sum"] for row in metrics.values()) / checked if checked else None,
-        "steps": {site: int(row["steps"]) for site, row in metrics.items()},
-        "keys": groups,
-    }
