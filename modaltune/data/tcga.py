@@ -38,7 +38,7 @@ LOCATIONS: Mapping[str, str] = {
     "NSCLC": "lung",
     "RCC": "kidney",
 }
-"""Per cohort, what stands before its stages and grades in a model of several cancers: ``breast III``."""
+"""Per cohort, what stands before its stages and grades, or its tasks, in a model of several cancers."""
 
 STAGES = ("I", "II", "III", "IV")
 GRADES = ("G2", "G3")
@@ -124,6 +124,16 @@ def with_location(cases: pd.DataFrame, cohort: str, tasks: Collection[str] = LEV
         if name in cases
     }
     return cases.assign(**{name: column.astype(object) for name, column in change.items()})
+
+
+def cancer_task(cohort: str, task: str) -> str:
+    """A diagnosis, stage or grade as a task of its own cancer: ``kidney_stage``; survival is one task for all."""
+    return task if task == "survival" else f"{LOCATIONS[cohort]}_{task}"
+
+
+def with_cancer_tasks(cases: pd.DataFrame, cohort: str) -> pd.DataFrame:
+    """Cases whose labels are columns of tasks of their cancer."""
+    return cases.rename(columns={name: cancer_task(cohort, name) for name in ("diagnosis", *LEVELS)})
 
 
 def read_tcga(data: Path, cohort: str, *, expression: str = "rna", slides: Collection[str] = ()) -> TcgaTables:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ import pandas as pd
 from modaltune.data.case_table import labelled
 from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing, prepare
-from modaltune.data.tcga import TcgaTables, hospital_tables, read_tcga, with_location
+from modaltune.data.tcga import (
+    TcgaTables,
+    cancer_task,
+    hospital_tables,
+    read_tcga,
+    with_cancer_tasks,
+    with_location,
+)
 from modaltune.errors import DataError, FeatureFileError
 from modaltune.evaluation.predictions import COSINE, Families, embed_cases, metric_rows, predict, renamed, scored
 from modaltune.evaluation.survival import Censoring
@@ -46,7 +54,7 @@ def evaluate_tables(
         say: told what was left out of the tables, which labelled cases are not scored, and how many they are.
     """
     learner, study, preprocessing = load_model(model, public_pem)
-    tables = read_tcga(data, cohort, expression=expression)
+    tables = _called_as_in(study, read_tcga(data, cohort, expression=expression))
     known = [task.name for task in study.tasks if task.name in tables.tasks]
     if not known:
         raise DataError(
@@ -78,6 +86,14 @@ def evaluate_tables(
         without = pd.concat(plain, ignore_index=True)
         rows += [renamed(row, COSINE) for row in _rows(without, tables.cases, study, preprocessing, "all", headlines)]
     return rows
+
+
+def _called_as_in(study: Study, tables: TcgaTables) -> TcgaTables:
+    """The tables, their labels as tasks of their cancer where the model has such tasks."""
+    own = {task: cancer_task(tables.cohort, task) for task in tables.tasks}
+    if not {called for task, called in own.items() if called != task} & {task.name for task in study.tasks}:
+        return tables
+    return replace(tables, tasks=tuple(own.values()), cases=with_cancer_tasks(tables.cases, tables.cohort))
 
 
 def _genes_note(tables: TcgaTables, preprocessing: Preprocessing) -> Iterator[str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from modaltune.data.case_table import labelled, task_columns
 from modaltune.data.cohort import Bag
 from modaltune.data.genesets import restrict, write_gmt
-from modaltune.data.tcga import hospital_tables, read_tcga, with_location
+from modaltune.data.tcga import LEVELS, cancer_task, hospital_tables, read_tcga, with_cancer_tasks, with_location
 from modaltune.errors import ConfigError
 from modaltune.federation.study import TaskSpec
 from modaltune.seeds import numpy_generator
@@ -134,10 +134,11 @@ def write_scene(spec: DataSpec, seed: int, data: Path | None, out: Path) -> Scen
         DataError: tables or feature files are absent or broken.
     """
     shares, sets = _synthetic(spec, seed) if spec.kind == "synthetic" else tcga_shares(spec, spec.cohorts, seed, data)
-    tasks = vocabulary(spec.cohorts, shares)
+    apart = spec.cancers == "apart"
+    tasks = vocabulary(spec.cohorts, shares, apart=apart)
     known = [share.name for share in shares]
     require_known("hospital", spec.leave_out, known)
-    held = _disjoint(shares, tasks) if isinstance(spec.tasks, str) else spec.tasks
+    held = _disjoint(shares, tasks, apart) if isinstance(spec.tasks, str) else spec.tasks
     check_overrides(known, [task.name for task in tasks], held, spec.without)
     shares = [share.without(spec.without.get(share.name, ())).usable() for share in shares]
     shares = filled(shares, spec.leave_out) if spec.fill else shares
@@ -162,23 +163,29 @@ def write_scene(spec: DataSpec, seed: int, data: Path | None, out: Path) -> Scen
     return SceneFolders(sites=sites, truth=truth, cohorts=cohorts, tasks=tasks, gene_sets=path)
 
 
-def _disjoint(shares: Sequence[Share], tasks: Sequence[TaskSpec]) -> dict[str, tuple[str, ...]]:
+def _disjoint(shares: Sequence[Share], tasks: Sequence[TaskSpec], apart: bool) -> dict[str, tuple[str, ...]]:
     """The layout of disjoint tasks, in each cohort among its own hospitals."""
     cohorts = dict.fromkeys(share.cohort for share in shares)
     held: dict[str, tuple[str, ...]] = {}
     for cohort in cohorts:
         inside = [share for share in shares if share.cohort == cohort]
         prefix = f"{cohort}-" if len(cohorts) > 1 else ""
-        has = [task.name for task in tasks if any(share.labels(task.name) for share in inside)]
+        known = {task.name for task in tasks if any(share.labels(task.name) for share in inside)}
+        called = {name: cancer_task(cohort, name) if apart else name for name in ("diagnosis", *LEVELS, "survival")}
+        has = tuple(name for name in called if called[name] in known)
         layout = disjoint_tasks([share.name.removeprefix(prefix) for share in inside], has)
-        held |= {f"{prefix}{hospital}": names for hospital, names in layout.items() if names != tuple(has)}
+        held |= {
+            f"{prefix}{hospital}": tuple(called[name] for name in names)
+            for hospital, names in layout.items()
+            if names != has
+        }
     return held
 
 
-def vocabulary(cohorts: Sequence[str], shares: Sequence[Share]) -> tuple[TaskSpec, ...]:
-    """Tasks of synthetic data, of a cohort, or of several together, as far as a hospital has labels for them."""
+def vocabulary(cohorts: Sequence[str], shares: Sequence[Share], *, apart: bool = False) -> tuple[TaskSpec, ...]:
+    """Tasks of synthetic data, of a cohort, or of several, as far as a hospital has labels for them."""
     if len(cohorts) > 1:
-        known = pan_vocabulary(cohorts)
+        known = pan_vocabulary(cohorts, apart=apart)
     else:
         known = load_vocabulary(vocabulary_file(cohorts[0] if cohorts else "synthetic"))
     return tuple(task for task in known if any(share.labels(task.name) for share in shares))
@@ -226,7 +233,7 @@ def tcga_shares(
             whole = Share(
                 name=f"{cohort}-{hospital}" if len(cohorts) > 1 else hospital,
                 cohort=cohort,
-                cases=with_location(cases, cohort) if len(cohorts) > 1 else cases,
+                cases=_placed(cases, cohort, spec.cancers) if len(cohorts) > 1 else cases,
                 expression=share.expression,
                 bags={} if spec.features else bags,
                 files={case: pairs for case, pairs in files.items() if case in cases.index},
@@ -234,6 +241,11 @@ def tcga_shares(
             absent = [name for name in ("expression", "slides") if name not in spec.modalities]
             shares.append(whole.without(absent).usable())
     return shares, restrict(sets, genes or [], MINIMUM_GENES) if sets else {}
+
+
+def _placed(cases: pd.DataFrame, cohort: str, cancers: str) -> pd.DataFrame:
+    """Cases of one of several cancers, their labels as the federation calls them."""
+    return with_cancer_tasks(cases, cohort) if cancers == "apart" else with_location(cases, cohort)
 
 
 def deal(shares: Sequence[Share], sites: int, skew: float | None, seed: int) -> list[Share]:

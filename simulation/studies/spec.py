@@ -35,6 +35,8 @@ class DataSpec(_Part):
         kind: ``synthetic`` or ``tcga``.
         cases: synthetic: patients over all hospitals.
         cohorts: TCGA: one, or several whose hospitals (``BRCA-H1``) form one federation.
+        cancers: several cohorts: tasks are theirs ``together``, with the labels of all, or diagnosis, stage and grade
+            stand ``apart``, as ``kidney_stage``.
         features: TCGA: feature files ``DIR/COHORT/features/NAME/SLIDE_ID.h5`` in place of the image tables.
         modalities: what the federation uses at all.
         hospitals: which of them (``H1``), default all.
@@ -51,6 +53,7 @@ class DataSpec(_Part):
     kind: Literal["synthetic", "tcga"]
     cases: Annotated[int, Field(ge=FEWEST_CASES)] = DEFAULT_CASES
     cohorts: tuple[str, ...] = ()
+    cancers: Literal["together", "apart"] = "together"
     features: Name | None = None
     modalities: Annotated[tuple[Modality, ...], Field(min_length=1)] = ("expression", "slides")
     hospitals: tuple[str, ...] = ()
@@ -71,6 +74,8 @@ class DataSpec(_Part):
             raise ValueError('features and probe need kind = "tcga"')
         if unknown := [name for name in (*self.cohorts, *self.probe) if name not in DIAGNOSES]:
             raise ValueError(f"unknown cohort {unknown[0]!r}; choose from {', '.join(sorted(DIAGNOSES))}")
+        if self.cancers == "apart" and len(self.cohorts) < 2:
+            raise ValueError('cancers = "apart" needs several cohorts')
         if twice := {*self.cohorts} & {*self.probe}:
             raise ValueError(f"{min(twice)} is both trained on and probed")
         if self.skew is not None and self.sites is None:

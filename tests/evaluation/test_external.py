@@ -11,7 +11,7 @@ import torch
 
 from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import prepare
-from modaltune.data.tcga import hospital_tables, read_tcga, with_location
+from modaltune.data.tcga import cancer_task, hospital_tables, read_tcga, with_cancer_tasks, with_location
 from modaltune.errors import DataError
 from modaltune.evaluation.external import evaluate_tables
 from modaltune.evaluation.predictions import predict, score_models
@@ -51,21 +51,31 @@ def tables(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def hospital(tables: Path, name: str) -> Cohort:
+def hospital(tables: Path, name: str, *, apart: bool = False) -> Cohort:
     """The cases of a hospital in the words of a model of several cancers."""
     read = read_tcga(tables, "RCC")
     share = hospital_tables(read, name)
-    cases = with_location(share.cases, "RCC").assign(split="train")
-    return Cohort(site=name, tasks=read.tasks, cases=cases, expression=share.expression, bags={})
+    cases = (with_cancer_tasks if apart else with_location)(share.cases, "RCC").assign(split="train")
+    tasks = tuple(cancer_task("RCC", task) if apart else task for task in read.tasks)
+    return Cohort(site=name, tasks=tasks, cases=cases, expression=share.expression, bags={})
 
 
-def trained(folder: Path, tables: Path, study: Study, cohorts: Sequence[str], kind: str = "modaltune") -> Path:
+def trained(
+    folder: Path,
+    tables: Path,
+    study: Study,
+    cohorts: Sequence[str],
+    kind: str = "modaltune",
+    *,
+    apart: bool = False,
+) -> Path:
     """A model folder of a study of these cancers, with the preprocessing of the first hospital and no training."""
     read = read_tcga(tables, "RCC")
-    tasks = tuple(task for task in pan_vocabulary(cohorts) if task.name in read.tasks)
+    names = {cancer_task("RCC", name) if apart else name for name in read.tasks}
+    tasks = tuple(task for task in pan_vocabulary(cohorts, apart=apart) if task.name in names)
     study = study.model_copy(update={"tasks": tasks})
     study = study if kind == "modaltune" else baseline_study(study, kind)
-    cohort = hospital(tables, "H1")
+    cohort = hospital(tables, "H1", apart=apart)
     preprocessing = pooled_preprocessing({"H1": site_statistics(cohort, study, GENES)}, study, GENES)
     generator = torch.Generator().manual_seed(0)
     width = study.model.output_width
@@ -92,6 +102,15 @@ def test_stages_are_scored_in_the_words_of_a_model_of_several_cancers(
     assert found["n"] == CASES
     assert found["value"] is not None
     assert found["low"] < found["high"]
+
+
+def test_a_model_with_tasks_for_each_cancer_is_scored_on_those_of_the_tables(
+    tables: Path, tiny_study: Study, tmp_path: Path
+) -> None:
+    model = trained(tmp_path, tables, tiny_study, ["RCC", "BRCA"], apart=True)
+    rows = evaluate_tables(model, tables, "RCC")
+    assert {row["task"] for row in rows} == {"kidney_diagnosis", "kidney_stage", "survival"}
+    assert one(rows, "kidney_stage", "auc")["n"] == CASES
 
 
 @pytest.mark.parametrize("place", ["H2", "all"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from modaltune.data.bags import write_bag
 from modaltune.data.cohort import Bag
 from modaltune.data.site import load_site
-from modaltune.data.tcga import with_location
+from modaltune.data.tcga import with_cancer_tasks, with_location
 from modaltune.errors import ConfigError, DataError
 from simulation.sites import write_site
 from simulation.studies.data import Share, deal, filled, write_scene
@@ -183,6 +183,34 @@ def test_pan_cancer_labels_are_distinct_and_carry_the_cancers_location() -> None
     cases = with_location(pd.DataFrame({"stage": ["II", None], "diagnosis": ["x", "y"]}), "BRCA")
     assert cases["stage"].tolist() == ["breast II", None]
     assert cases["stage"][0] in tasks["stage"].values
+
+
+def test_cancers_apart_have_a_diagnosis_and_stage_of_their_own_and_one_survival() -> None:
+    tasks = {task.name: task for task in pan_vocabulary(["BRCA", "GBMLGG", "RCC"], apart=True)}
+    assert {"breast_diagnosis", "breast_stage", "brain_grade", "kidney_diagnosis", "survival"} <= {*tasks}
+    assert not {"diagnosis", "stage", "grade"} & {*tasks}
+    assert tasks["kidney_stage"].values == ("I", "II", "III", "IV")
+    assert tasks["kidney_stage"].positive == ("III", "IV")
+    assert all("cancer location kidney" in label.text for label in tasks["kidney_stage"].labels)
+    cases = with_cancer_tasks(pd.DataFrame({"stage": ["II"], "diagnosis": ["x"], "event": [1]}), "RCC")
+    assert list(cases) == ["kidney_stage", "kidney_diagnosis", "event"]
+
+
+@pytest.mark.parametrize("cancers", ["together", "apart"])
+def test_in_each_of_several_cancers_hospitals_label_different_tasks(
+    cancers: str, tcga_dir: Path, tmp_path: Path
+) -> None:
+    spec = DataSpec(
+        kind="tcga", cohorts=("GBMLGG", "RCC"), modalities=("expression",), tasks="disjoint", cancers=cancers
+    )
+    found = write_scene(spec, 0, tcga_dir, tmp_path)
+    tasks = {site: load_site(folder, split_salt="").tasks for site, folder in found.sites.items()}
+    brain, kidney = ("brain_", "kidney_") if cancers == "apart" else ("", "")
+    assert tasks["GBMLGG-H2"] == (f"{brain}grade",)
+    assert tasks["RCC-H1"] == (f"{kidney}diagnosis",)
+    assert tasks["RCC-H2"] == (f"{kidney}stage",)
+    assert {*tasks["RCC-H4"]} == {f"{kidney}diagnosis", "survival"}
+    assert set(tasks["RCC-H5"]) == {f"{kidney}diagnosis", f"{kidney}stage", "survival"}
 
 
 def feature_file(path: Path) -> None:
