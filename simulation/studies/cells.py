@@ -20,6 +20,8 @@ from simulation.studies.spec import Axis, DataSpec, StudyFile, Table
 from simulation.study import TABLES, checked_settings, problem
 
 _LONGEST_NAME = 120
+_LATER = (("labelled", 1.0), ("cancers", "together"))
+"""Keys that younger versions brought, with the value that they stand for: digests are as they were without them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +57,7 @@ class Cell:
     def digest(self) -> str:
         """SHA-256 of everything that its numbers depend on, but for the data itself."""
         about = {name: value for name, value in asdict(self).items() if name not in ("title", "choices")}
-        if self.data["labelled"] == 1:  # as cells were from before the key
-            about["data"] = {name: value for name, value in self.data.items() if name != "labelled"}
+        about["data"] = {name: value for name, value in self.data.items() if (name, value) not in _LATER}
         cohorts = (*self.data["cohorts"], *self.data["probe"]) or ("synthetic",)
         labels = {name: [task.model_dump() for task in load_vocabulary(vocabulary_file(name))] for name in cohorts}
         return digest_text(canonical_json(about | {"version": __version__, "labels": labels}))
