@@ -110,9 +110,10 @@ def zero_shot(learner: Learner, study: Study, cases: Sequence[CaseTensors], vect
         raise ConfigError("model.head: only a head of label texts places texts that it never saw")
     projector = seeded_projector(study.seed, vectors.shape[1], study.model.output_width)
     targets = candidate_targets(projector(vectors), centre=study.model.centre_texts)
-    embeddings = [F.normalize(found.cpu(), dim=-1) for found in embed_cases(learner, cases).values()]
-    scales = [value.exp().clamp(max=LARGEST_SCALE).cpu() for value in learner.head.scale.values()]
-    out: Tensor = torch.stack(scales).mean() * F.normalize(torch.stack(embeddings).mean(dim=0), dim=-1) @ targets.T
+    head = learner.head
+    directions = [head.directions(found, task).cpu() for task, found in embed_cases(learner, cases).items()]
+    scales = [value.exp().clamp(max=LARGEST_SCALE).cpu() for value in head.scale.values()]
+    out: Tensor = torch.stack(scales).mean() * F.normalize(torch.stack(directions).mean(dim=0), dim=-1) @ targets.T
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -61,7 +62,7 @@ class Learner(nn.Module):
             return {f"head.classifiers.{task}" for task in case.targets}
         tokens = self.kinds if self.modaltune.config.task_pass == "joint" else case.targets
         out = {f"modaltune.task_tokens.vectors.{task}" for task in tokens}
-        out |= {f"head.{part}.{task}" for task in case.targets for part in ("scale", "classifiers")}
+        out |= {f"head.{part}.{task}" for task in case.targets for part in ("scale", "maps", "classifiers")}
         out.add("modaltune.gene_encoder" if case.has_expression else "modaltune.missing.expression")
         if case.patch_count == 0:
             out.add("modaltune.missing.slides")
@@ -73,6 +74,7 @@ class Learner(nn.Module):
 OPTIONAL_PREFIXES = (
     "modaltune.task_tokens.vectors.",
     "head.scale.",
+    "head.maps.",
     "head.classifiers.",
     "modaltune.gene_encoder.",
     "modaltune.missing.",
@@ -164,7 +166,7 @@ def build_learner(
         if spec.head == "separate":
             head: SeparateHeads | TextHead = SeparateHeads(classes, spec.output_width)
         else:
-            head = TextHead(targets or {}, temperature=study.training.temperature)
+            head = TextHead(targets or {}, temperature=study.training.temperature, maps=spec.task_maps)
         model = ModalTune(encoder, config)
     return Learner(model, head, {task.name: task.kind for task in study.tasks}, _scales(study, preprocessing))
 
@@ -241,12 +243,19 @@ def load_model(folder: Path, public_pem: str | None = None) -> tuple[Learner, St
     for name in ("study.json", "preprocessing.json", "weights.safetensors"):
         if not (folder / name).is_file():
             raise ModelFileError(f"{folder}: no {name}; expected the model/ folder of a finished run")
-    study = Study.load(folder / "study.json")
+    study = _as_written(Study.load(folder / "study.json"), folder / "study.json")
     preprocessing = _preprocessing_of(folder, study)
     targets = _targets_of(folder, study, preprocessing) if study.model.head == "text" else None
     learner = build_learner(study, preprocessing, targets)
     load_trainable(learner, load_state(folder / "weights.safetensors"))
     return learner.eval(), study, preprocessing
+
+
+def _as_written(study: Study, path: Path) -> Study:
+    """The study of a release: one that does not mention task maps is older than they are."""
+    if "task_maps" in json.loads(path.read_text(encoding="utf-8"))["model"]:
+        return study
+    return study.model_copy(update={"model": study.model.model_copy(update={"task_maps": False})})
 
 
 def _preprocessing_of(folder: Path, study: Study) -> Preprocessing:

@@ -34,29 +34,40 @@ class TextHead(nn.Module):
     Args:
         candidates: unit targets ``[C, O]`` of each task.
         temperature: of distillation.
+        maps: each task has a linear map into the space, which only cases with its label train. Without, all that tells
+            tasks apart is their tokens, and sites that label other tasks move the rest.
     """
 
-    def __init__(self, candidates: Mapping[str, Tensor], *, temperature: float = 1.0) -> None:
+    def __init__(self, candidates: Mapping[str, Tensor], *, temperature: float = 1.0, maps: bool = False) -> None:
         super().__init__()
         self.temperature = temperature
         self.candidates = nn.ParameterDict(
             {task: nn.Parameter(value.clone(), requires_grad=False) for task, value in candidates.items()}
         )
         self.scale = nn.ParameterDict({task: nn.Parameter(torch.tensor(_FIRST_SCALE).log()) for task in candidates})
+        self.maps = nn.ParameterDict(
+            {task: nn.Parameter(torch.zeros(2 * value.shape[1:])) for task, value in candidates.items() if maps}
+        )
 
     def targets(self, task: str) -> Tensor:
         """Frozen unit targets ``[C, O]``."""
         targets: Tensor = self.candidates[task]
         return targets
 
+    def directions(self, embeddings: Tensor, task: str) -> Tensor:
+        """``[Q, O] -> [Q, O]`` unit vectors in the space of the texts."""
+        if task in self.maps:
+            embeddings = embeddings + embeddings @ self.maps[task]
+        return F.normalize(embeddings, dim=-1)
+
     def cosines(self, embeddings: Tensor, task: str) -> Tensor:
         """``[Q, O] -> [Q, C]`` cosines to the candidate texts: logits without the learnt scale."""
-        return F.normalize(embeddings, dim=-1) @ self.targets(task).T
+        return self.directions(embeddings, task) @ self.targets(task).T
 
     def forward(self, embeddings: Tensor, task: str) -> Tensor:
         """``[Q, O] -> [Q, C]`` logits."""
         scale = self.scale[task].exp().clamp(max=LARGEST_SCALE)
-        logits: Tensor = scale * F.normalize(embeddings, dim=-1) @ self.targets(task).T
+        logits: Tensor = scale * self.directions(embeddings, task) @ self.targets(task).T
         return logits
 
 

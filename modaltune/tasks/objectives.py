@@ -114,7 +114,7 @@ def distillation(
     targets = head.targets(task)
     possible = possible_candidates(index, observed, len(targets)).float()
     wanted = (F.normalize(possible @ targets, dim=-1) / head.temperature).softmax(-1)
-    given = (F.normalize(embeddings, dim=-1) / head.temperature).log_softmax(-1)
+    given = (head.directions(embeddings, task) / head.temperature).log_softmax(-1)
     distances = F.kl_div(given, wanted, reduction="none").sum(dim=-1)
     return 10 * head.temperature**2 * (distances * (possible.sum(dim=-1) < len(targets))).mean()
 

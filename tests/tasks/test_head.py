@@ -83,3 +83,20 @@ def test_the_projector_is_frozen_and_follows_the_study_seed_only() -> None:
     assert torch.equal(first(texts), second(texts))
     assert not torch.allclose(first(texts), seeded_projector(4, 8, 4)(texts))
     assert not any(parameter.requires_grad for parameter in first.parameters())
+
+
+def test_a_tasks_map_turns_its_own_embeddings_only() -> None:
+    candidates = {"one": torch.eye(2, 8), "two": torch.eye(3, 8)}
+    head, plain = TextHead(candidates, maps=True), TextHead(candidates)
+    embeddings = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    for task in candidates:
+        torch.testing.assert_close(head(embeddings, task), plain(embeddings, task))
+    with torch.no_grad():
+        head.maps["one"][0, 0] = 1.0
+    doubled = embeddings * torch.tensor([2.0, *[1.0] * 7])
+    torch.testing.assert_close(head(embeddings, "one"), plain(doubled, "one"))
+    torch.testing.assert_close(head.cosines(embeddings, "one"), plain.cosines(doubled, "one"))
+    torch.testing.assert_close(head(embeddings, "two"), plain(embeddings, "two"))
+    head(embeddings, "one").sum().backward()
+    assert head.maps["one"].grad is not None
+    assert head.maps["two"].grad is None
