@@ -253,7 +253,7 @@ def load_model(folder: Path, public_pem: str | None = None) -> tuple[Learner, St
 
 def _as_written(study: Study, path: Path) -> Study:
     """The study of a release: one that does not mention task maps is older than they are."""
-    if "task_maps" in json.loads(path.read_text(encoding="utf-8"))["model"]:
+    if "task_maps" in json.loads(path.read_text(encoding="utf-8")).get("model", {}):
         return study
     return study.model_copy(update={"model": study.model.model_copy(update={"task_maps": False})})
 

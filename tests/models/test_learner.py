@@ -80,6 +80,27 @@ def test_a_saved_model_needs_no_text_encoder(saved: Path, monkeypatch: pytest.Mo
     assert load_model(saved)[1].name == "tiny"
 
 
+def test_a_release_from_before_task_maps_is_read_as_it_was_trained(
+    tmp_path: Path,
+    tiny_study: Study,
+    tiny_preprocessing: Preprocessing,
+    tiny_targets: Targets,
+    tiny_cases: list[CaseTensors],
+) -> None:
+    study = tiny_study.model_copy(update={"model": tiny_study.model.model_copy(update={"task_maps": False})})
+    learner = build_learner(study, tiny_preprocessing, tiny_targets)
+    content = json.loads(study.to_json())
+    del content["model"]["task_maps"]
+    older = canonical_json(content)
+    save_model(tmp_path, learner, study, tiny_preprocessing.model_copy(update={"study": digest_text(older)}))
+    (tmp_path / "study.json").write_text(older, encoding="utf-8")
+    loaded, found, _ = load_model(tmp_path)
+    assert not found.model.task_maps
+    expected, again = embed_cases(learner, tiny_cases), embed_cases(loaded, tiny_cases)
+    for task in expected:
+        assert torch.equal(loaded.head(again[task], task), learner.head(expected[task], task)), task
+
+
 def test_separate_heads_survive_saving_without_a_text_encoder(
     tmp_path: Path,
     tiny_study: Study,
