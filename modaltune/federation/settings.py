@@ -45,7 +45,7 @@ class ModelSpec(Part):
         residual: ``reference`` adds residuals twice, as the published code does.
         output_width: of the embedding of a case for a task.
         head: ``text`` shares one text space, ``separate`` has a linear layer a task.
-        task_maps: each task has a linear map into the space of the texts; published: none.
+        task_maps: each task has a linear map into the space of the texts.
         centre_texts: the mean of a task's candidate texts is taken off each.
         frozen_dropout: in the frozen layers during training; published: 0.25.
         token_join: of image, task and modality tokens before the head; TITAN published: ``cat``.
@@ -70,7 +70,7 @@ class ModelSpec(Part):
     residual: Literal["single", "reference"] = "single"
     output_width: Annotated[int, Field(gt=0)] = 64
     head: Literal["text", "separate"] = "text"
-    task_maps: bool = True
+    task_maps: bool = False
     centre_texts: bool = True
     frozen_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     token_join: Literal["sum", "cat"] = "sum"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -243,19 +242,12 @@ def load_model(folder: Path, public_pem: str | None = None) -> tuple[Learner, St
     for name in ("study.json", "preprocessing.json", "weights.safetensors"):
         if not (folder / name).is_file():
             raise ModelFileError(f"{folder}: no {name}; expected the model/ folder of a finished run")
-    study = _as_written(Study.load(folder / "study.json"), folder / "study.json")
+    study = Study.load(folder / "study.json")
     preprocessing = _preprocessing_of(folder, study)
     targets = _targets_of(folder, study, preprocessing) if study.model.head == "text" else None
     learner = build_learner(study, preprocessing, targets)
     load_trainable(learner, load_state(folder / "weights.safetensors"))
     return learner.eval(), study, preprocessing
-
-
-def _as_written(study: Study, path: Path) -> Study:
-    """The study of a release: one that does not mention task maps is older than they are."""
-    if "task_maps" in json.loads(path.read_text(encoding="utf-8")).get("model", {}):
-        return study
-    return study.model_copy(update={"model": study.model.model_copy(update={"task_maps": False})})
 
 
 def _preprocessing_of(folder: Path, study: Study) -> Preprocessing:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from modaltune.models.learner import (
 from modaltune.models.modaltune import trainable_state
 from modaltune.step import accumulate_gradients
 from modaltune.storage import canonical_json, digest_state, digest_text, save_state
+from modaltune.training import fit
 
 Targets = dict[str, Tensor]
 
@@ -80,25 +82,25 @@ def test_a_saved_model_needs_no_text_encoder(saved: Path, monkeypatch: pytest.Mo
     assert load_model(saved)[1].name == "tiny"
 
 
-def test_a_release_from_before_task_maps_is_read_as_it_was_trained(
+def test_task_maps_survive_saving_and_count_the_cases_that_have_the_label(
     tmp_path: Path,
     tiny_study: Study,
     tiny_preprocessing: Preprocessing,
     tiny_targets: Targets,
     tiny_cases: list[CaseTensors],
 ) -> None:
-    study = tiny_study.model_copy(update={"model": tiny_study.model.model_copy(update={"task_maps": False})})
+    study = tiny_study.model_copy(update={"model": tiny_study.model.model_copy(update={"task_maps": True})})
     learner = build_learner(study, tiny_preprocessing, tiny_targets)
-    content = json.loads(study.to_json())
-    del content["model"]["task_maps"]
-    older = canonical_json(content)
-    save_model(tmp_path, learner, study, tiny_preprocessing.model_copy(update={"study": digest_text(older)}))
-    (tmp_path / "study.json").write_text(older, encoding="utf-8")
-    loaded, found, _ = load_model(tmp_path)
-    assert not found.model.task_maps
-    expected, again = embed_cases(learner, tiny_cases), embed_cases(loaded, tiny_cases)
-    for task in expected:
-        assert torch.equal(loaded.head(again[task], task), learner.head(expected[task], task)), task
+    first, *others = learner.kinds
+    cases = [replace(case, targets={first: case.targets[first]}) for case in tiny_cases if first in case.targets]
+    examples = fit(learner, cases, study.training, steps=2, seed=0).examples
+    assert examples[f"head.maps.{first}"] == len(cases)
+    assert not any(examples[f"head.maps.{task}"] or learner.head.maps[task].any() for task in others)
+    assert learner.head.maps[first].any()
+    save_model(tmp_path, learner, study, tiny_preprocessing.model_copy(update={"study": study.digest}))
+    loaded, _, _ = load_model(tmp_path)
+    expected, found = embed_cases(learner, tiny_cases), embed_cases(loaded, tiny_cases)
+    assert torch.equal(loaded.head(found[first], first), learner.head(expected[first], first))
 
 
 def test_separate_heads_survive_saving_without_a_text_encoder(
