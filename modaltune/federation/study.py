@@ -408,6 +408,6 @@ def _validated(text: str, where: str) -> Study:
 def first_problem(error: ValidationError) -> str:
     """One line about the first thing pydantic found, without the offending input."""
     problem: Any = error.errors(include_input=False, include_url=False)[0]
-    field = ".".join(str(part) for part in problem["loc"]) or "study"
+    field, said = ".".join(map(str, problem["loc"])), str(problem["msg"]).removeprefix("Value error, ")
     more = error.error_count() - 1
-    return f"{field}: {problem['msg']}" + (f" (and {more} more)" if more else "")
+    return (f"{field}: {said}" if field else said) + (f" (and {more} more)" if more else "")
