@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from modaltune.errors import ConfigError, MessageRefused
-from modaltune.federation.study import Digest, Name, Study
+from modaltune.federation.settings import Digest, Name
+from modaltune.federation.study import Study
 from modaltune.storage import canonical_json, digest_text, write_text
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client.network import Coordinator
 from modaltune.errors import ConfigError
-from modaltune.federation.study import Name, first_problem
+from modaltune.federation.settings import Name
+from modaltune.federation.study import first_problem
 from modaltune.trust.audit import AuditLog
 from modaltune.trust.keys import SigningKey
 

@@ -15,7 +15,8 @@ from modaltune.data.preprocessing import Preprocessing, TaskSpace
 from modaltune.data.scale import Scale
 from modaltune.errors import MessageRefused
 from modaltune.federation.statistics import SMALLEST_SPREAD, statistics_shapes
-from modaltune.federation.study import Study, TaskSpec
+from modaltune.federation.study import Study
+from modaltune.federation.task import TaskSpec
 from modaltune.tasks.survival import CELL_MONTHS, CELLS
 
 _LEAST, _LEAST_CLINICAL = 0.999 * SMALLEST_SPREAD, 1.0

@@ -45,7 +45,8 @@ from modaltune.federation.label_query import Answer, LabelQuery, site_answer
 from modaltune.federation.manifest import METRIC_PARTS, Manifest, reported_metrics, statistics_manifest
 from modaltune.federation.probe_query import Arrays, ProbeQuery
 from modaltune.federation.statistics import Sums, site_statistics
-from modaltune.federation.study import FURTHER, HEADLINES, Study, TaskSpec
+from modaltune.federation.study import Study
+from modaltune.federation.task import FURTHER, HEADLINES, TaskSpec
 from modaltune.federation.wire import Packed, decode_weights, encode_update, message_manifest
 from modaltune.models.learner import Learner, build_learner, load_trainable
 from modaltune.models.modaltune import trainable_state

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from client.home import Home
 from modaltune.data.site_splits import case_splits, split_files
 from modaltune.errors import ConfigError, MessageRefused, ModalTuneError
-from modaltune.federation.study import Digest
+from modaltune.federation.settings import Digest
 from modaltune.storage import canonical_json, write_text
 from modaltune.trust.keys import read_private, write_private
 

@@ -10,7 +10,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from modaltune.errors import ConfigError
-from modaltune.federation.study import Name, first_problem
+from modaltune.federation.settings import Name
+from modaltune.federation.study import first_problem
 from modaltune.storage import write_text
 from modaltune.trust.certificates import certificate_fingerprint
 from modaltune.trust.keys import fingerprint

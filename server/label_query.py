@@ -24,7 +24,8 @@ from modaltune.encoders.text import verified_text_encoder
 from modaltune.errors import ConfigError, ModalTuneError, ReplyRefused, RunFailed
 from modaltune.federation.label_query import HELD_BACK, LabelQuery, answer_manifest, problem_with
 from modaltune.federation.manifest import MOST_CASES
-from modaltune.federation.study import Name, Study
+from modaltune.federation.settings import Name
+from modaltune.federation.study import Study
 from modaltune.federation.wire import read_floats, seal
 from modaltune.storage import load_state, write_json
 from server.disk import own_disk

@@ -33,7 +33,8 @@ from modaltune.federation.probe_query import (
     tally_manifest,
     tally_of,
 )
-from modaltune.federation.study import Study, TaskSpec
+from modaltune.federation.study import Study
+from modaltune.federation.task import TaskSpec
 from modaltune.federation.wire import read_floats, seal
 from modaltune.storage import write_bytes
 from server.exchange import Round

@@ -18,7 +18,8 @@ from modaltune.data.preprocessing import Preprocessing
 from modaltune.evaluation.metrics import Score
 from modaltune.evaluation.paired import headline_differences
 from modaltune.evaluation.predictions import events_behind, outcome_groups
-from modaltune.federation.study import AT_HORIZONS, Study, TaskSpec
+from modaltune.federation.study import Study
+from modaltune.federation.task import AT_HORIZONS, TaskSpec
 
 Row = Mapping[str, Any]
 Events = dict[tuple[str, str], int | None]

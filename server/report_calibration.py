@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from modaltune.evaluation.calibration import calibration_curve
 from modaltune.evaluation.metrics import Floats
 from modaltune.evaluation.survival import risk_groups, survival_at
-from modaltune.federation.study import HORIZONS
+from modaltune.federation.task import HORIZONS
 from server.report_counts import sides_of
 from server.report_curves import federated_cases, no_cases
 from server.report_data import RunData, Task

@@ -13,7 +13,7 @@ import pandas as pd
 
 from modaltune.errors import FederationError
 from modaltune.evaluation.predictions import COSINE
-from modaltune.federation.study import FURTHER, HORIZONS
+from modaltune.federation.task import FURTHER, HORIZONS
 from modaltune.storage import read_json_lines
 
 CORE_METHODS = ("local", "federated", "pooled", "linear_local", "linear")

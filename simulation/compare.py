@@ -24,7 +24,8 @@ from modaltune.encoders.text import verified_text_encoder
 from modaltune.evaluation.linear import fit_linear
 from modaltune.evaluation.predictions import COLUMNS, predict, prediction_table
 from modaltune.federation.label_query import zero_shot
-from modaltune.federation.study import Study, TaskSpec
+from modaltune.federation.study import Study
+from modaltune.federation.task import TaskSpec
 from modaltune.models.learner import Learner, build_learner, load_trainable
 from modaltune.models.prefix import with_cached_prefix
 from modaltune.seeds import derive_seed

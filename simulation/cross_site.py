@@ -18,7 +18,8 @@ from modaltune.errors import FederationError
 from modaltune.evaluation.metrics import Score
 from modaltune.evaluation.paired import headline_differences
 from modaltune.evaluation.predictions import metric_rows, row
-from modaltune.federation.study import HEADLINES, Study
+from modaltune.federation.study import Study
+from modaltune.federation.task import HEADLINES
 from server.report_data import LEFT_OUT
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from modaltune.errors import ConfigError, FederationError
-from modaltune.federation.study import Study, TaskSpec
+from modaltune.federation.study import Study
+from modaltune.federation.task import TaskSpec
 from modaltune.models.learner import Learner
 from modaltune.tasks.head import TextHead
 from server.aggregation import check_rule

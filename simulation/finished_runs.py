@@ -14,7 +14,8 @@ from rich.table import Table
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.errors import ConfigError
 from modaltune.evaluation.paired import Pairing, comparison_rows, paired_differences
-from modaltune.federation.study import HEADLINES, Study
+from modaltune.federation.study import Study
+from modaltune.federation.task import HEADLINES
 from simulation.run_folder import seed_folders
 
 

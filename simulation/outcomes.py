@@ -24,7 +24,7 @@ from modaltune.evaluation.predictions import (
 )
 from modaltune.evaluation.probes.embeddings import as_probe_row
 from modaltune.evaluation.survival import Censoring, risk_cuts
-from modaltune.federation.study import FURTHER, HEADLINES
+from modaltune.federation.task import FURTHER, HEADLINES
 from modaltune.models.learner import Learner
 from modaltune.storage import write_json
 from server.cross_site import INFLUENCE

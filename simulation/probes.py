@@ -18,7 +18,7 @@ from modaltune.evaluation.predictions import COLUMNS
 from modaltune.evaluation.probes.embeddings import embedded, labelled_cases, probe_predictions, probe_spec
 from modaltune.evaluation.probes.fit import Probe, ProbeSpec, fit_sites
 from modaltune.evaluation.probes.sums import SiteCases
-from modaltune.federation.study import Label, TaskSpec
+from modaltune.federation.task import Label, TaskSpec
 from modaltune.models.learner import Learner
 from modaltune.suppression import has_small_group
 

@@ -15,8 +15,10 @@ from modaltune.data.site import load_site
 from modaltune.encoders.registry import encoder_digest
 from modaltune.encoders.text import text_encoder
 from modaltune.errors import CaseTableError, ConfigError, FeatureFileError
+from modaltune.federation.inputs import SlideSpec, TextSpec
 from modaltune.federation.settings import AggregationSpec, ModelSpec, PrivacySpec, ReleaseSpec, TrainingSpec
-from modaltune.federation.study import SlideSpec, Study, TaskSpec, TextSpec, first_problem
+from modaltune.federation.study import Study, first_problem
+from modaltune.federation.task import TaskSpec
 from modaltune.tasks.vocabulary import configs_folder
 
 _SCHEMAS: Mapping[str, type[BaseModel]] = {

@@ -14,7 +14,7 @@ from rich.table import Table
 from modaltune.errors import ConfigError
 from modaltune.evaluation.metrics import Floats, Score
 from modaltune.evaluation.predictions import score_models
-from modaltune.federation.study import METRICS
+from modaltune.federation.task import METRICS
 from simulation.finished_runs import run_summary, seed_runs
 
 AGAINST = "per_task"

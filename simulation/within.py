@@ -24,7 +24,7 @@ from modaltune.evaluation.metrics import (
     summarise,
 )
 from modaltune.evaluation.predictions import class_outcomes, metric_values, scored
-from modaltune.federation.study import METRICS, TaskSpec
+from modaltune.federation.task import METRICS, TaskSpec
 from simulation.finished_runs import SeedRun, run_summary, seed_runs
 
 _CASE = ["hospital", "row"]

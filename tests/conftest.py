@@ -17,9 +17,11 @@ from modaltune.data.batch import CaseTensors
 from modaltune.data.cohort import Bag, Cohort
 from modaltune.data.preprocessing import Preprocessing, prepare
 from modaltune.encoders.small import small_slide_encoder
+from modaltune.federation.inputs import SlideSpec, TextSpec
 from modaltune.federation.settings import ModelSpec, PrivacySpec
 from modaltune.federation.statistics import pooled_preprocessing, site_statistics
-from modaltune.federation.study import Label, SlideSpec, Study, TaskSpec, TextSpec
+from modaltune.federation.study import Study
+from modaltune.federation.task import Label, TaskSpec
 from modaltune.models.learner import Learner, build_learner
 from modaltune.storage import digest_state
 from modaltune.tasks.head import candidate_targets

@@ -26,7 +26,9 @@ from modaltune.data.features import slabs
 from modaltune.data.loading import loaded_ahead
 from modaltune.data.preprocessing import Preprocessing, TaskSpace, prepare
 from modaltune.data.site import load_site
-from modaltune.federation.study import Label, SlideSpec, Study, TaskSpec, TextSpec
+from modaltune.federation.inputs import SlideSpec, TextSpec
+from modaltune.federation.study import Study
+from modaltune.federation.task import Label, TaskSpec
 from modaltune.seeds import numpy_generator
 
 WIDTH = 1536

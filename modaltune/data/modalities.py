@@ -15,7 +15,8 @@ from modaltune.data.cohort import Cohort
 from modaltune.data.scale import Scale
 from modaltune.encoders.text import verified_text_encoder
 from modaltune.errors import ModalityError
-from modaltune.federation.study import ModalitySpec, Study
+from modaltune.federation.inputs import ModalitySpec
+from modaltune.federation.study import Study
 
 
 def modality_numbers(cohort: Cohort, modality: ModalitySpec, cases: pd.Index) -> NDArray[np.float64]:

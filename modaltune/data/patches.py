@@ -20,7 +20,7 @@ from modaltune.data.cohort import Bag
 from modaltune.data.scale import Scale
 from modaltune.encoders.positions import grid_cells
 from modaltune.errors import FeatureFileError
-from modaltune.federation.study import SlideSpec
+from modaltune.federation.inputs import SlideSpec
 from modaltune.seeds import numpy_generator
 
 GRID = 1000

@@ -19,7 +19,8 @@ from modaltune.data.modalities import modality_vectors
 from modaltune.data.patches import CasePatches
 from modaltune.data.scale import Scale
 from modaltune.errors import ConfigError
-from modaltune.federation.study import Study, TaskSpec
+from modaltune.federation.study import Study
+from modaltune.federation.task import TaskSpec
 from modaltune.storage import canonical_json, digest_text
 from modaltune.tasks.survival import time_bin
 

@@ -9,7 +9,8 @@ from modaltune.data.bags import BagFiles
 from modaltune.data.cohort import Cohort
 from modaltune.data.encoder_names import encoder_model
 from modaltune.errors import FeatureFileError
-from modaltune.federation.study import SlideSpec, Study
+from modaltune.federation.inputs import SlideSpec
+from modaltune.federation.study import Study
 
 _ONE_RESOLUTION = 0.02
 """Relative difference of two statements of one resolution."""

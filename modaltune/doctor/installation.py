@@ -15,7 +15,7 @@ from typing import get_args
 from packaging.requirements import Requirement
 
 from modaltune.doctor.finding import Finding, Found, error, ok, warning
-from modaltune.federation.study import SlideSpec
+from modaltune.federation.inputs import SlideSpec
 from modaltune.storage import cache_folder
 from modaltune.tasks.vocabulary import configs_folder
 

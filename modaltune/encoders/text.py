@@ -32,7 +32,7 @@ from modaltune import _torchvision
 from modaltune.encoders.slide import encoders_folder
 from modaltune.encoders.snapshot import load_snapshot
 from modaltune.errors import ConfigError, ModelFileError
-from modaltune.federation.study import TextSpec
+from modaltune.federation.inputs import TextSpec
 from modaltune.storage import cached, digest_folder, write_bytes
 
 Encode = Callable[[str], Tensor]

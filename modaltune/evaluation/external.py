@@ -24,7 +24,8 @@ from modaltune.errors import DataError, FeatureFileError
 from modaltune.evaluation.predictions import COSINE, Families, embed_cases, metric_rows, predict, renamed, scored
 from modaltune.evaluation.survival import Censoring
 from modaltune.federation.capability import check_coverage, reads_expression
-from modaltune.federation.study import FURTHER, HEADLINES, Study
+from modaltune.federation.study import Study
+from modaltune.federation.task import FURTHER, HEADLINES
 from modaltune.models.learner import load_model
 from modaltune.tasks.head import TextHead
 

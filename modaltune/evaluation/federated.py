@@ -23,7 +23,8 @@ from modaltune.data.preprocessing import Preprocessing
 from modaltune.evaluation.calibration import BINS, bin_members, brier_terms
 from modaltune.evaluation.metrics import RESAMPLES, Floats, comparable_pairs, ratio, share
 from modaltune.evaluation.predictions import class_outcomes, scored
-from modaltune.federation.study import Study, TaskSpec
+from modaltune.federation.study import Study
+from modaltune.federation.task import TaskSpec
 from modaltune.seeds import numpy_generator
 from modaltune.suppression import has_small_group
 

@@ -19,7 +19,8 @@ from sklearn.preprocessing import StandardScaler
 
 from modaltune.data.batch import CaseTensors
 from modaltune.evaluation.metrics import Floats
-from modaltune.federation.study import Study, TaskSpec
+from modaltune.federation.study import Study
+from modaltune.federation.task import TaskSpec
 
 RIDGE = 0.01  # inverse strength of the logistic penalty, on standardised features
 COX_PENALTY = 0.1

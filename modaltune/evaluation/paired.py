@@ -17,7 +17,7 @@ from modaltune.data.site import HASH_SPLIT
 from modaltune.evaluation.metrics import Floats, Score, bootstrap_weights, summarise
 from modaltune.evaluation.predictions import metric_values, scored
 from modaltune.evaluation.survival import Censoring
-from modaltune.federation.study import HEADLINES, METRICS, TaskSpec
+from modaltune.federation.task import HEADLINES, METRICS, TaskSpec
 from modaltune.seeds import numpy_generator
 
 _SHARED = (HASH_SPLIT["test"] / HASH_SPLIT["train"]) ** 0.5

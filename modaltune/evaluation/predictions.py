@@ -32,7 +32,8 @@ from modaltune.evaluation.metrics import (
     summarise,
 )
 from modaltune.evaluation.survival import Censoring, auc_at, brier_at, c_index_ipcw, survival_at
-from modaltune.federation.study import AT_HORIZONS, FURTHER, HEADLINES, Study, TaskSpec
+from modaltune.federation.study import Study
+from modaltune.federation.task import AT_HORIZONS, FURTHER, HEADLINES, TaskSpec
 from modaltune.models.learner import Learner
 from modaltune.step import case_groups, device_of, precision_of
 from modaltune.tasks.hazards import hazard_risk

@@ -24,7 +24,7 @@ from modaltune.explain.occlusion import (
 )
 from modaltune.explain.page import case_page
 from modaltune.explain.places import SlidePlace, slide_places
-from modaltune.federation.study import TaskSpec
+from modaltune.federation.task import TaskSpec
 from modaltune.prediction.distance import Distance, distance_of
 from modaltune.prediction.site import ModelAtSite
 from modaltune.prediction.table import missing_inputs, survival_curve

@@ -19,7 +19,7 @@ from modaltune.errors import DataError
 from modaltune.evaluation.metrics import Floats, bootstrap_weights
 from modaltune.explain.occlusion import Occlusion, Target, contributions, occlude, targets_of_cohort
 from modaltune.explain.page import cohort_page
-from modaltune.federation.study import TaskSpec
+from modaltune.federation.task import TaskSpec
 from modaltune.models.learner import Learner
 from modaltune.prediction.site import ModelAtSite
 from modaltune.storage import write_text

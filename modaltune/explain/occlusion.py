@@ -23,7 +23,7 @@ from modaltune.encoders.slide import Places
 from modaltune.evaluation.metrics import Floats
 from modaltune.evaluation.predictions import embed_cases, expected_risk, probabilities_of
 from modaltune.explain.attention import explained
-from modaltune.federation.study import TaskSpec
+from modaltune.federation.task import TaskSpec
 from modaltune.models.learner import Learner
 from modaltune.step import GRAPH_LIMIT, device_of, precision_of
 

@@ -16,7 +16,8 @@ from modaltune.data.preprocessing import Preprocessing
 from modaltune.evaluation.federated import SUM_DECIMALS, count_shapes
 from modaltune.evaluation.metrics import Floats
 from modaltune.federation.manifest import Manifest
-from modaltune.federation.study import Study, TaskSpec
+from modaltune.federation.study import Study
+from modaltune.federation.task import TaskSpec
 from modaltune.federation.wire import floats
 from modaltune.suppression import has_small_group
 

@@ -11,8 +11,10 @@ from typing import Any
 
 from rich.table import Table
 
+from modaltune.federation.inputs import ClinicalColumn, ModalitySpec, SlideSpec, TextSpec
 from modaltune.federation.settings import Part
-from modaltune.federation.study import ClinicalColumn, Label, ModalitySpec, SlideSpec, Study, TaskSpec, TextSpec
+from modaltune.federation.study import Study
+from modaltune.federation.task import Label, TaskSpec
 
 _LISTS: dict[str, type[Part]] = {"tasks": TaskSpec, "tasks.labels": Label, "clinical": ClinicalColumn,
                                  "modalities": ModalitySpec}  # fmt: skip

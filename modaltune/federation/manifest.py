@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from modaltune.errors import ReplyRefused
 from modaltune.evaluation.probes.embeddings import SUFFIX
 from modaltune.federation.statistics import statistics_shapes
-from modaltune.federation.study import HEADLINES, REPORTED, Study, TaskSpec
+from modaltune.federation.study import Study
+from modaltune.federation.task import HEADLINES, REPORTED, TaskSpec
 from modaltune.models.learner import Learner
 from modaltune.models.modaltune import trainable_state
 

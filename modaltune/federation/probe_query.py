@@ -33,7 +33,8 @@ from modaltune.evaluation.probes.fit import ProbeQuestion, site_sums
 from modaltune.evaluation.probes.logistic import log_probabilities, logits
 from modaltune.evaluation.probes.sums import SiteCases, Sums, Tally, site_tally
 from modaltune.federation.manifest import Manifest
-from modaltune.federation.study import Study, TaskSpec
+from modaltune.federation.study import Study
+from modaltune.federation.task import TaskSpec
 from modaltune.federation.wire import Packed
 from modaltune.storage import canonical_json, digest_state, digest_text
 from modaltune.suppression import tells_small_counts

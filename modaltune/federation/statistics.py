@@ -19,7 +19,8 @@ from modaltune.data.modalities import modality_numbers
 from modaltune.data.preprocessing import Preprocessing, TaskSpace
 from modaltune.data.scale import Scale
 from modaltune.errors import FeatureFileError, FederationError
-from modaltune.federation.study import Study, TaskSpec
+from modaltune.federation.study import Study
+from modaltune.federation.task import TaskSpec
 from modaltune.tasks.survival import CELLS, bin_edges, bin_times, event_histogram
 
 SMALLEST_SPREAD = 1e-6

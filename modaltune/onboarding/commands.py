@@ -16,7 +16,8 @@ from rich.text import Text
 from modaltune.console import console, emit_json, progress_line
 from modaltune.data.site import SITE_FILE
 from modaltune.doctor.site_files import SiteFiles
-from modaltune.federation.study import Study, TaskSpec
+from modaltune.federation.study import Study
+from modaltune.federation.task import TaskSpec
 from modaltune.onboarding.draft import tasks_of, write_draft
 from modaltune.onboarding.folder import survey
 from modaltune.onboarding.labels import LocalCode, Mapped, accepted, asked, local_codes, ranked, store

@@ -19,7 +19,7 @@ from modaltune.data.clinical import GDC_MISSING
 from modaltune.data.site import SITE_FILE, SiteConfig
 from modaltune.doctor.site_files import SiteFiles
 from modaltune.errors import ConfigError, LabelError
-from modaltune.federation.study import TaskSpec
+from modaltune.federation.task import TaskSpec
 from modaltune.storage import write_text
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from modaltune.data.preprocessing import TaskSpace
 from modaltune.errors import ConfigError, DataError
 from modaltune.evaluation.metrics import Floats
 from modaltune.evaluation.predictions import embed_cases, expected_risk, probabilities_of, risk_of
-from modaltune.federation.study import Study, TaskSpec
+from modaltune.federation.study import Study
+from modaltune.federation.task import TaskSpec
 from modaltune.models.learner import Learner
 from modaltune.prediction.distance import distance_of
 from modaltune.prediction.site import RESEARCH_ONLY, ModelAtSite

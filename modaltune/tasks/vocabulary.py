@@ -9,7 +9,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from modaltune.errors import ConfigError
-from modaltune.federation.study import TaskSpec, first_problem
+from modaltune.federation.study import first_problem
+from modaltune.federation.task import TaskSpec
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 

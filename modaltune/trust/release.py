@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from modaltune import __version__
 from modaltune.errors import TrustError
-from modaltune.federation.study import Digest, Study
+from modaltune.federation.settings import Digest
+from modaltune.federation.study import Study
 from modaltune.storage import digest_file, write_bytes, write_json
 from modaltune.trust.keys import SigningKey, verify
 

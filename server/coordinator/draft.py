@@ -14,7 +14,8 @@ from modaltune.encoders.registry import encoder_digest
 from modaltune.encoders.text import text_encoder
 from modaltune.errors import ConfigError
 from modaltune.federation.settings import TrainingSpec
-from modaltune.federation.study import Label, Study, TaskSpec
+from modaltune.federation.study import Study
+from modaltune.federation.task import Label, TaskSpec
 from modaltune.storage import canonical_json, write_text
 from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
 

@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from modaltune.errors import ConfigError
-from modaltune.federation.study import Name, first_problem
+from modaltune.federation.settings import Name
+from modaltune.federation.study import first_problem
 from modaltune.invitation import Invitation
 from modaltune.storage import write_bytes
 from modaltune.trust.keys import fingerprint

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from modaltune.benchmarks.full import EVERYWHERE, gene_indices
 from modaltune.encoders.small import small_slide_encoder
 from modaltune.encoders.text import text_encoder
+from modaltune.federation.inputs import SlideSpec, TextSpec
 from modaltune.federation.settings import ModelSpec, PrivacySpec, TrainingSpec
-from modaltune.federation.study import Label, SlideSpec, Study, TaskSpec, TextSpec
+from modaltune.federation.study import Study
+from modaltune.federation.task import Label, TaskSpec
 from modaltune.storage import digest_state
 
 _UNREAD = "0" * 64  # of weights that the coordinator does not have

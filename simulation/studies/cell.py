@@ -22,7 +22,8 @@ from modaltune.data.preprocessing import Preprocessing
 from modaltune.evaluation.metrics import Score
 from modaltune.evaluation.predictions import metric_rows, row
 from modaltune.evaluation.survival import Censoring
-from modaltune.federation.study import HEADLINES, Study
+from modaltune.federation.study import Study
+from modaltune.federation.task import HEADLINES
 from modaltune.models.baselines.registry import baseline_study
 from modaltune.storage import write_json, write_text
 from modaltune.versions import installed_versions

@@ -15,7 +15,7 @@ from modaltune.data.cohort import Bag
 from modaltune.data.genesets import restrict, write_gmt
 from modaltune.data.tcga import LEVELS, cancer_task, hospital_tables, read_tcga, with_cancer_tasks, with_location
 from modaltune.errors import ConfigError
-from modaltune.federation.study import TaskSpec
+from modaltune.federation.task import TaskSpec
 from modaltune.seeds import numpy_generator
 from modaltune.tasks.vocabulary import load_vocabulary, vocabulary_file
 from simulation.sites import (

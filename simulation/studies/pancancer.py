@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from modaltune.data.tcga import LOCATIONS, cancer_task, placed_level
-from modaltune.federation.study import Label, TaskSpec
+from modaltune.federation.task import Label, TaskSpec
 from modaltune.tasks.vocabulary import load_vocabulary, vocabulary_file
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from modaltune.data.tcga import DIAGNOSES
 from modaltune.errors import ConfigError
-from modaltune.federation.study import Name
+from modaltune.federation.settings import Name
 from modaltune.tasks.vocabulary import configs_folder
 from simulation.baselines import PROBES
 from simulation.experiment import ABLATIONS, COMPARISONS, ON_REQUEST

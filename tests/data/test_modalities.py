@@ -18,8 +18,9 @@ from modaltune.data.preprocessing import prepare
 from modaltune.data.site import load_site
 from modaltune.encoders.text import text_encoder
 from modaltune.errors import ModalityError, ModelFileError, SiteFolderError
+from modaltune.federation.inputs import ModalitySpec, TextSpec
 from modaltune.federation.statistics import pooled_preprocessing, site_statistics, statistics_shapes
-from modaltune.federation.study import ModalitySpec, Study, TextSpec
+from modaltune.federation.study import Study
 from modaltune.models.learner import OPTIONAL_PREFIXES, Learner, build_learner
 from modaltune.storage import cache_folder
 from modaltune.tasks.head import candidate_targets

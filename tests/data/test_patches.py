@@ -24,7 +24,8 @@ from modaltune.data.patches import CasePatches
 from modaltune.data.preprocessing import Preprocessing, prepare
 from modaltune.data.scale import Scale
 from modaltune.errors import FeatureFileError
-from modaltune.federation.study import SlideSpec, Study
+from modaltune.federation.inputs import SlideSpec
+from modaltune.federation.study import Study
 from modaltune.models.learner import Learner
 from modaltune.models.modaltune import trainable_state
 from modaltune.step import loss_of

@@ -9,8 +9,10 @@ import pytest
 
 from modaltune.data.bags import write_bag
 from modaltune.data.cohort import Bag
+from modaltune.federation.inputs import SlideSpec, TextSpec
 from modaltune.federation.settings import ModelSpec
-from modaltune.federation.study import Label, SlideSpec, Study, TaskSpec, TextSpec
+from modaltune.federation.study import Study
+from modaltune.federation.task import Label, TaskSpec
 from tests.doctor.sites import CASES, GENES, IDS, TOML, WIDTH
 
 DIAGNOSES = ("invasive ductal carcinoma", "invasive lobular carcinoma")

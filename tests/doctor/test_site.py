@@ -14,7 +14,8 @@ from modaltune.doctor.site_files import SiteFiles
 from modaltune.encoders.small import small_slide_encoder
 from modaltune.encoders.text import text_encoder
 from modaltune.errors import ModalTuneError
-from modaltune.federation.study import SlideSpec, Study, TextSpec
+from modaltune.federation.inputs import SlideSpec, TextSpec
+from modaltune.federation.study import Study
 from modaltune.storage import digest_state
 from tests.doctor.sites import BROKEN, IDS, WIDTH, drop
 

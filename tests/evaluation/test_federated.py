@@ -16,7 +16,8 @@ from modaltune.evaluation.federated import SiteCounts, pooled_metrics, site_coun
 from modaltune.evaluation.metrics import Score, bootstrap_weights, summarise
 from modaltune.evaluation.predictions import COLUMNS, metric_values, scored
 from modaltune.federation.settings import EvaluationSpec
-from modaltune.federation.study import METRICS, Label, Study
+from modaltune.federation.study import Study
+from modaltune.federation.task import METRICS, Label
 from tests.evaluation.invented import predictions
 
 COUNTED = ("balanced_accuracy", "macro_f1")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from modaltune.data.cohort import Bag, Cohort
 from modaltune.data.preprocessing import Preprocessing, Scale
 from modaltune.errors import FeatureFileError, FederationError
+from modaltune.federation.inputs import ClinicalColumn
 from modaltune.federation.settings import PrivacySpec
 from modaltune.federation.statistics import (
     Sums,
@@ -21,7 +22,7 @@ from modaltune.federation.statistics import (
     site_statistics,
     statistics_shapes,
 )
-from modaltune.federation.study import ClinicalColumn, Study
+from modaltune.federation.study import Study
 from modaltune.tasks.survival import bin_edges, bin_times, event_histogram
 
 SITES = ("H1", "H2", "H3")

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from modaltune.data.cohort import Cohort
-from modaltune.federation.study import Study, TaskSpec
+from modaltune.federation.study import Study
+from modaltune.federation.task import TaskSpec
 from modaltune.storage import read_json_lines
 from modaltune.tasks.vocabulary import configs_folder, load_vocabulary
 from server.rounds import Result

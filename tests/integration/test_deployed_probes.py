@@ -24,7 +24,8 @@ from modaltune.evaluation.probes.embeddings import as_probe_row
 from modaltune.evaluation.probes.fit import ProbeQuestion
 from modaltune.federation.probe_query import HELD_BACK
 from modaltune.federation.settings import ProbesSpec
-from modaltune.federation.study import HEADLINES, Study
+from modaltune.federation.study import Study
+from modaltune.federation.task import HEADLINES
 from modaltune.federation.wire import seal, unseal
 from server.finish import metric_rows
 from server.rounds import Federation, Result

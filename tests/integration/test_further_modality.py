@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from modaltune.encoders.text import text_encoder
-from modaltune.federation.study import ModalitySpec, Study, TextSpec
+from modaltune.federation.inputs import ModalitySpec, TextSpec
+from modaltune.federation.study import Study
 from server.rounds import Federation
 from tests.integration.grids import LocalGrid, Passed, RecordingGrid
 

@@ -12,7 +12,7 @@ import pytest
 
 import modaltune.cli
 from modaltune.data.tcga import cohort_tasks, read_tcga
-from modaltune.federation.study import HEADLINES, METRICS
+from modaltune.federation.task import HEADLINES, METRICS
 from tests.integration.helpers import Ran, read_rounds, run_script
 
 pytestmark = [pytest.mark.integration, pytest.mark.tcga]

@@ -14,7 +14,7 @@ from modaltune.data.site import load_site, read_site_config
 from modaltune.doctor.site_files import SiteFiles
 from modaltune.encoders.text import text_encoder
 from modaltune.errors import ConfigError, LabelError
-from modaltune.federation.study import Label, TaskSpec
+from modaltune.federation.task import Label, TaskSpec
 from modaltune.onboarding.commands import summary
 from modaltune.onboarding.labels import LEAST_LIKE, LocalCode, _match, accepted, asked, local_codes, ranked, store
 from modaltune.tasks.vocabulary import configs_folder, load_vocabulary

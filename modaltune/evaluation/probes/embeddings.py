@@ -23,7 +23,7 @@ from modaltune.evaluation.metrics import Floats
 from modaltune.evaluation.predictions import embed_cases, prediction_table, renamed
 from modaltune.evaluation.probes.fit import PENALIZER, C, Probe, ProbeSpec
 from modaltune.evaluation.probes.sums import SiteCases
-from modaltune.federation.study import TaskSpec
+from modaltune.federation.task import TaskSpec
 from modaltune.models.learner import Learner
 
 SUFFIX = "_probe"
