@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from modaltune.data.slide_settings import SlideSettings
 from modaltune.errors import ConfigError, MessageRefused
 from modaltune.federation.settings import Digest, Name
 from modaltune.federation.study import Study
@@ -38,6 +39,7 @@ class Approval(BaseModel):
         bundle: SHA-256 of the Flower bundle.
         site: name of this site in the study's roster.
         minimum: counts below it do not leave.
+        patches: what the feature files said of them.
         when, by: UTC time, and the account that approved.
     """
 
@@ -47,6 +49,7 @@ class Approval(BaseModel):
     site: Name
     minimum: Annotated[int, Field(ge=1)]
     cases: Cases
+    patches: SlideSettings = SlideSettings()
     when: str
     by: str
 
@@ -65,6 +68,7 @@ class Approval(BaseModel):
             site=site.cohort.site,
             minimum=site.minimum,
             cases=Cases(**{name: int((splits == name).sum()) for name in Cases.model_fields}),
+            patches=site.patches,
             when=datetime.now(UTC).isoformat(timespec="seconds"),
             by=getuser(),
         )

@@ -18,6 +18,7 @@ from client.approvals import Approval
 from client.label_queries import ANSWER, LABEL, manifest_of, released_answer
 from client.probes import PROBE, SUMS, TALLIES, TALLY, check_sums, check_tally
 from client.questions import CAPABILITY, EVALUATE, STATISTICS, TRAIN, Question
+from modaltune.data.slide_settings import TOLD
 from modaltune.errors import MessageRefused, ModalTuneError, ReplyRefused
 from modaltune.federation.average import State
 from modaltune.federation.capability import Capability, versions
@@ -66,7 +67,8 @@ def released(question: Question, approval: Approval, content: RecordDict) -> Rec
 def _capability(question: Question, approval: Approval, content: RecordDict) -> RecordDict:
     record = _only(approval, content, "capability").config_records["capability"]
     own = {f"version-{name}": value for name, value in versions().items()}
-    _require(approval, set(record) <= {"site", "tasks", "modalities", "genes", *_COUNTS, *own}, "a field is unknown")
+    named = {"site", "tasks", "modalities", "genes", *_COUNTS, *own, *TOLD}
+    _require(approval, set(record) <= named, "a field is unknown")
     found = Capability.parse(record, question.study)
     known = ["slides", "expression", "clinical", *(modality.name for modality in question.study.modalities)]
     counts = {name: int(str(record[name])) for name in _COUNTS}
@@ -74,6 +76,8 @@ def _capability(question: Question, approval: Approval, content: RecordDict) -> 
     _require(approval, len(found.modalities) == _length(record, "modalities"), "it names an unknown modality")
     _require(approval, len(found.genes) == _length(record, "genes"), "it names a gene outside the study")
     _require(approval, all(record[name] == value for name, value in own.items()), "a version is not this one's")
+    patches = approval.patches.told()
+    _require(approval, found.patches.told() == patches, "its patches are not those that were approved")
     for name, split in _COUNTS.items():
         _check_count(approval, name, counts[name], getattr(approval.cases, split))
     lists: dict[str, list[str]] = {
@@ -82,7 +86,7 @@ def _capability(question: Question, approval: Approval, content: RecordDict) -> 
         "genes": sorted(set(found.genes)),
     }
     filled = {name: values for name, values in lists.items() if values}  # Flower cannot count []
-    return RecordDict({"capability": ConfigRecord({"site": approval.site, **filled, **counts, **own})})
+    return RecordDict({"capability": ConfigRecord({"site": approval.site, **filled, **counts, **own, **patches})})
 
 
 def _length(record: ConfigRecord, name: str) -> int:

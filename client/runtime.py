@@ -21,7 +21,7 @@ from modaltune.data.cohort import Cohort
 from modaltune.data.fewer_patches import until_it_fits
 from modaltune.data.preprocessing import Preprocessing
 from modaltune.data.site import load_site, read_site_config, state_folder
-from modaltune.data.slide_settings import check_slides
+from modaltune.data.slide_settings import SlideSettings, check_slides, stated
 from modaltune.drift import Drift
 from modaltune.errors import FederationError, ProbeError
 from modaltune.evaluation.federated import site_counts
@@ -40,7 +40,7 @@ from modaltune.evaluation.probes.sums import SiteCases
 from modaltune.evaluation.survival import Censoring
 from modaltune.federation import probe_query
 from modaltune.federation.average import State
-from modaltune.federation.capability import versions
+from modaltune.federation.capability import reads_slides, versions
 from modaltune.federation.label_query import Answer, LabelQuery, site_answer
 from modaltune.federation.manifest import METRIC_PARTS, Manifest, reported_metrics, statistics_manifest
 from modaltune.federation.probe_query import Arrays, ProbeQuery
@@ -123,7 +123,13 @@ class Site:
             ],
             **{f"cases-{name}": count if count >= self.minimum else 0 for name, count in splits.items()},
             **{f"version-{name}": value for name, value in versions().items()},
+            **self.patches.told(),
         }
+
+    @property
+    def patches(self) -> SlideSettings:
+        """How the slides that the study reads were cut and encoded, as far as their files say it."""
+        return stated(self.cohort) if reads_slides(self.study) else SlideSettings()
 
     def _genes(self) -> list[str]:
         """Genes of the study's sets that this site measures; others are nobody's business."""

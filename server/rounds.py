@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,15 @@ from modaltune.encoders.registry import weights_are_here
 from modaltune.errors import FederationError, ModalTuneError, ReplyRefused, RunFailed
 from modaltune.evaluation.probes.fit import ProbeQuestion
 from modaltune.federation.average import State, Update
-from modaltune.federation.capability import Capability, check_panel, check_versions, gene_panel, versions
+from modaltune.federation.capability import (
+    Capability,
+    check_alike,
+    check_like_others,
+    check_panel,
+    check_versions,
+    gene_panel,
+    versions,
+)
 from modaltune.federation.manifest import Manifest, check_examples, check_training, statistics_manifest
 from modaltune.federation.probe_query import model_name
 from modaltune.federation.statistics import Sums, pooled_preprocessing
@@ -173,6 +181,7 @@ class Federation:
             self._introduce(this, self._connected(), self.study.deadline_seconds)
             if self._enough(this, self.capabilities, sites=self._introduced()):
                 break
+        check_alike(self.capabilities)
 
     def _admit_newcomers(self, number: int) -> None:
         """A site of the roster that was away at the beginning takes part from the round after it is back."""
@@ -194,6 +203,8 @@ class Federation:
                     raise ReplyRefused(found.site, "a second node claims this site")
                 check_versions(found, versions())
                 check_panel(found, self.panel, self.study)
+                if this.number:
+                    check_like_others(found, self.capabilities)
                 self.capabilities = dict(sorted({**self.capabilities, found.site: found}.items()))
                 self.nodes = dict(sorted({**self.nodes, found.site: nodes[label]}.items()))
         this.missing = [site for site in self.study.roster if site not in {*self.nodes, *this.refused}]
@@ -211,7 +222,10 @@ class Federation:
         return {label: node for label, node in labels.items() if node in online - known}
 
     def _introduced(self) -> dict[str, Any]:
-        return {site: vars(found) | {"genes": len(found.genes)} for site, found in self.capabilities.items()}
+        return {
+            site: asdict(found) | {"genes": len(found.genes), "patches": found.patches.told()}
+            for site, found in self.capabilities.items()
+        }
 
     def _preprocess(self, panel: list[str]) -> Preprocessing:
         manifest = statistics_manifest(self.study, panel)

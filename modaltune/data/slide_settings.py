@@ -1,9 +1,12 @@
-"""How a site's patches were made, as its feature files say, held against what a study asks for."""
+"""How a site's patches were made, as its feature files say, held against what a study or another site says."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 from modaltune.data.bags import BagFiles
 from modaltune.data.cohort import Cohort
@@ -14,6 +17,13 @@ from modaltune.federation.study import Study
 
 _ONE_RESOLUTION = 0.02
 """Relative difference of two statements of one resolution."""
+_MODEL = re.compile(r"[a-z0-9_.+]{1,40}")
+TOLD: dict[str, Callable[[Any], bool]] = {
+    "patch-encoder": lambda name: isinstance(name, str) and _MODEL.fullmatch(name) is not None,
+    "patch-mpp": lambda mpp: isinstance(mpp, float) and 0.05 <= mpp <= 10,
+    "patch-size": lambda size: type(size) is int and 0 < size <= 2**16,
+}
+"""Under which names a site tells what its patches are, and what they can be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +40,26 @@ class SlideSettings:
     mpp: float | None = None
     patch_size: int | None = None
 
+    @classmethod
+    def parse(cls, record: Mapping[str, Any]) -> Self:
+        """What a site tells; everything may be absent.
+
+        Raises:
+            ValueError: a value that no patches have.
+        """
+        for name, fits in TOLD.items():
+            if record.get(name) is not None and not fits(record[name]):
+                raise ValueError(f"its {name} is none")
+        encoder, mpp, size = map(record.get, TOLD)
+        return cls(patch_encoder=encoder, mpp=mpp, patch_size=size)
+
+    def told(self) -> dict[str, str | float | int]:
+        """What may be told of it, as :meth:`parse` reads it."""
+        model = None if self.patch_encoder is None else encoder_model(self.patch_encoder)
+        mpp = None if self.mpp is None else round(float(self.mpp), 3)
+        values = zip(TOLD.items(), (model, mpp, self.patch_size), strict=True)
+        return {name: value for (name, fits), value in values if value is not None and fits(value)}
+
 
 def stated(cohort: Cohort) -> SlideSettings:
     """What the feature files of a site say; files of one site agree."""
@@ -42,15 +72,15 @@ def stated(cohort: Cohort) -> SlideSettings:
     )
 
 
-def difference(found: SlideSettings, asked: SlideSpec) -> str | None:
-    """What patches are and a study does not want, in words; what either does not say agrees."""
+def difference(found: SlideSettings, asked: SlideSettings | SlideSpec, whose: str = "the study") -> str | None:
+    """What patches are and somebody else does not want or have, in words; what either does not say agrees."""
     encoders = [name for name in (found.patch_encoder, asked.patch_encoder) if name]
     if len({encoder_model(name) for name in encoders}) > 1:
-        return f"patch encoder {found.patch_encoder}, the study {asked.patch_encoder}"
+        return f"patch encoder {found.patch_encoder}, {whose} {asked.patch_encoder}"
     if asked.mpp and found.mpp and not math.isclose(asked.mpp, found.mpp, rel_tol=_ONE_RESOLUTION):
-        return f"{found.mpp:g} micrometres per pixel, the study {asked.mpp:g}"
+        return f"{found.mpp:g} micrometres per pixel, {whose} {asked.mpp:g}"
     if asked.patch_size and found.patch_size and asked.patch_size != found.patch_size:
-        return f"patches of {found.patch_size} pixels, the study {asked.patch_size}"
+        return f"patches of {found.patch_size} pixels, {whose} {asked.patch_size}"
     return None
 
 

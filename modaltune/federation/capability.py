@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import combinations
 from typing import Any
 
 from modaltune import __version__
 from modaltune.data.genesets import restrict
+from modaltune.data.slide_settings import SlideSettings, difference
 from modaltune.errors import ExpressionError, FederationError, ReplyRefused
 from modaltune.federation.manifest import MOST_CASES
 from modaltune.federation.study import Study
@@ -20,7 +22,7 @@ _COUNTS = ("cases-train", "cases-val", "cases-test")
 
 @dataclass(frozen=True, kw_only=True)
 class Capability:
-    """Tasks, modalities, gene names, counts (0 when held back) and versions of one site."""
+    """Tasks, modalities, gene names, counts (0 when held back), versions and kind of patches of one site."""
 
     site: str
     tasks: tuple[str, ...]
@@ -30,6 +32,7 @@ class Capability:
     val_cases: int
     test_cases: int
     versions: Mapping[str, str]
+    patches: SlideSettings = field(default_factory=SlideSettings)
 
     @classmethod
     def parse(cls, record: Mapping[str, Any], study: Study) -> Capability:
@@ -48,6 +51,10 @@ class Capability:
         for what, count in zip(("training", "validation", "test"), counts, strict=True):
             if int(count) > most:  # type: ignore[arg-type]
                 raise ReplyRefused(site, f"it claims {count} {what} cases and the study allows it {most}")
+        try:
+            patches = SlideSettings.parse(record)
+        except ValueError as error:
+            raise ReplyRefused(site, str(error)) from None
         named = {gene for members in study.gene_sets.values() for gene in members}
         inputs = {"slides", "expression", "clinical", *(modality.name for modality in study.modalities)}
         return cls(
@@ -61,6 +68,7 @@ class Capability:
             versions={
                 name: text for name in versions() if _VERSION.fullmatch(text := str(record.get(f"version-{name}", "")))
             },
+            patches=patches,
         )
 
 
@@ -117,6 +125,27 @@ def check_panel(capability: Capability, panel: Sequence[str], study: Study) -> N
         )
 
 
+def check_alike(capabilities: Mapping[str, Capability]) -> None:
+    """Whether the patches of all sites were made alike, as far as their files say it.
+
+    Raises:
+        FederationError: of two sites they were not: one model cannot read both.
+    """
+    for one, other in combinations(capabilities.values(), 2):
+        if differs := difference(one.patches, other.patches, f"those of {other.site}"):
+            raise FederationError(
+                f"the bags of site {one.site} have {differs}; say under [slides] of the study which it is to be, then"
+                " sites with others are refused, or leave one of the two out"
+            )
+
+
+def check_like_others(capability: Capability, others: Mapping[str, Capability]) -> None:
+    """Refuse a latecomer whose patches were made otherwise than those of the sites that the study began with."""
+    for other in others.values():
+        if differs := difference(capability.patches, other.patches, f"those of {other.site}"):
+            raise ReplyRefused(capability.site, f"its bags have {differs}; it can take part without slides")
+
+
 def _too_few(genes: Sequence[str], study: Study) -> bool:
     """Whether genes fill no set of a study that reads expression; a baseline needs one gene of one."""
     minimum = study.model.gene_minimum if study.model.kind == "modaltune" else 1
@@ -126,6 +155,11 @@ def _too_few(genes: Sequence[str], study: Study) -> bool:
 def reads_expression(study: Study) -> bool:
     """Whether expression is an input of the study's model."""
     return study.model.kind == "modaltune" or "expression" in study.model.needs
+
+
+def reads_slides(study: Study) -> bool:
+    """Whether slides are an input of the study's model."""
+    return study.model.kind == "modaltune" or "slides" in study.model.needs
 
 
 def versions() -> dict[str, str]:

@@ -7,7 +7,7 @@ import pytest
 
 from modaltune.data.bags import read_bag, write_bag
 from modaltune.data.site import load_site
-from modaltune.data.slide_settings import check_slides
+from modaltune.data.slide_settings import SlideSettings, check_slides
 from modaltune.doctor.bags import bags
 from modaltune.doctor.site_files import SiteFiles
 from modaltune.errors import FeatureFileError
@@ -72,3 +72,17 @@ def test_files_that_write_one_encoder_in_several_ways_agree(tmp_path: Path, tiny
     assert len(load_site(site, split_salt="s").bags) == 5
     found = [finding.finding for finding in bags(SiteFiles(site, asking(tiny_study, patch_encoder="test")))]
     assert not any("differs" in text or "not stated" in text or "not made as" in text for text in found)
+
+
+TOLD: list[tuple[SlideSettings, dict[str, Any]]] = [
+    (SlideSettings(), {}),
+    (SlideSettings(patch_encoder="hf-hub:MahmoodLab/UNI2-h", mpp=0.50214, patch_size=224),
+     {"patch-encoder": "uni2_h", "patch-mpp": 0.502, "patch-size": 224}),
+    (SlideSettings(patch_encoder="/data/Mrs Smith", mpp=99, patch_size=0), {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "told"), TOLD)
+def test_a_site_tells_the_model_and_numbers_and_no_path(settings: SlideSettings, told: dict[str, Any]) -> None:
+    assert settings.told() == told
+    assert SlideSettings.parse(told).told() == told

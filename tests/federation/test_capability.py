@@ -5,8 +5,16 @@ from typing import Any
 
 import pytest
 
+from modaltune.data.slide_settings import SlideSettings
 from modaltune.errors import FederationError, ReplyRefused
-from modaltune.federation.capability import Capability, check_panel, check_versions, gene_panel
+from modaltune.federation.capability import (
+    Capability,
+    check_alike,
+    check_like_others,
+    check_panel,
+    check_versions,
+    gene_panel,
+)
 from modaltune.federation.study import Study
 
 RECORD: dict[str, Any] = {
@@ -19,6 +27,8 @@ RECORD: dict[str, Any] = {
     "cases-test": 5,
     "version-flwr": "1.41.0",
     "version-torch": "2.13.0+cpu",
+    "patch-encoder": "uni2_h",
+    "patch-mpp": 0.5,
 }
 
 
@@ -32,6 +42,7 @@ def test_a_complete_reply_is_understood(tiny_study: Study) -> None:
         val_cases=0,
         test_cases=5,
         versions={"flwr": "1.41.0", "torch": "2.13.0+cpu"},
+        patches=SlideSettings(patch_encoder="uni2_h", mpp=0.5),
     )
 
 
@@ -51,6 +62,12 @@ def test_lists_that_are_empty_may_be_absent(tiny_study: Study) -> None:
         ({"cases-train": -1}, "its case counts are not whole numbers"),
         ({"cases-val": 2.5}, "its case counts are not whole numbers"),
         ({"cases-test": None}, "its case counts are not whole numbers"),
+        ({"patch-encoder": "Mrs Smith"}, "its patch-encoder is none"),
+        ({"patch-encoder": 7}, "its patch-encoder is none"),
+        ({"patch-mpp": float("nan")}, "its patch-mpp is none"),
+        ({"patch-mpp": 1900.0}, "its patch-mpp is none"),
+        ({"patch-size": True}, "its patch-size is none"),
+        ({"patch-size": 0}, "its patch-size is none"),
     ],
 )
 def test_a_reply_that_does_not_fit_the_study_is_refused(
@@ -126,3 +143,30 @@ def test_a_site_with_other_versions_is_refused_in_one_line(site: Capability, ver
     other = replace(site, versions=versions)
     with pytest.raises(ReplyRefused, match=r"it runs torch (2\.12\.1|none) and the coordinator 2\.13\.0; install"):
         check_versions(other, {"flwr": "1.41.0", "torch": "2.13.0"})
+
+
+UNLIKE: dict[str, tuple[dict[str, Any], str]] = {
+    "encoder": ({"patch_encoder": "gigapath", "mpp": 0.5}, "patch encoder uni2_h, those of H3 gigapath"),
+    "resolution": ({"mpp": 0.25}, "0.5 micrometres per pixel, those of H3 0.25"),
+}
+
+
+@pytest.mark.parametrize("what", UNLIKE)
+def test_patches_that_were_made_otherwise_at_two_sites_end_a_study_before_it_begins(
+    what: str, site: Capability
+) -> None:
+    said, message = UNLIKE[what]
+    sites = {"H1": replace(site, site="H1", patches=SlideSettings()), "H2": site}
+    check_alike(sites)
+    other = replace(site, site="H3", patches=SlideSettings(**said))
+    with pytest.raises(FederationError, match=f"the bags of site H2 have {message}; say under"):
+        check_alike(sites | {"H3": other})
+
+
+def test_a_latecomer_with_other_patches_is_refused_alone(site: Capability) -> None:
+    late = replace(site, site="H5", patches=SlideSettings(patch_encoder="gigapath"))
+    with pytest.raises(
+        ReplyRefused, match="reply of H5 refused: its bags have patch encoder gigapath, those of H2 uni"
+    ):
+        check_like_others(late, {"H2": site})
+    check_like_others(replace(late, patches=SlideSettings(mpp=0.499)), {"H2": site})

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing, prepare
+from modaltune.data.slide_settings import TOLD
 from modaltune.federation.evaluation_counts import counts_manifest
 from modaltune.federation.manifest import TRAIN_METRICS, evaluation_metrics, statistics_manifest
 from modaltune.federation.study import Study
@@ -24,7 +25,7 @@ RUN = 3  # this many neighbouring values in a row are somebody's measurements, n
 STRIDE = 4  # a run is looked for at every 4th place of a row, so 6 neighbours that leak are always found
 WORDS = {np.dtype("<f4"): np.dtype("<u4"), np.dtype("<f8"): np.dtype("<u8")}
 ASKED = {"study", "genes", "preprocessing", "round"}
-CAPABILITY = {"site", "tasks", "genes", "modalities", "cases-train", "cases-val", "cases-test"}
+CAPABILITY = {"site", "tasks", "genes", "modalities", "cases-train", "cases-val", "cases-test", *TOLD}
 REPLIES = {
     "query.capability": {"capability"},
     "query.statistics": {"statistics"},

@@ -245,6 +245,14 @@ def test_a_senseless_introduction_is_refused(
     assert (row["status"], row["contributors"], list(row["refused"])) == ("DEGRADED", ["H1", "H2"], ["node 1003"])
 
 
+def test_a_site_with_patches_of_another_encoder_ends_the_study_before_it_begins(run: Callable[..., Any]) -> None:
+    def change(content: RecordDict) -> None:
+        content.config_records["capability"]["patch-encoder"] = "another"
+
+    with pytest.raises(FederationError, match=r"the bags of site H1 have patch encoder \w+, those of H5 another; say"):
+        run(from_site("H5", "query.capability", changed(change)))
+
+
 def test_statistics_that_break_the_manifest_are_left_out(
     run: Callable[..., Any], undisturbed: Result, cohorts: dict[str, Cohort]
 ) -> None:
