@@ -63,6 +63,7 @@ def _summary(result: Result, study: Study, out: Path) -> dict[str, Any]:
             **counts,
             "tasks": list(found.tasks),
             "modalities": list(found.modalities),
+            "patches": found.patches.told(),
         }
     return {
         "title": study.name,

@@ -44,11 +44,21 @@ def _head(run: Run, study: Study) -> list[str]:
         f"- Tasks: {', '.join(f'{task.name} ({task.kind})' for task in study.tasks)}",
         f"- Slide encoder: {study.slides.encoder}, text encoder: {study.text.encoder}; both frozen, named by hash in"
         " `study.json`, not part of this folder",
+        *_patches(run.summary),
         f"- Trained in {len(rows)} rounds by {len(sites)} hospitals: {', '.join(sites)}",
         f"- Status of the run: {run.status['status']}"
         + (f"; rounds with a hospital missing or refused: {', '.join(map(str, degraded))}" if degraded else ""),
         *(["- A simulation: the hospitals were parts of one data set."] if run.summary.get("simulated") else []),
     ]
+
+
+def _patches(summary: Mapping[str, Any]) -> Iterator[str]:
+    """How the slides were cut and encoded that the model learnt from: no study begins with two kinds."""
+    told: dict[str, Any] = {}
+    for about in summary.get("sites", {}).values():
+        told |= about.get("patches", {})
+    if told:
+        yield f"- Patches, as the hospitals' files say: {', '.join(f'{name} {value}' for name, value in told.items())}"
 
 
 def _sites(study: Study, summary: Mapping[str, Any]) -> Iterator[str]:

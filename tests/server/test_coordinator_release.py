@@ -48,7 +48,8 @@ def a_run(home: Home, study: Study, preprocessing: Preprocessing, predictions: p
     write_json(folder / "metrics.json", rows_of(study, preprocessing, predictions))
     predictions.to_parquet(folder / "predictions.parquet", index=False)
     about = {"train": 300, "val": 40, "test": 120, "tasks": ["survival"], "modalities": ["slides", "clinical"]}
-    write_json(folder / "summary.json", {"sites": {"H1": about, "H2": about | {"modalities": ["clinical"]}}})
+    patches = {"patches": {"patch-encoder": "uni2_h", "patch-mpp": 0.5}}
+    write_json(folder / "summary.json", {"sites": {"H1": about | patches, "H2": about | {"modalities": ["clinical"]}}})
     write_json(
         folder / "status.json",
         {"status": "DEGRADED", "weights": digest_state(WEIGHTS), "model": digest_folder(folder / "model")},
@@ -119,6 +120,7 @@ def test_the_card_says_for_whom_the_model_was_tested_and_for_whom_not(
     assert "rounds with a hospital missing or refused: 2, 3" in card
     assert "| H2 | 300 | 120 | survival | clinical |" in card
     assert "| H3 | said nothing | | | |" in card
+    assert "- Patches, as the hospitals' files say: patch-encoder uni2_h, patch-mpp 0.5" in card
     score = next(line for line in card.splitlines() if line.startswith("| H1 | survival | c_index |"))
     value, interval, cases, deaths, against = (cell.strip() for cell in score.split("|")[4:9])
     assert 0.5 < float(value) < 1
