@@ -268,7 +268,7 @@ class Site:
             method="federated",
             hospital=self.cohort.site,
             seed=self.study.seed,
-            censoring=Censoring.of_training([self.cohort.cases]),
+            censoring=Censoring.of_training([self.cohort.cases], self.study.endpoints),
             families=families,
         )
 

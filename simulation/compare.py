@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 
 from modaltune.data.batch import CaseTensors, readable
+from modaltune.data.case_table import task_columns
 from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing, TaskSpace, prepare
 from modaltune.data.site import load_site, state_folder
@@ -247,7 +248,10 @@ def linear_predictions(data: Hospitals, hospitals: Sequence[str]) -> pd.DataFram
     """The linear models of some hospitals together, scored on everybody's test cases; unfitted tasks are absent."""
     names = sorted(hospitals)
     train = [case for site in names for case in data.split(site, "train")]
-    survival = [outcome for site in names for outcome in _survival(data.cohorts[site])]
+    survival = {
+        task: [outcome for site in names for outcome in _outcomes(data.cohorts[site], task)]
+        for task in data.study.endpoints
+    }
     candidates = {task: space.candidates for task, space in data.preprocessing.tasks.items()}
     tests = {site: (data.truth[site].cases["split"] == "test").to_numpy() for site in sorted(data.truth)}
     asked = [case for site, keep in tests.items() for case, k in zip(data.truth_cases[site], keep, strict=True) if k]
@@ -263,7 +267,7 @@ def linear_predictions(data: Hospitals, hospitals: Sequence[str]) -> pd.DataFram
             part, space = scores[task.name][rows], data.preprocessing.tasks[task.name]
             if task.kind == "survival":
                 table = prediction_table(frame, site, task, space, np.zeros((len(frame), len(space.candidates))))
-                known = frame[["time_months", "event"]].notna().all(axis=1).to_numpy()
+                known = frame[list(task_columns(task.name))].notna().all(axis=1).to_numpy()
                 table["risk"], table["probabilities"] = part[known, 0], None
             else:
                 table = prediction_table(frame, site, task, space, part)
@@ -271,9 +275,10 @@ def linear_predictions(data: Hospitals, hospitals: Sequence[str]) -> pd.DataFram
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
 
 
-def _survival(cohort: Cohort) -> list[tuple[float, bool] | None]:
+def _outcomes(cohort: Cohort, task: str) -> list[tuple[float, bool] | None]:
     train = cohort.cases[cohort.cases["split"] == "train"]
-    if "time_months" not in train:
+    of_time, of_event = task_columns(task)
+    if of_time not in train:
         return [None] * len(train)
-    pairs = zip(train["time_months"], train["event"], strict=True)
+    pairs = zip(train[of_time], train[of_event], strict=True)
     return [None if pd.isna(months) or pd.isna(event) else (float(months), bool(event)) for months, event in pairs]

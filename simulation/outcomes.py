@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from sklearn.decomposition import PCA
 
+from modaltune.data.case_table import task_columns
 from modaltune.evaluation.paired import Differences, Pairing, comparison_rows, paired_differences
 from modaltune.evaluation.predictions import (
     COSINE,
@@ -129,10 +130,11 @@ class Scorer:
             parts = {owner: table[table["hospital"].isin(sites)] for owner, table in inside.items()}
             yield name, {task: [parts[owner] for owner in owners if owner in parts] for task, owners in holds.items()}
 
-    def _censoring(self, hospital: str) -> Censoring:
+    def _censoring(self, hospital: str) -> dict[str, Censoring]:
         cohorts = self.data.cohorts
         here = [site for site in sorted(cohorts) if site in self.data.groups.get(hospital, [hospital])]
-        return Censoring.of_training(cohorts[site].cases for site in here or sorted(cohorts))
+        tables = [cohorts[site].cases for site in here or sorted(cohorts)]
+        return Censoring.of_training(tables, self.study.endpoints)
 
     def _rows(
         self, method: str, hospital: str, tables: ByTask, families: Families = (HEADLINES, FURTHER)
@@ -156,7 +158,8 @@ class Scorer:
             seed, censoring = self.study.seed, self._censoring(hospital)
             for spec in self.study.tasks:
                 space, ours = self.data.preprocessing.tasks[spec.name], self._federated[hospital][spec.name]
-                found = paired_differences(ours, tables[spec.name], spec, (space, space), seed, censoring)
+                of_task = censoring.get(spec.name)
+                found = paired_differences(ours, tables[spec.name], spec, (space, space), seed, of_task)
                 for metric, values in found.items():
                     pairing = Pairing(a="federated", b=method, task=spec.name, metric=metric, hospital=hospital)
                     self.outcome.differences.append((seed, pairing, values))
@@ -213,7 +216,8 @@ def _labels(data: Hospitals, site: str, frame: pd.DataFrame) -> pd.DataFrame:
     columns: dict[str, Sequence[Any]] = {"hospital": [site] * len(frame)}
     for task in data.study.tasks:
         if task.kind == "survival":
-            event = frame["event"] if "event" in frame else pd.Series([None] * len(frame))
+            column = task_columns(task.name)[1]
+            event = frame[column] if column in frame else pd.Series([None] * len(frame))
             columns[task.name] = [None if pd.isna(e) else "died" if e else "censored" for e in event]
         else:
             values = frame[task.name] if task.name in frame else pd.Series([None] * len(frame))

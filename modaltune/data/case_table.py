@@ -10,14 +10,20 @@ import pandas as pd
 from modaltune.data.clinical import one_row_a_case, with_known_columns
 from modaltune.data.cohort import SPLITS
 from modaltune.data.column_names import REVERSED, named
-from modaltune.data.follow_up import clean_follow_up, event_values, states_deaths
+from modaltune.data.follow_up import (
+    OVERALL,
+    clean_follow_up,
+    event_values,
+    follow_up_columns,
+    is_survival,
+    states_deaths,
+)
 from modaltune.data.tables import identifiers, numbers, rows
 from modaltune.errors import CaseTableError, LabelError
 
 CANONICAL = ("case_id", "split", "diagnosis", "stage", "grade", "time_months", "event", "censorship", "age", "sex")
 OF_SLIDES = ("slide_id", "file")
 """Columns that ``[columns]`` may name for the slides table alone."""
-SURVIVAL_COLUMNS = ("time_months", "event")
 OLDEST_AGE = 120
 SEXES = {"m": "male", "f": "female"}
 SHORT_LABEL = 60
@@ -34,7 +40,7 @@ _STAGING = {
 
 def task_columns(task: str) -> tuple[str, ...]:
     """The canonical columns that hold a task's labels."""
-    return SURVIVAL_COLUMNS if task == "survival" else (task,)
+    return follow_up_columns(task) if is_survival(task) else (task,)
 
 
 def labelled(cases: pd.DataFrame, task: str) -> pd.Series:
@@ -68,7 +74,8 @@ def clean_cases(
     """
     renamed = canonical_cases(table, columns=columns, tasks=tasks, where=where)
     cases = clean_columns(renamed, site=site, where=where, tasks=tasks, codes=codes, labels=labels)
-    extra = [name for name in columns if name not in (*CANONICAL, *OF_SLIDES) and name not in tasks]
+    known = {*CANONICAL, *OF_SLIDES, *(column for task in tasks for column in task_columns(task))}
+    extra = [name for name in columns if name not in known]
     return cases.join(renamed[extra]).set_index("case_id")
 
 
@@ -92,8 +99,8 @@ def clean_columns(
         cases["split"] = _split(renamed["split"], where)
     for task in tasks:
         _require_columns(renamed, task, where)
-        if task == "survival":
-            cases[list(SURVIVAL_COLUMNS)] = clean_follow_up(renamed, where)
+        if is_survival(task):
+            cases[list(task_columns(task))] = clean_follow_up(renamed, where, task)
         else:
             cases[task] = _coded(renamed[task], task, codes.get(task, {}), labels.get(task))
             _require_known(cases, task, site, labels.get(task))
@@ -115,7 +122,20 @@ def canonical_cases(
     renamed = _canonical(known, columns, where)
     if slide in renamed and "case_id" in renamed:  # one row a slide, as MCAT and SurvPath write it
         renamed = one_row_a_case(renamed, {*CANONICAL, *columns, *wanted}, where)
-    return _with_event(renamed, columns, where) if "survival" in tasks else renamed
+    for task in (task for task in tasks if is_survival(task) and task != OVERALL):
+        _require_events(renamed, columns, follow_up_columns(task)[1], where)
+    return _with_event(renamed, columns, where) if OVERALL in tasks else renamed
+
+
+def _require_events(table: pd.DataFrame, columns: Mapping[str, str], event: str, where: str) -> None:
+    """The event of an endpoint that is not overall survival: 1 in its column is no censoring."""
+    local = columns.get(event, event)
+    reversed_name = bool(named([local], REVERSED)) or "censor" in local.lower()
+    if event in table and reversed_name and not states_deaths(table[event]):
+        raise CaseTableError(
+            f"{where}: [columns] of site.toml has {event} = {local!r}, and 1 in a column of that name means that"
+            " nothing happened; give a column that is 1 where the event was observed, or rename this one if it is"
+        )
 
 
 def _canonical(table: pd.DataFrame, columns: Mapping[str, str], where: str) -> pd.DataFrame:

@@ -1,4 +1,8 @@
-"""Survival labels of a cases table: time in months, event 1 = death observed, and what makes them doubtful."""
+"""Survival labels of a cases table: time in months, event 1 = death observed, and what makes them doubtful.
+
+The task ``survival`` is overall survival. A task ``NAME_survival`` is another endpoint, such as
+``progression_free_survival``: its event is what ends it, and it has columns of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import pandas as pd
 from modaltune.data.tables import numbers, rows
 from modaltune.errors import CaseTableError
 
+OVERALL = "survival"
 EVENT_WORDS = {"alive": 0.0, "living": 0.0, "dead": 1.0, "deceased": 1.0}
 LONGEST_MONTHS = 720
 """Sixty years: no follow-up is longer, in months."""
@@ -16,6 +21,22 @@ FEWEST_TO_QUESTION = 10
 """Deaths, and censored cases, below which their times are not compared."""
 
 _CBIOPORTAL_STATUS = re.compile(r"([01]):(.*)")
+
+
+def is_survival(task: str) -> bool:
+    """Whether a task is a time to an event, as its name tells."""
+    return task == OVERALL or task.endswith(f"_{OVERALL}")
+
+
+def follow_up_columns(task: str) -> tuple[str, str]:
+    """Columns of the time and of the event of a survival task."""
+    prefix = task.removesuffix(OVERALL)
+    return f"{prefix}time_months", f"{prefix}event"
+
+
+def event_meaning(task: str) -> str:
+    """What 1 in the event column of a survival task stands for."""
+    return "death" if task == OVERALL else "the event"
 
 
 def event_values(values: pd.Series, column: str, where: str) -> pd.Series:
@@ -61,27 +82,28 @@ def _event_of(text: str) -> float | None:
     return number if EVENT_WORDS.get(status[2].strip().lower(), number) == number else None
 
 
-def clean_follow_up(table: pd.DataFrame, where: str) -> pd.DataFrame:
-    """Columns ``time_months`` (above 0) and ``event`` (0 or 1), both or neither in every row."""
-    time = numbers(table["time_months"], "time_months", where)
-    event = event_values(table["event"], "event", where)
+def clean_follow_up(table: pd.DataFrame, where: str, task: str = OVERALL) -> pd.DataFrame:
+    """Time in months (above 0) and event (0 or 1) of a survival task, both or neither in every row."""
+    of_time, of_event = follow_up_columns(task)
+    time = numbers(table[of_time], of_time, where)
+    event = event_values(table[of_event], of_event, where)
     given = time.notna()
     positive = (time > 0) & (time < float("inf"))
     for right, problem, remedy in (
-        (event.isna() | given, "'event' is given but 'time_months' is blank", "fill in or blank both"),
-        (~given | event.notna(), "'time_months' is given but 'event' is blank", "fill in or blank both"),
+        (event.isna() | given, f"{of_event!r} is given but {of_time!r} is blank", "fill in or blank both"),
+        (~given | event.notna(), f"{of_time!r} is given but {of_event!r} is blank", "fill in or blank both"),
         (
             ~given | positive,
-            "'time_months' is not above 0",
+            f"{of_time!r} is not above 0",
             "expected months; correct the time, or blank it and the event",
         ),
-        (~(time > LONGEST_MONTHS), f"'time_months' is above {LONGEST_MONTHS}", "expected months, not days"),
+        (~(time > LONGEST_MONTHS), f"{of_time!r} is above {LONGEST_MONTHS}", "expected months, not days"),
     ):
         _require(right, problem, remedy, where)
-    return pd.DataFrame({"time_months": time, "event": event})
+    return pd.DataFrame({of_time: time, of_event: event})
 
 
-def events_live_longer(cases: pd.DataFrame) -> bool:
+def events_live_longer(cases: pd.DataFrame, task: str = OVERALL) -> bool:
     """Whether the cases with an event live so long that the event column may mean the opposite.
 
     The measure is the share of pairs of a death and a censored case in which the death comes later: most cohorts are
@@ -89,13 +111,14 @@ def events_live_longer(cases: pd.DataFrame) -> bool:
     the share must be larger.
 
     Args:
-        cases: columns ``time_months`` and ``event``.
+        cases: columns of the time and of the event of the task.
     """
-    followed = cases[["time_months", "event"]].dropna()
-    died = followed["event"] == 1
+    of_time, of_event = follow_up_columns(task)
+    followed = cases[[of_time, of_event]].dropna()
+    died = followed[of_event] == 1
     if min(died.sum(), (~died).sum()) < FEWEST_TO_QUESTION:
         return False
-    ranks = followed["time_months"].rank()[died]
+    ranks = followed[of_time].rank()[died]
     pairs = ranks.sum() - died.sum() * (died.sum() + 1) / 2  # won by the deaths: Mann and Whitney's U
     later = pairs / (died.sum() * (~died).sum())
     return bool(later > (0.55 if died.mean() >= 0.4 else 0.7))

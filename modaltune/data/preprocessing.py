@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from modaltune.data.batch import CaseTensors, readable
 from modaltune.data.cohort import Cohort
+from modaltune.data.follow_up import follow_up_columns
 from modaltune.data.loading import held
 from modaltune.data.modalities import modality_vectors
 from modaltune.data.patches import CasePatches
@@ -100,7 +101,7 @@ def target_of(row: Mapping[str, object], task: TaskSpec, space: TaskSpace) -> tu
     if task.kind != "survival":
         value = row.get(task.name)
         return (space.candidates.index(str(value)), True) if value in space.candidates else None
-    months, event = row.get("time_months"), row.get("event")
+    months, event = map(row.get, follow_up_columns(task.name))
     if months is None or event is None or pd.isna(months) or pd.isna(event):  # type: ignore[call-overload]
         return None
     return time_bin(float(str(months)), space.bin_edges), bool(event)

@@ -18,7 +18,7 @@ from modaltune.data.case_table import CANONICAL, clean_cases, labelled, task_col
 from modaltune.data.clinical import IDENTIFIERS
 from modaltune.data.cohort import Bag, Cohort
 from modaltune.data.expression import ExpressionConfig, load_expression
-from modaltune.data.follow_up import events_live_longer
+from modaltune.data.follow_up import event_meaning, events_live_longer, follow_up_columns, is_survival
 from modaltune.data.slide_table import absent_files, read_slides, shared_files
 from modaltune.data.splits import SplitsConfig, load_splits
 from modaltune.data.tables import clean_numbers, clean_texts, local_name, of_cases, read_table, rows
@@ -245,7 +245,7 @@ def _where(config: SiteConfig, file: str) -> str:
 
 def read_cases(folder: Path, config: SiteConfig) -> pd.DataFrame:
     """The cases table with its local column names."""
-    coded = ("case_id", *(column for task in config.tasks if task != "survival" for column in task_columns(task)))
+    coded = ("case_id", *(column for task in config.tasks if not is_survival(task) for column in task_columns(task)))
     text = [*IDENTIFIERS, *(config.columns.get(name, name) for name in coded)]
     where = _where(config, config.paths.cases)
     return read_table(folder / config.paths.cases, where=where, error=CaseTableError, text=text)
@@ -263,8 +263,11 @@ def load_cases(folder: Path, config: SiteConfig, labels: Mapping[str, Collection
         codes=config.labels,
         labels=labels,
     )
-    if "survival" in config.tasks and events_live_longer(cases):
-        logger.warning("%s: cases with an event live longer than censored ones; check that event 1 means death", where)
+    for task in filter(is_survival, config.tasks):
+        if events_live_longer(cases, task):
+            column, meaning = follow_up_columns(task)[1], event_meaning(task)
+            said = "%s: cases with an event live longer than censored ones; check that %s 1 means %s"
+            logger.warning(said, where, column, meaning)
     return cases
 
 

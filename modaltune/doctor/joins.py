@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from modaltune.data.follow_up import is_survival
 from modaltune.data.tables import rows
 from modaltune.doctor.finding import Finding, Found, error, ok, warning
 from modaltune.doctor.site_files import SiteFiles
@@ -81,7 +82,7 @@ _ALIKE = {
 def missingness(site: SiteFiles) -> Found:
     """No class that nearly always has a modality which another class nearly always lacks."""
     told = []
-    for task in (name for name in site.config.tasks if name != "survival"):
+    for task in (name for name in site.config.tasks if not is_survival(name)):
         try:
             labels = site.values(task=task)[task]
         except DataError as problem:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from modaltune.data.case_table import SURVIVAL_COLUMNS, task_columns
+from modaltune.data.case_table import task_columns
 from modaltune.data.cohort import SPLITS
-from modaltune.data.follow_up import events_live_longer
+from modaltune.data.follow_up import event_meaning, events_live_longer, follow_up_columns, is_survival
 from modaltune.data.tables import rows
 from modaltune.doctor.finding import Finding, Found, error, ok, warning
 from modaltune.doctor.site_files import SiteFiles
@@ -23,7 +23,7 @@ ENOUGH = 10
 def vocabulary(site: SiteFiles) -> Found:
     """Every label is a value of the vocabulary; those that are not are counted, never shown."""
     for task in site.config.tasks:
-        if task != "survival":
+        if not is_survival(task):
             try:
                 yield from _task_labels(site, task)
             except DataError as problem:
@@ -59,25 +59,37 @@ def _task_labels(site: SiteFiles, task: str) -> Iterator[Finding]:
 
 def survival(site: SiteFiles) -> Iterator[Finding]:
     """Months above 0, events 0 or 1, and an event column that does not look turned round."""
-    if "survival" not in site.config.tasks:
+    endpoints = list(filter(is_survival, site.config.tasks))
+    if not endpoints:
         yield ok("the site lists no survival task")
-        return
-    table = site.values(task="survival")
-    known = table[table["time_months"].notna() & table["event"].notna()]
+    for task in endpoints:
+        yield from _follow_up(site, task)
+
+
+def _follow_up(site: SiteFiles, task: str) -> Iterator[Finding]:
+    table, (of_time, of_event) = site.values(task=task), follow_up_columns(task)
+    known = table[table[of_time].notna() & table[of_event].notna()]
     if known.empty:
-        yield error("no case has a follow-up time", "fill in time_months and event, or take 'survival' out of 'tasks'")
+        yield error(
+            f"{task}: no case has a follow-up time",
+            f"fill in {of_time} and {of_event}, or take {task!r} out of 'tasks'",
+        )
         return
-    months, died = known["time_months"].astype(float), known["event"] == 1
+    months, died = known[of_time].astype(float), known[of_event] == 1
     yield from _doubtful_times(months)
     if died.all() or not died.any():
         which = "every" if died.all() else "no"
         yield warning(
-            f"{which} case has event = 1", "expected 1 = death observed, 0 = censored; check the column behind 'event'"
+            f"{which} case has {of_event} = 1",
+            f"expected 1 = {event_meaning(task)} observed, 0 = censored; check the column behind {of_event!r}",
         )
-    elif events_live_longer(known):
+    elif events_live_longer(known, task):
         where = site.where(site.config.paths.cases)
-        yield warning(f"{where}: cases with an event live longer than censored ones", "check that event 1 means death")
-    yield ok(f"{len(known)} of {len(table)} cases have follow-up and event")
+        yield warning(
+            f"{where}: cases with an event live longer than censored ones",
+            f"check that {of_event} 1 means {event_meaning(task)}",
+        )
+    yield ok(f"{task}: {len(known)} of {len(table)} cases have follow-up and event")
 
 
 def _doubtful_times(months: pd.Series) -> Iterator[Finding]:
@@ -114,8 +126,8 @@ def counts(site: SiteFiles) -> Found:
 def _classes(site: SiteFiles, task: str, table: pd.DataFrame) -> dict[str, pd.Series]:
     """Name -> mask of its rows: classes of the vocabulary, or followed cases and deaths."""
     labelled = table[list(task_columns(task))].notna().all(axis=1)
-    if task == "survival":
-        return {"followed": labelled, "deaths": labelled & (table[SURVIVAL_COLUMNS[1]] == 1)}
+    if is_survival(task):
+        return {"followed": labelled, "deaths": labelled & (table[follow_up_columns(task)[1]] == 1)}
     values = table[task].astype("string").str.casefold()
     found = {name: values.eq(name.casefold()).fillna(False) for name in site.vocabulary.get(task, ())}
     present = {name: mask for name, mask in found.items() if site.study is not None or mask.any()}

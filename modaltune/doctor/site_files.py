@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from modaltune.data.case_table import canonical_cases, clean_columns, task_columns
+from modaltune.data.follow_up import OVERALL
 from modaltune.data.site import (
     SiteConfig,
     hash_split,
@@ -160,7 +161,7 @@ class SiteFiles:
 
     def _canonical(self, *names: str, tasks: tuple[str, ...] = ()) -> pd.DataFrame:
         """One row a case, with these columns and the identifier under canonical names."""
-        wanted = ("case_id", *names, *(["censorship"] if "survival" in tasks else []))
+        wanted = ("case_id", *names, *(["censorship"] if OVERALL in tasks else []))
         local = {name: column for name, column in self.config.columns.items() if name in wanted}
         local |= {name: self.config.columns[name] for name in ("slide_id",) if name in self.config.columns}
         columns = {name: column for name, column in local.items() if column in self.cases}

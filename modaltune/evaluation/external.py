@@ -118,7 +118,7 @@ def _rows(
         method="federated",
         hospital=hospital,
         seed=study.seed,
-        censoring=Censoring.of_cases([cases]),
+        censoring=Censoring.of_cases([cases], study.endpoints),
         families=families,
     )
 

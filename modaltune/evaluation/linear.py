@@ -43,7 +43,7 @@ def linear_features(cases: Sequence[CaseTensors], study: Study) -> Floats:
 
 def fit_linear(
     train: Sequence[CaseTensors],
-    survival: Sequence[tuple[float, bool] | None],
+    survival: Mapping[str, Sequence[tuple[float, bool] | None]],
     test: Sequence[CaseTensors],
     study: Study,
     candidates: Mapping[str, Sequence[str]],
@@ -52,7 +52,7 @@ def fit_linear(
 
     Args:
         train, test: prepared cases.
-        survival: (months, event) of each training case, None when unlabelled.
+        survival: task -> (months, event) of each training case, None when unlabelled.
         candidates: candidate labels per task.
     Returns:
         task -> ``[n, C]`` probabilities over the candidates, or for survival ``[n, 1]`` risk (higher = worse). A task
@@ -64,7 +64,7 @@ def fit_linear(
     out: dict[str, Floats] = {}
     for task in study.tasks:
         if task.kind == "survival":
-            scores = _cox(known, survival, asked)
+            scores = _cox(known, survival[task.name], asked)
         else:
             scores = _logistic(known, train, task, len(candidates[task.name]), asked)
         if scores is not None:

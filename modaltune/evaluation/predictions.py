@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from modaltune.data.batch import CaseTensors, collate, readable
+from modaltune.data.case_table import task_columns
 from modaltune.data.cohort import Cohort
 from modaltune.data.loading import loaded_ahead
 from modaltune.data.preprocessing import Preprocessing, TaskSpace
@@ -110,9 +111,8 @@ def prediction_table(
     Args:
         risk: ``[n]`` of survival; None = from the probabilities.
     """
-    survival = spec.kind == "survival"
-    columns = ["time_months", "event"] if survival else [spec.name]
-    frame = frame.reindex(columns=columns)
+    survival, columns = spec.kind == "survival", task_columns(spec.name)
+    frame = frame.reindex(columns=list(columns))
     known = frame.notna().all(axis=1).to_numpy()
     inside = frame[known]
     if risk is None:
@@ -124,8 +124,8 @@ def prediction_table(
             "task": spec.name,
             "label": None if survival else inside[spec.name].to_numpy(),
             "probabilities": list(probabilities[known]),
-            "time_months": inside["time_months"].to_numpy(np.float64) if survival else np.nan,
-            "event": inside["event"].to_numpy(np.float64) if survival else np.nan,
+            "time_months": inside[columns[0]].to_numpy(np.float64) if survival else np.nan,
+            "event": inside[columns[1]].to_numpy(np.float64) if survival else np.nan,
             "risk": risk[known],
         }
     )
@@ -304,7 +304,7 @@ def metric_rows(
     method: str,
     hospital: str,
     seed: int,
-    censoring: Censoring | None = None,
+    censoring: Mapping[str, Censoring] | None = None,
     families: Families = (HEADLINES, FURTHER),
 ) -> list[dict[str, Any]]:
     """Rows of ``metrics.json`` for one method at one hospital (or ``all``).
@@ -312,7 +312,8 @@ def metric_rows(
     Args:
         tables: task -> prediction tables of that task's models; the row is the mean over models.
         families: metrics by kind of task; the rows of one family come before those of the next.
-        censoring: of the training cases of those hospitals; without it what is weighted for censoring is undefined.
+        censoring: of the training cases of those hospitals, by survival task; without it what is weighted for censoring
+            is undefined.
     """
     rows = []
     for names in families:
@@ -326,7 +327,7 @@ def metric_rows(
                     metric,
                     seed,
                     edges=space.bin_edges,
-                    censoring=censoring,
+                    censoring=(censoring or {}).get(spec.name),
                 )
                 rows.append(row(method, spec.name, metric, hospital, score, seed))
     return rows

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from modaltune.data.follow_up import follow_up_columns
 from modaltune.evaluation.metrics import Floats, binary_auc, c_index, ratio
 
 LEAST_OBSERVED = 0.1  # later than this share of training cases is followed, weights say more than cases
@@ -45,17 +46,21 @@ class Censoring:
         return cls(times=times, observed=np.cumprod(stay))
 
     @classmethod
-    def of_training(cls, tables: Iterable[pd.DataFrame]) -> Censoring:
-        """Estimate from the training cases of cohorts' case tables."""
-        return cls.of_cases(table[table["split"] == "train"] for table in tables)
+    def of_training(cls, tables: Iterable[pd.DataFrame], tasks: Iterable[str]) -> dict[str, Censoring]:
+        """Estimate from the training cases of cohorts' case tables, for each survival task."""
+        return cls.of_cases([table[table["split"] == "train"] for table in tables], tasks)
 
     @classmethod
-    def of_cases(cls, tables: Iterable[pd.DataFrame]) -> Censoring:
-        """Estimate from every followed case of cohorts' case tables."""
-        columns = ["time_months", "event"]
+    def of_cases(cls, tables: Sequence[pd.DataFrame], tasks: Iterable[str]) -> dict[str, Censoring]:
+        """Estimate from every followed case of cohorts' case tables, for each survival task."""
+        return {task: cls._of_task(tables, task) for task in tasks}
+
+    @classmethod
+    def _of_task(cls, tables: Sequence[pd.DataFrame], task: str) -> Censoring:
+        columns = list(follow_up_columns(task))
         known = [table[columns].dropna() for table in tables if {*columns} <= set(table.columns)]
-        rows = pd.concat(known) if known else pd.DataFrame({"time_months": [], "event": []})
-        return cls.of(rows["time_months"].to_numpy(np.float64), rows["event"].to_numpy(np.float64) > 0)
+        months, event = pd.concat(known).to_numpy(np.float64).T if known else np.zeros((2, 0))
+        return cls.of(months, event > 0)
 
     def before(self, months: Floats) -> Floats:
         """Chance of being observed until just before each time."""

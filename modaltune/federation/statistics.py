@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from modaltune.data.cohort import Cohort
 from modaltune.data.features import slabs
+from modaltune.data.follow_up import follow_up_columns
 from modaltune.data.genesets import restrict
 from modaltune.data.modalities import modality_numbers
 from modaltune.data.preprocessing import Preprocessing, TaskSpace
@@ -86,11 +87,12 @@ def _patch_moments(cohort: Cohort, train: pd.DataFrame, study: Study, minimum: i
 
 def _label_counts(train: pd.DataFrame, task: TaskSpec, minimum: int) -> NDArray[np.float64]:
     if task.kind == "survival":
-        known = train[train["time_months"].notna() & train["event"].notna()]
-        event = known["event"].to_numpy(bool)
+        of_time, of_event = follow_up_columns(task.name)
+        known = train[train[of_time].notna() & train[of_event].notna()]
+        event = known[of_event].to_numpy(bool)
         if event.sum() < minimum:
             return np.zeros(CELLS)
-        return event_histogram(known["time_months"].to_numpy(np.float64), event)
+        return event_histogram(known[of_time].to_numpy(np.float64), event)
     counts = np.array([float((train[task.name] == value).sum()) for value in task.values])
     return np.where(counts < minimum, 0.0, counts)
 

@@ -151,6 +151,11 @@ class Study(Part):
                     f" than {MOST_COEFFICIENTS}; answers grow with their square: set probes.questions = 0"
                 )
 
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Its survival tasks."""
+        return tuple(task.name for task in self.tasks if task.kind == "survival")
+
     def task(self, name: str) -> TaskSpec:
         """The task called ``name``."""
         for task in self.tasks:

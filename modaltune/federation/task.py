@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from modaltune.data.follow_up import is_survival
 from modaltune.federation.settings import Name, Part
 
 HORIZONS = (12, 36, 60)  # months at which survival is scored
@@ -56,7 +57,8 @@ class TaskSpec(Part):
 
     Attributes:
         name: of the task, and of its column in the cases table.
-        kind: ``survival`` reads ``time_months`` and ``event``.
+        kind: ``survival`` reads ``time_months`` and ``event``; a task ``NAME_survival`` reads ``NAME_time_months`` and
+            ``NAME_event``.
         template: prompt with ``{text}``.
         labels: nominal and ordinal tasks; ordinal ones from low to high.
         positive: ordinal tasks are scored as these levels against the others.
@@ -72,6 +74,11 @@ class TaskSpec(Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if (self.kind == "survival") != is_survival(self.name):
+            raise ValueError(
+                f"task {self.name}: tasks of kind survival, and only these, are called survival or NAME_survival, such"
+                " as progression_free_survival"
+            )
         if not _takes_text(self.template):
             raise ValueError(f"task {self.name}: template must contain {{text}} once, and no other braces")
         if self.kind == "survival" and len(set(self.bins)) < max(2, len(self.bins)):

@@ -201,11 +201,10 @@ def _baseline_learner(study: Study, preprocessing: Preprocessing, *, frozen: boo
         slide_encoder=encoder,
         scale=study.model.width_scale,
     )
-    survival = [task.name for task in study.tasks if task.kind == "survival"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(study.seed, "initial-weights"))
         model = build_baseline(study.model.kind, inputs)
-        head = HazardHeads(_classes(study, preprocessing), model.config.output_width, survival)
+        head = HazardHeads(_classes(study, preprocessing), model.config.output_width, study.endpoints)
     return Learner(model, head, {task.name: task.kind for task in study.tasks})
 
 

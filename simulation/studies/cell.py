@@ -151,7 +151,8 @@ def group_rows(
             continue
         for group, sites in groups.items():
             trained = [cohorts[site].cases for site in sites if site in cohorts]
-            censoring = Censoring.of_training(trained or [cohort.cases for cohort in cohorts.values()])
+            known = trained or [cohort.cases for cohort in cohorts.values()]
+            censoring = Censoring.of_training(known, study.endpoints)
             parts = models_at(found, sites, scene.cohorts)
             by_task = {task.name: [p for p in parts if (p["task"] == task.name).any()] for task in study.tasks}
             rows += metric_rows(

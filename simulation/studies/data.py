@@ -87,7 +87,7 @@ class Share:
         cases = self.cases.copy()
         for task in (task.name for task in tasks if self.labels(task.name)):
             known = cases[labelled(cases, task) & (cases["split"] != "test")]
-            strata = known["split"] + "/" + known["event" if task == "survival" else task].astype(str)
+            strata = known["split"] + "/" + known[task_columns(task)[-1]].astype(str)
             lost = known.index[even_places(strata, seed, "labels", self.name, task) >= kept]
             for column in task_columns(task):
                 cases[column] = cases[column].mask(cases.index.isin(lost))

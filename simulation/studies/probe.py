@@ -51,7 +51,8 @@ def probe_rows(spec: DataSpec, seed: int, data: Path | None, folder: Path, study
             "untrained": probe_tables(hospitals, _side_by_side(untrained, hospitals.study), names, together=True).table,
             "linear": linear_predictions(hospitals, names),
         }
-        censoring = Censoring.of_training(found.cases for found in hospitals.cohorts.values())
+        cases = [found.cases for found in hospitals.cohorts.values()]
+        censoring = Censoring.of_training(cases, hospitals.study.endpoints)
         for method, table in tables.items():
             by_task = {task.name: [table] for task in hospitals.study.tasks}
             scored = metric_rows(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modaltune.data.case_table import clean_cases
+from modaltune.data.case_table import clean_cases, labelled
 from modaltune.data.follow_up import clean_follow_up, event_values, events_live_longer
 from modaltune.errors import CaseTableError
 
@@ -109,3 +109,49 @@ def test_other_words_and_decimal_commas_say_what_is_expected() -> None:
     table = pd.DataFrame({"time_months": ["12,5", "3,0"], "event": [1, 0]})
     with pytest.raises(CaseTableError, match=r"'time_months' is not a number .* a decimal point in place of the comma"):
         clean_follow_up(table, "t")
+
+
+ENDPOINT = "relapse_free_survival"
+
+
+def endpoints(table: pd.DataFrame, **columns: str) -> pd.DataFrame:
+    tasks = ["survival", ENDPOINT]
+    return clean_cases(table, site="H1", where="t", tasks=tasks, columns=columns, codes={}, labels={})
+
+
+def test_every_endpoint_has_columns_of_its_own() -> None:
+    table = pd.DataFrame({"case_id": ["a", "b"], "time_months": [30.0, 5.0], "event": [0, 1]})
+    table = table.assign(rfs=[12.0, None], relapse_free_event=["1", ""])
+    cases = endpoints(table, relapse_free_time_months="rfs")
+    assert list(cases) == ["time_months", "event", "relapse_free_time_months", "relapse_free_event"]
+    assert cases.loc["a"].tolist() == [30, 0, 12, 1]
+    assert labelled(cases, ENDPOINT).tolist() == [True, False]
+    assert labelled(cases, "survival").all()
+
+
+BROKEN: dict[str, tuple[dict[str, list[object]], str]] = {
+    "no time": (
+        {"relapse_free_time_months": [None, 2.0]},
+        "'relapse_free_event' is given but 'relapse_free_time_months'",
+    ),
+    "days": ({"relapse_free_time_months": [900.0, 2.0]}, "'relapse_free_time_months' is above 720"),
+    "status": ({"relapse_free_event": [2, 0]}, "'relapse_free_event' is neither 0 nor 1"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_wrong_with_an_endpoint_is_said_of_its_columns(name: str) -> None:
+    changes, message = BROKEN[name]
+    table = pd.DataFrame({"case_id": ["a", "b"], "time_months": [30.0, 5.0], "event": [0, 1]})
+    table = table.assign(**{"relapse_free_time_months": [9.0, 2.0], "relapse_free_event": [1, 0], **changes})
+    with pytest.raises(CaseTableError, match=message):
+        endpoints(table)
+
+
+@pytest.mark.parametrize("local", ["censorship", "relapse_censored", "alive"])
+def test_a_column_of_the_censored_is_no_event_of_an_endpoint(local: str) -> None:
+    table = pd.DataFrame({"case_id": ["a", "b"], "time_months": [30.0, 5.0], "event": [0, 1], local: [1, 0]})
+    with pytest.raises(
+        CaseTableError, match=f"relapse_free_event = '{local}', and 1 in a column of that name means that"
+    ):
+        endpoints(table.assign(relapse_free_time_months=[9.0, 2.0]), relapse_free_event=local)

@@ -49,7 +49,7 @@ def some_survival(cases: list[CaseTensors], seed: int) -> list[tuple[float, bool
 @pytest.mark.parametrize("genes", [4, 20, 60])
 def test_separable_classes_and_risks_are_recovered(genes: int, tiny_study: Study) -> None:
     train, test = some_cases(90, 0, genes=genes), some_cases(60, 1, genes=genes)
-    found = fit_linear(train, some_survival(train, 2), test, tiny_study, CANDIDATES)
+    found = fit_linear(train, {"survival": some_survival(train, 2)}, test, tiny_study, CANDIDATES)
     labels = [case.targets["diagnosis"][0] for case in test]
     assert found["diagnosis"].shape == (60, 3)
     np.testing.assert_allclose(found["diagnosis"].sum(axis=1), 1)
@@ -60,7 +60,7 @@ def test_separable_classes_and_risks_are_recovered(genes: int, tiny_study: Study
 
 def test_a_task_without_labels_or_with_one_class_is_absent(tiny_study: Study) -> None:
     train = [replace(case, targets={"diagnosis": (1, True)}) for case in some_cases(30, 0)]
-    found = fit_linear(train, [None] * 30, some_cases(5, 1), tiny_study, CANDIDATES)
+    found = fit_linear(train, {"survival": [None] * 30}, some_cases(5, 1), tiny_study, CANDIDATES)
     assert found == {}
 
 
@@ -68,13 +68,13 @@ def test_a_task_without_labels_or_with_one_class_is_absent(tiny_study: Study) ->
 def test_survival_needs_a_few_deaths(deaths: int, defined: bool, tiny_study: Study) -> None:
     train = some_cases(30, 0)
     survival: list[tuple[float, bool] | None] = [(float(number + 1), number < deaths) for number in range(30)]
-    found = fit_linear(train, survival, some_cases(5, 1), tiny_study, CANDIDATES)
+    found = fit_linear(train, {"survival": survival}, some_cases(5, 1), tiny_study, CANDIDATES)
     assert ("survival" in found) == defined
 
 
 def test_a_candidate_that_this_hospital_never_saw_has_no_chance(tiny_study: Study) -> None:
     train = some_cases(40, 0, classes=2)
-    found = fit_linear(train, [None] * 40, some_cases(6, 1), tiny_study, CANDIDATES)["diagnosis"]
+    found = fit_linear(train, {"survival": [None] * 40}, some_cases(6, 1), tiny_study, CANDIDATES)["diagnosis"]
     assert (found[:, 2] == 0).all()
     np.testing.assert_allclose(found.sum(axis=1), 1)
 
@@ -83,7 +83,7 @@ def test_unlabelled_cases_are_left_out_of_the_fit(tiny_study: Study) -> None:
     train, test = some_cases(60, 0), some_cases(20, 1)
     mixed = [replace(case, targets={}) if number % 2 else case for number, case in enumerate(train)]
     outcomes = [None if number % 2 else outcome for number, outcome in enumerate(some_survival(train, 2))]
-    found = fit_linear(mixed, outcomes, test, tiny_study, CANDIDATES)
+    found = fit_linear(mixed, {"survival": outcomes}, test, tiny_study, CANDIDATES)
     labels = [case.targets["diagnosis"][0] for case in test]
     assert (found["diagnosis"].argmax(axis=1) == labels).mean() > 0.8  # chance is a third
     assert np.isfinite(found["survival"]).all()
@@ -116,6 +116,6 @@ def test_real_cases_with_missing_parts_can_be_scored(
         None if pd.isna(months) or pd.isna(event) else (float(months), bool(event))
         for months, event in zip(tiny_cohort.cases["time_months"], tiny_cohort.cases["event"], strict=True)
     ]
-    found = fit_linear(tiny_cases, outcomes, tiny_cases, tiny_study, CANDIDATES)
+    found = fit_linear(tiny_cases, {"survival": outcomes}, tiny_cases, tiny_study, CANDIDATES)
     assert {task: len(rows) for task, rows in found.items()} == dict.fromkeys(CANDIDATES, 30)
     assert all(np.isfinite(rows).all() for rows in found.values())

@@ -66,8 +66,11 @@ def test_only_training_cases_shape_the_weights() -> None:
     table = pd.DataFrame(
         {"split": ["train", "test", "train", "val"], "time_months": [5.0, 1, 9, 2], "event": [1, 0, 0, 0]}
     )
-    assert Censoring.of_training([table, table[["split"]]]).times.tolist() == [5, 9]
-    assert Censoring.of_training([]).times.tolist() == []
+    other = table.rename(columns={"time_months": "relapse_free_time_months", "event": "relapse_free_event"})
+    tasks = ("survival", "relapse_free_survival")
+    found = Censoring.of_training([table, table[["split"]], other.assign(relapse_free_time_months=4.0)], tasks)
+    assert {task: known.times.tolist() for task, known in found.items()} == {tasks[0]: [5, 9], tasks[1]: [4]}
+    assert Censoring.of_training([], tasks)["survival"].times.tolist() == []
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -101,6 +101,7 @@ def test_defaults_need_not_be_written_down(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("rounds = 3", "round = 3", "training.round: Extra inputs"),
+        ('name = "survival"', 'name = "os"', "task os: tasks of kind survival, and only these, are called survival or"),
         ('name = "by-hand"', 'name = "by-hand"\ncolour = "red"', "colour: Extra inputs"),
         ("rounds = 3", "rounds = 0", "training.rounds: "),
         ("rounds = 3", "rounds = 3\ndrift = 1.5", "training.drift: "),

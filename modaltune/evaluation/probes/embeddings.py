@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from modaltune.data.batch import CaseTensors, collate
+from modaltune.data.case_table import task_columns
 from modaltune.data.preprocessing import TaskSpace
 from modaltune.encoders.slide import Places, SlideEncoder
 from modaltune.evaluation.metrics import Floats
@@ -72,7 +73,7 @@ def labelled_cases(task: TaskSpec, cases: Sequence[CaseTensors], frame: pd.DataF
     known = np.array([task.name in case.targets for case in cases], dtype=bool)
     targets = [case.targets[task.name] for case in cases if task.name in case.targets]
     if task.kind == "survival":
-        months = frame["time_months"].to_numpy(np.float64)[known] if known.any() else np.zeros(0)
+        months = frame[task_columns(task.name)[0]].to_numpy(np.float64)[known] if known.any() else np.zeros(0)
         group = np.array([observed for _, observed in targets], dtype=np.int64)
         return SiteCases(features=features[known], group=group, months=months)
     return SiteCases(features=features[known], group=np.array([label for label, _ in targets], dtype=np.int64))
@@ -85,7 +86,7 @@ def probe_predictions(
     if task.kind != "survival":
         return prediction_table(frame, hospital, task, space, probe.probabilities(features))
     table = prediction_table(frame, hospital, task, space, np.zeros((len(frame), len(space.candidates))))
-    known = frame.reindex(columns=["time_months", "event"]).notna().all(axis=1).to_numpy()
+    known = frame.reindex(columns=list(task_columns(task.name))).notna().all(axis=1).to_numpy()
     return table.assign(probabilities=None, risk=probe.risk(features)[known])
 
 
