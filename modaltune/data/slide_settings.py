@@ -49,7 +49,7 @@ class SlideSettings:
         """
         for name, fits in TOLD.items():
             if record.get(name) is not None and not fits(record[name]):
-                raise ValueError(f"its {name} is none")
+                raise ValueError(f"its {name} cannot be right")
         encoder, mpp, size = map(record.get, TOLD)
         return cls(patch_encoder=encoder, mpp=mpp, patch_size=size)
 

@@ -94,7 +94,7 @@ CAPABILITIES = {
     "a patient among the tasks": (capability(tasks=[PATIENT]), "a task outside the study"),
     "a patient among the modalities": (capability(modalities=[PATIENT]), "an unknown modality"),
     "a patient as version": (capability(**{"version-torch": PATIENT}), "a version is not this one's"),
-    "a patient as patch encoder": (capability(**{"patch-encoder": PATIENT}), "its patch-encoder is none"),
+    "a patient as patch encoder": (capability(**{"patch-encoder": PATIENT}), "its patch-encoder cannot be right"),
     "patches that nobody approved": (capability(**{"patch-size": 333}), "not those that were approved"),
     "a small count": (capability(**{"cases-val": 2}), "cases-val is below 5"),
     "an invented count": (capability(**{"cases-train": 10**6}), "cases-train is above the approved number"),

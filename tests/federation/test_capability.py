@@ -62,12 +62,12 @@ def test_lists_that_are_empty_may_be_absent(tiny_study: Study) -> None:
         ({"cases-train": -1}, "its case counts are not whole numbers"),
         ({"cases-val": 2.5}, "its case counts are not whole numbers"),
         ({"cases-test": None}, "its case counts are not whole numbers"),
-        ({"patch-encoder": "Mrs Smith"}, "its patch-encoder is none"),
-        ({"patch-encoder": 7}, "its patch-encoder is none"),
-        ({"patch-mpp": float("nan")}, "its patch-mpp is none"),
-        ({"patch-mpp": 1900.0}, "its patch-mpp is none"),
-        ({"patch-size": True}, "its patch-size is none"),
-        ({"patch-size": 0}, "its patch-size is none"),
+        ({"patch-encoder": "Mrs Smith"}, "its patch-encoder cannot be right"),
+        ({"patch-encoder": 7}, "its patch-encoder cannot be right"),
+        ({"patch-mpp": float("nan")}, "its patch-mpp cannot be right"),
+        ({"patch-mpp": 1900.0}, "its patch-mpp cannot be right"),
+        ({"patch-size": True}, "its patch-size cannot be right"),
+        ({"patch-size": 0}, "its patch-size cannot be right"),
     ],
 )
 def test_a_reply_that_does_not_fit_the_study_is_refused(
