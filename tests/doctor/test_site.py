@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from modaltune.data.site import load_site
@@ -119,3 +120,16 @@ def test_without_a_split_column_a_study_shows_the_sizes(site: Path, study: Study
     assert "hash" in alone.finding
     (with_study,) = [f for f in examine(SiteFiles(site, study)) if f.check == "split"]
     assert "train" in with_study.finding
+
+
+def test_every_endpoint_is_examined(site: Path) -> None:
+    toml, cases = site / "site.toml", pd.read_parquet(site / "cases.parquet")
+    toml.write_text(toml.read_text().replace('"survival"]', '"survival", "relapse_free_survival"]'))
+    (said,) = (found for found in examine(SiteFiles(site)) if found.check == "survival" and found.status == "error")
+    assert "task 'relapse_free_survival' needs column 'relapse_free_time_months'" in said.finding
+    relapses = {"relapse_free_time_months": cases["time_months"] / 2, "relapse_free_event": 1 - cases["event"]}
+    cases.assign(**relapses).to_parquet(site / "cases.parquet")
+    found = [found for found in examine(SiteFiles(site)) if found.check == "survival"]
+    assert [one.finding.split(":")[0] for one in found if one.status == "ok"] == ["survival", "relapse_free_survival"]
+    (said,) = (one for one in found if one.status == "warning")
+    assert "check that relapse_free_event 1 means the event" in said.fix
