@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from modaltune.data import case_table
 from modaltune.data.batch import CaseTensors, readable
-from modaltune.data.case_table import task_columns
 from modaltune.data.cohort import Cohort
 from modaltune.data.preprocessing import Preprocessing, TaskSpace, prepare
 from modaltune.data.site import load_site, state_folder
@@ -267,7 +267,7 @@ def linear_predictions(data: Hospitals, hospitals: Sequence[str]) -> pd.DataFram
             part, space = scores[task.name][rows], data.preprocessing.tasks[task.name]
             if task.kind == "survival":
                 table = prediction_table(frame, site, task, space, np.zeros((len(frame), len(space.candidates))))
-                known = frame[list(task_columns(task.name))].notna().all(axis=1).to_numpy()
+                known = case_table.labelled(frame, task.name).to_numpy()
                 table["risk"], table["probabilities"] = part[known, 0], None
             else:
                 table = prediction_table(frame, site, task, space, part)
@@ -277,7 +277,7 @@ def linear_predictions(data: Hospitals, hospitals: Sequence[str]) -> pd.DataFram
 
 def _outcomes(cohort: Cohort, task: str) -> list[tuple[float, bool] | None]:
     train = cohort.cases[cohort.cases["split"] == "train"]
-    of_time, of_event = task_columns(task)
+    of_time, of_event = case_table.task_columns(task)
     if of_time not in train:
         return [None] * len(train)
     pairs = zip(train[of_time], train[of_event], strict=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from modaltune.data.case_table import task_columns
+from modaltune.data.case_table import labelled
 from modaltune.data.cohort import SPLITS
 from modaltune.data.follow_up import event_meaning, events_live_longer, follow_up_columns, is_survival
 from modaltune.data.tables import rows
@@ -68,7 +68,7 @@ def survival(site: SiteFiles) -> Iterator[Finding]:
 
 def _follow_up(site: SiteFiles, task: str) -> Iterator[Finding]:
     table, (of_time, of_event) = site.values(task=task), follow_up_columns(task)
-    known = table[table[of_time].notna() & table[of_event].notna()]
+    known = table[labelled(table, task)]
     if known.empty:
         yield error(
             f"{task}: no case has a follow-up time",
@@ -125,13 +125,13 @@ def counts(site: SiteFiles) -> Found:
 
 def _classes(site: SiteFiles, task: str, table: pd.DataFrame) -> dict[str, pd.Series]:
     """Name -> mask of its rows: classes of the vocabulary, or followed cases and deaths."""
-    labelled = table[list(task_columns(task))].notna().all(axis=1)
+    known = labelled(table, task)
     if is_survival(task):
-        return {"followed": labelled, "deaths": labelled & (table[follow_up_columns(task)[1]] == 1)}
+        return {"followed": known, "deaths": known & (table[follow_up_columns(task)[1]] == 1)}
     values = table[task].astype("string").str.casefold()
     found = {name: values.eq(name.casefold()).fillna(False) for name in site.vocabulary.get(task, ())}
     present = {name: mask for name, mask in found.items() if site.study is not None or mask.any()}
-    return present or {"labelled": labelled}
+    return present or {"labelled": known}
 
 
 def _counted(parts: dict[str, pd.Series], inside: pd.Series, minimum: int) -> str:

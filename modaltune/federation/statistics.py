@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from modaltune.data.case_table import labelled, task_columns
 from modaltune.data.cohort import Cohort
 from modaltune.data.features import slabs
-from modaltune.data.follow_up import follow_up_columns
 from modaltune.data.genesets import restrict
 from modaltune.data.modalities import modality_numbers
 from modaltune.data.preprocessing import Preprocessing, TaskSpace
@@ -87,8 +87,8 @@ def _patch_moments(cohort: Cohort, train: pd.DataFrame, study: Study, minimum: i
 
 def _label_counts(train: pd.DataFrame, task: TaskSpec, minimum: int) -> NDArray[np.float64]:
     if task.kind == "survival":
-        of_time, of_event = follow_up_columns(task.name)
-        known = train[train[of_time].notna() & train[of_event].notna()]
+        of_time, of_event = task_columns(task.name)
+        known = train[labelled(train, task.name)]
         event = known[of_event].to_numpy(bool)
         if event.sum() < minimum:
             return np.zeros(CELLS)
